@@ -1,0 +1,84 @@
+"""What every context is: additive statistics in, a small global vector out."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from l2o_runtime.config import WindowConfig
+from l2o_runtime.gram import GramWindow, State, StateSpec
+
+
+class Context(nn.Module, ABC):
+    """A view of the optimization that is the same for every coordinate.
+
+    A context observes parameters through additive statistics, and turns their sum into a vector of
+    `config.width` numbers.
+
+    Attributes:
+        uses_loss: the context changes with the loss values that it is given.
+    """
+
+    uses_loss: bool = False
+
+    @property
+    def coordinate_spec(self) -> StateSpec:
+        """State kept for every coordinate."""
+        return {}
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """State kept once for the optimization."""
+        return {}
+
+    def observe(self, param: Tensor, state: State, offset: int) -> Tensor:
+        """Statistics (..., k) of coordinates (..., n); those of a whole are the sum over its parts."""
+        return param.new_zeros((*param.shape[:-1], 0))
+
+    def remember(self, param: Tensor, state: State) -> State:
+        """Coordinate state after this step."""
+        return {}
+
+    @abstractmethod
+    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """Context (..., c) and the new context state, from summed statistics (..., k) and loss (...)."""
+
+
+class ConstantContext(Context):
+    """Zeros: of width 0 for a rule without context, of a given width for the placebo."""
+
+    def __init__(self, width: int = 0):
+        super().__init__()
+        self.width = width
+
+    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """Zeros of shape (..., c)."""
+        return statistics.new_zeros((*statistics.shape[:-1], self.width), dtype=torch.float32), {}
+
+
+class WindowContext(Context):
+    """A context that reads the Gram matrix of a window of snapshots [θ; L]."""
+
+    uses_loss = True
+
+    def __init__(self, config: WindowConfig):
+        super().__init__()
+        self.window = GramWindow(config)
+
+    @property
+    def coordinate_spec(self) -> StateSpec:
+        """The window itself, in exact mode."""
+        return self.window.coordinate_spec
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """Gram matrix, losses, count, and in sketch mode the sketches."""
+        return self.window.context_spec
+
+    def observe(self, param: Tensor, state: State, offset: int) -> Tensor:
+        """Inner products with the window, or the sketch of the newest snapshot."""
+        return self.window.observe(param, state, offset)
+
+    def remember(self, param: Tensor, state: State) -> State:
+        """Append the newest snapshot."""
+        return self.window.remember(param, state)

@@ -1,0 +1,61 @@
+"""CountSketch: a linear map from any number of coordinates to a few, which keeps inner products."""
+
+import torch
+from torch import Tensor
+
+PRIME = 2**31 - 1
+"""Modulus of the hash; small enough that a product of two residues fits int64 everywhere (ONNX included)."""
+
+_COEFFICIENTS = (
+    (1_202_604_631, 911_382_323, 1_973_454_239, 487_640_299),
+    (1_640_531_527, 374_761_393, 668_265_263, 1_540_483_477),
+)
+"""Two cubic polynomials modulo `PRIME`: one chooses buckets, the other signs. Part of the artifact format."""
+
+
+def polynomial_hash(index: Tensor, coefficients: tuple[int, ...]) -> Tensor:
+    """4-universal hash h(i) = Σ_k a_k i^k mod (2³¹ − 1), by Horner's rule in exact int64 arithmetic.
+
+    Args:
+        index: (n,) int64, non-negative.
+        coefficients: (a_k) highest power first.
+
+    Returns:
+        (n,) int64 in 0 … 2³¹ − 2.
+
+    Source: Wegman & Carter 1981; four-wise independence is what CountSketch's variance bound asks for.
+    """
+    index = index % PRIME
+    value = torch.full_like(index, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = (value * index + coefficient) % PRIME
+    return value
+
+
+def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
+    """CountSketch (Sx)_b = Σ_{i : h(i) = b} s(i) x_i, with E⟨Sx, Sy⟩ = ⟨x, y⟩ and standard deviation ≲ ‖x‖‖y‖·√(2/d).
+
+    Linear, so the sketches of the parts of a vector (tensors, chunks, shards) sum to the sketch of the whole
+    when every part says at which global coordinate it starts. Hash and sign depend on the coordinate's global
+    index alone, so all processes and all export formats agree.
+
+    Args:
+        vector: (..., n) coordinates.
+        size: d, the number of buckets.
+        offset: global index of the first coordinate.
+
+    Returns:
+        (..., d), same dtype as `vector`.
+
+    Source: Charikar, Chen & Farach-Colton 2002.
+
+    >>> x = torch.arange(5.0)
+    >>> parts = count_sketch(x[:2], 8) + count_sketch(x[2:], 8, offset=2)
+    >>> torch.equal(count_sketch(x, 8), parts)
+    True
+    """
+    index = torch.arange(vector.shape[-1], device=vector.device) + offset
+    bucket = polynomial_hash(index, _COEFFICIENTS[0]) % size
+    sign = 1 - 2 * (polynomial_hash(index, _COEFFICIENTS[1]) % 2)
+    zeros = vector.new_zeros((*vector.shape[:-1], size))
+    return zeros.index_add(-1, bucket, vector * sign.to(vector.dtype))
