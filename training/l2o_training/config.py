@@ -1,0 +1,118 @@
+"""Configuration of meta-training: TOML presets and `key=value` overrides."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from l2o_runtime.config import ConfigError, RuleConfig, WindowConfig, build, nearest, require
+from l2o_training.tasks import MLPConfig, TaskConfig
+
+PRESETS = Path(str(files("l2o_training"))) / "presets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that fixes a meta-training run.
+
+    Attributes:
+        description: one line on what the preset is for.
+        rule: the architecture.
+        tasks: what the rule is meta-trained on; every epoch draws one of them.
+        epochs: outer epochs; each starts fresh instances.
+        horizon: T, inner steps per epoch.
+        unroll: u, inner steps per truncation, that is per outer update.
+        batch: task instances advanced together.
+        lr: learning rate of the outer Adam.
+        clip: bound on the norm of the meta-gradient.
+        weights: w_τ of the losses in a truncation: all 1, or only the last.
+        hide_loss: probability that an instance does not show its loss to the rule.
+        koopman: weight of the Koopman loss (KAE only).
+        validate_every: epochs between validations.
+        validation_runs: fresh instances per task in a validation; the same ones each time.
+        seed: of everything.
+    """
+
+    description: str = ""
+    rule: RuleConfig = dataclasses.field(default_factory=RuleConfig)
+    tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
+    epochs: int = 100
+    horizon: int = 100
+    unroll: int = 20
+    batch: int = 1
+    lr: float = 0.003
+    clip: float = 1.0
+    weights: Literal["uniform", "last"] = "uniform"
+    hide_loss: float = 0.0
+    koopman: float = 1.0
+    validate_every: int = 20
+    validation_runs: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "horizon", "unroll", "batch", "validate_every", "validation_runs"):
+            require(getattr(self, key) >= 1, f"{key}: must be 1 or more, got {getattr(self, key)}")
+        require(self.lr > 0, f"lr: must be greater than 0, got {self.lr}")
+        require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
+        require(0 <= self.hide_loss <= 1, f"hide_loss: must be in [0, 1], got {self.hide_loss}")
+        require(self.koopman >= 0, f"koopman: must be 0 or more, got {self.koopman}")
+        require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
+        require(len(self.tasks) > 0, "tasks: needs at least one task")
+        divides = self.unroll <= self.horizon and self.horizon % self.unroll == 0
+        require(divides, f"unroll: {self.unroll} must divide the horizon {self.horizon}")
+        context = self.rule.context
+        if isinstance(context, WindowConfig):
+            fits = context.window <= self.horizon
+            require(fits, f"rule.context.window: {context.window} is larger than the horizon {self.horizon}")
+
+    @property
+    def trained_rule(self) -> RuleConfig:
+        """The rule's configuration with what meta-training adds to it: horizon, and need of the loss."""
+        needs_loss = isinstance(self.rule.context, WindowConfig) and self.hide_loss == 0
+        return dataclasses.replace(self.rule, horizon=self.horizon, needs_loss=needs_loss)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
+    """A preset by name, or a TOML file of one's own, with `key=value` overrides applied.
+
+    Args:
+        name: a preset, or a path that ends in `.toml`.
+        overrides: such as "epochs=5" or "rule.context.rank=4"; values are TOML, bare words are strings.
+
+    Raises:
+        ConfigError: no such preset, invalid TOML, unknown key or bad value.
+    """
+    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
+    if not path.is_file():
+        known = nearest(name, preset_names())
+        raise ConfigError(f"no preset {name!r}: {known} (or a path to a .toml file)")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(data, override)
+    return build(TrainConfig, data)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    require(bool(equals and key.strip()), f"--set {override!r}: expected key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    table = data
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        require(isinstance(table, dict), f"--set {override!r}: {parent} is not a table of keys")
+    table[last] = value

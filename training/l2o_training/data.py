@@ -1,0 +1,127 @@
+"""Image data sets as tensors: torchvision's, scikit-learn's digits, and `.npz` files of one's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2o_runtime.config import nearest
+
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+DATASETS = ["digits", *TORCHVISION]
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged or of the wrong shape."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of a training split.
+
+    Attributes:
+        images: (N, channels, height, width), uint8 in 0 … 255 or float32; scaled to [0, 1] batch by batch.
+        labels: (N,) int64.
+        classes: number of classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (*index, c, h, w) as float32 in [0, 1], and labels (*index)."""
+        images = self.images[index]
+        return images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[index]
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data on another device."""
+        return Dataset(self.images.to(device), self.labels.to(device), self.classes)
+
+
+def load_dataset(name: str, root: str | Path = "data", *, download: bool = False) -> Dataset:
+    """The training split of a data set.
+
+    Args:
+        name: "digits" (ships with scikit-learn), "mnist", "fashion-mnist", "cifar10" (torchvision's files under
+            `root`, or `cifar10.npz`), or a `.npz` file with x_train and y_train, looked up under `root` too.
+        root: the folder with the data.
+        download: let torchvision fetch what is missing.
+
+    Raises:
+        DataError: unknown, missing or malformed data; the message names the folder looked in.
+    """
+    root = Path(root)
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        scaled = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+        return Dataset(scaled, torch.tensor(labels, dtype=torch.int64), 10)
+    if name.endswith(".npz"):
+        candidates = [path for path in (root / name, Path(name)) if path.is_file()]
+        if not candidates:
+            raise DataError(f"no data file {name}: looked in {root.absolute()} and {Path.cwd()}")
+        return read_npz(candidates[0])
+    if name not in TORCHVISION:
+        raise DataError(f"unknown data set {name!r}: {nearest(name, DATASETS)}, or a .npz file")
+    if (root / f"{name}.npz").is_file():
+        return read_npz(root / f"{name}.npz")
+    return _load_torchvision(name, root, download)
+
+
+def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
+    from torchvision import datasets
+
+    try:
+        data = getattr(datasets, TORCHVISION[name])(root, train=True, download=download)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"no usable {name} under {root.absolute()} ({str(error).splitlines()[0]}): "
+            "point --data-root at a folder that has it, or add --download"
+        ) from None
+    images = torch.as_tensor(data.data)
+    images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return Dataset(images, torch.as_tensor(data.targets, dtype=torch.int64), 10)
+
+
+def read_npz(path: Path) -> Dataset:
+    """A `.npz` file with x_train (N, h, w), (N, h, w, c) or (N, features) and y_train (N,).
+
+    uint8 images are taken as 0 … 255, floating ones as they are.
+
+    Raises:
+        DataError: unreadable, keys missing, or shapes that do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = {"x_train", "y_train"} - set(archive.files)
+            if missing:
+                raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; it has {', '.join(archive.files)}")
+            x, y = archive["x_train"], archive["y_train"]
+    except (OSError, BadZipFile, EOFError, AttributeError) as error:
+        raise DataError(f"{path}: not a readable .npz file ({error})") from None
+    except ValueError as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path}: not a readable .npz file ({error})")
+    y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+    if x.ndim not in (2, 3, 4) or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
+        raise DataError(
+            f"{path}: x_train is {x.shape}, y_train is {y.shape}; expected (N, h, w[, c]) or (N, features) and (N,)"
+        )
+    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise DataError(f"{path}: y_train must be integers from 0 on, got {y.dtype} from {y.min()}")
+    images = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
+    if images.dim() == 2:
+        images = images[:, None, None, :]
+    else:
+        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return Dataset(images, torch.from_numpy(y.astype(np.int64)), int(y.max()) + 1)

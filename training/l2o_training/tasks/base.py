@@ -1,0 +1,48 @@
+"""What a task is: it draws instances, and instances give losses and gradients for flat parameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+Loss = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+"""Loss of one instance: flat parameters (n,) and a minibatch give a scalar."""
+
+
+class Instances:
+    """B instances of a task, each with its own initial parameters and its own stream of minibatches.
+
+    Attributes:
+        params: (B, n) initial parameters.
+    """
+
+    def __init__(self, params: Tensor, loss: Loss, batches: Callable[[], tuple[Tensor, ...]]):
+        self.params = params
+        self._batches = batches
+        self._grad_and_value = vmap(grad_and_value(loss))
+
+    def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (B,) and gradient (B, n) at `params`, each instance on its next minibatch."""
+        grads, losses = self._grad_and_value(params, self._batches())
+        return losses.detach(), grads.detach()
+
+
+class Task(ABC):
+    """A distribution of optimization problems.
+
+    Attributes:
+        name: how tables call it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def instances(self, count: int, seed: int) -> Instances:
+        """Draw `count` instances; the same seed gives the same instances and minibatches."""
+
+
+def generator(seed: int, device: torch.device) -> torch.Generator:
+    """A random generator of its own, so that nothing else disturbs it."""
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,36 @@
+"""Random quadratics, the first experiment of Andrychowicz et al. 2016."""
+
+import torch
+from torch import Tensor
+
+from l2o_training.tasks.base import Instances, Task, generator
+
+
+def quadratic_loss(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+    """f(θ) = ‖Wθ − y‖² for one instance: params (n,), batch W (n, n) and y (n,)."""
+    matrix, target = batch
+    return (matrix @ params - target).square().sum()
+
+
+class QuadraticTask(Task):
+    """W, y ~ N(0, 1) elementwise, θ₀ = 0; the same W and y at every step.
+
+    Args:
+        size: n.
+        device: where the instances live.
+
+    Source: Andrychowicz et al. 2016, section 3.1; initialisation as in its PyTorch ports.
+    """
+
+    def __init__(self, size: int, device: torch.device):
+        self.name = f"quadratic-{size}"
+        self.size = size
+        self.device = device
+
+    def instances(self, count: int, seed: int) -> Instances:
+        """Draw `count` pairs (W, y)."""
+        rng = generator(seed, self.device)
+        matrix = torch.randn(count, self.size, self.size, generator=rng, device=self.device)
+        target = torch.randn(count, self.size, generator=rng, device=self.device)
+        start = torch.zeros(count, self.size, device=self.device)
+        return Instances(start, quadratic_loss, lambda: (matrix, target))
