@@ -50,7 +50,7 @@ class DMD(WindowContext):
     @property
     def context_spec(self) -> StateSpec:
         """The window's state and, where it is not recomputed every step, the features being held."""
-        held: StateSpec = {"features": ((self.config.width,), torch.float32)} if self.config.every > 1 else {}
+        held: StateSpec = {"held": ((self.config.width,), torch.float32)} if self.config.every > 1 else {}
         return super().context_spec | held
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
@@ -63,10 +63,10 @@ class DMD(WindowContext):
         due = (new["count"] - self.window.size) % every == 0
         graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if graph or bool(due.any()):
-            new["features"] = torch.where(due.unsqueeze(-1), self.features(new), state["features"])
+            new["held"] = torch.where(due.unsqueeze(-1), self.features(new), state["held"])
         else:
-            new["features"] = state["features"]
-        return new["features"], new
+            new["held"] = state["held"]
+        return new["held"], new
 
     def features(self, state: State) -> Tensor:
         """Features (..., c) float32 of the window in `state`."""

@@ -1,0 +1,1 @@
+"""Evaluation: suites of tasks, baselines, tables and plots."""

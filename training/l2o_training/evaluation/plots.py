@@ -1,0 +1,55 @@
+"""Pictures: learning curves of meta-training, loss curves of evaluations."""
+
+from pathlib import Path
+from typing import IO, Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("agg")
+
+import matplotlib.pyplot as plt
+
+STYLE = {"figure.figsize": (7, 4.2), "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 130}
+
+
+def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path) -> None:
+    """Meta-loss per epoch and validation loss of a run, as PNG.
+
+    Args:
+        history: rows of `metrics.jsonl`.
+        target: file or path.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(layout="constrained")
+        epochs = [row["epoch"] for row in history]
+        axes.plot(epochs, [row["meta_loss"] for row in history], lw=0.8, alpha=0.5, label="meta-loss")
+        validated = [(row["epoch"], row["validation"]) for row in history if "validation" in row]
+        axes.plot(*zip(*validated, strict=True), "o-", ms=3, label="validation (fresh instances)")
+        axes.set(xlabel="epoch", ylabel="mean loss over an optimization", yscale="log")
+        axes.legend()
+        figure.savefig(target, format="png")
+        plt.close(figure)
+
+
+def loss_curves(title: str, curves: dict[str, np.ndarray], target: IO[bytes] | Path) -> None:
+    """Mean loss against the step with a band of ± 1 standard deviation over runs, as PNG.
+
+    Args:
+        title: of the picture.
+        curves: name → (runs, steps).
+        target: file or path.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(layout="constrained")
+        for name, losses in curves.items():
+            finite = np.where(np.isfinite(losses), losses, np.nan)
+            mean, spread = finite.mean(0), finite.std(0)
+            steps = np.arange(1, len(mean) + 1)
+            (line,) = axes.plot(steps, mean, lw=1.4, label=name)
+            low = np.maximum(mean - spread, finite.min(0))  # a log axis cannot show what falls below zero
+            axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15, lw=0)
+        axes.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
+        axes.legend(fontsize=8)
+        figure.savefig(target, format="png")
+        plt.close(figure)

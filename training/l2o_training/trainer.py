@@ -1,0 +1,307 @@
+"""Meta-training: truncated back-propagation through unrolled optimizations, with validation and checkpoints."""
+
+import json
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+import l2o_runtime
+from l2o_runtime.artifact import atomic_write, save_rule
+from l2o_runtime.config import require, to_dict
+from l2o_runtime.contexts import KAE
+from l2o_runtime.rule import Rule
+from l2o_training.config import TrainConfig
+from l2o_training.data import load_dataset
+from l2o_training.tasks import Task, make_task
+from l2o_training.unroll import begin, rollout, unroll
+
+VALIDATION_SEED = 2**40
+"""Instances of validation never coincide with those of meta-training, whose seeds are smaller."""
+
+
+class RunError(ValueError):
+    """A run's folder cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an epoch reports.
+
+    Attributes:
+        epoch: number of epochs done.
+        meta_loss: mean loss over steps and instances of this epoch.
+        koopman_loss: mean Koopman loss of this epoch, None without a KAE.
+        validation: mean loss over fresh instances, None when this epoch had no validation.
+        best: lowest validation so far.
+        steps: inner steps (of one instance) in this epoch.
+        seconds: time this epoch took, validation aside.
+    """
+
+    epoch: int
+    meta_loss: float
+    koopman_loss: float | None
+    validation: float | None
+    best: float
+    steps: int
+    seconds: float
+
+
+class Trainer:
+    """Meta-trains one rule into one folder.
+
+    The folder gets `config.json`, `checkpoint.pt`, `metrics.jsonl`, TensorBoard events, and at the end
+    `rule.safetensors` (the rule with the lowest validation loss) and `learning-curve.png`. All randomness of an
+    epoch comes from the run's seed and the epoch's number, so a resumed run continues as if never stopped.
+
+    Args:
+        config: the run.
+        out: its folder; made if needed.
+        data_root, download: where data sets are, and whether torchvision may fetch them.
+        device: "cpu" or "cuda".
+        resume: continue from the folder's checkpoint.
+
+    Raises:
+        RunError: the folder has a run already, has another one than asked, or cannot be written.
+        DataError: a task's data is missing.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        *,
+        data_root: Path = Path("data"),
+        download: bool = False,
+        device: str = "cpu",
+        resume: bool = False,
+    ):
+        self.config = config
+        self.out = out
+        self.device = torch.device(device)
+        checkpoint = _read_checkpoint(out / "checkpoint.pt", self.device)
+        if checkpoint is not None and not resume:
+            raise RunError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
+        if checkpoint is None and resume and not (out / "config.json").is_file():
+            raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
+        if checkpoint is not None and checkpoint["config"] != comparable(config):
+            raise RunError(f"{out} was started with another configuration: see {out / 'config.json'}")
+
+        def load(name: str) -> Any:
+            return load_dataset(name, data_root, download=download)
+
+        self.tasks: list[Task] = [make_task(task, load, self.device) for task in config.tasks]
+        torch.manual_seed(config.seed)
+        self.rule = Rule(config.trained_rule).to(self.device)
+        self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
+        self.epoch, self.best, self.seconds = 0, float("inf"), 0.0
+        self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}
+        self.history: list[dict[str, Any]] = []
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Path:
+        """Train to the last epoch; gives the path of the rule.
+
+        Args:
+            report: called after every epoch.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        with _own(self.out):
+            with atomic_write(self.out / "config.json") as file:
+                file.write(json.dumps(to_dict(self.config), indent=2).encode())
+            board = SummaryWriter(self.out / "tensorboard", purge_step=self.epoch)
+            with _deterministic(), board:
+                if self.epoch == 0:
+                    self.validate()
+                    self._save()
+                while self.epoch < self.config.epochs:
+                    progress = self.train_epoch()
+                    for key in ("meta_loss", "koopman_loss", "validation"):
+                        value = getattr(progress, key)
+                        if value is not None:
+                            board.add_scalar(key, value, progress.epoch)
+                    if progress.validation is not None:
+                        self._save()
+                    report(progress)
+            return self._finish()
+
+    def train_epoch(self) -> Progress:
+        """One outer epoch: fresh instances, T inner steps, an outer update after every u of them."""
+        config, started = self.config, time.perf_counter()
+        draw = random.Random(f"{config.seed}/{self.epoch}")
+        task = draw.choice(self.tasks)
+        instances = task.instances(config.batch, draw.randrange(VALIDATION_SEED))
+        shown = [float(draw.random() >= config.hide_loss) for _ in range(config.batch)]
+        self.rule.train()
+        inner = begin(self.rule, instances, torch.tensor(shown, device=self.device))
+        losses, koopman = [], []
+        for _ in range(config.horizon // config.unroll):
+            segment = unroll(self.rule, inner, config.unroll, config.weights)
+            objective = segment.objective
+            if isinstance(self.rule.context, KAE) and segment.features is not None:
+                koopman_loss = self.rule.context.koopman_loss(segment.features)
+                koopman.append(koopman_loss.detach())
+                objective = objective + config.koopman * koopman_loss
+            self._outer_update(objective)
+            losses.append(segment.losses)
+        self.epoch += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        due = self.epoch % config.validate_every == 0 or self.epoch == config.epochs
+        progress = Progress(
+            epoch=self.epoch,
+            meta_loss=float(torch.cat(losses).mean()),
+            koopman_loss=float(torch.stack(koopman).mean()) if koopman else None,
+            validation=self.validate() if due else None,
+            best=self.best,
+            steps=config.horizon * config.batch,
+            seconds=seconds,
+        )
+        self._record(progress)
+        return progress
+
+    def _outer_update(self, objective: Tensor) -> None:
+        """One step of the outer Adam; a meta-gradient that is not finite is dropped."""
+        self.optimizer.zero_grad()
+        objective.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.config.clip)
+        if norm.isfinite():
+            self.optimizer.step()
+
+    def validate(self) -> float:
+        """Mean loss over T steps on the validation instances; the best rule so far is kept."""
+        self.rule.eval()
+        means = []
+        for index, task in enumerate(self.tasks):
+            instances = task.instances(self.config.validation_runs, VALIDATION_SEED + self.config.seed + index)
+            means.append(rollout(self.rule, instances, self.config.horizon + 1)[1:].mean())
+        score = float(torch.stack(means).mean())
+        if score < self.best:
+            self.best = score
+            self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}
+        return score
+
+    def _record(self, progress: Progress) -> None:
+        row = {k: v for k, v in vars(progress).items() if v is not None and k != "best"}
+        self.history.append(row)
+
+    def _save(self) -> None:
+        """Checkpoint and metrics, each whole or not at all; the checkpoint is what counts."""
+        state = {
+            "config": comparable(self.config),
+            "epoch": self.epoch,
+            "best": self.best,
+            "seconds": self.seconds,
+            "history": self.history,
+            "rule": self.rule.state_dict(),
+            "best_rule": self.best_state,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with atomic_write(self.out / "checkpoint.pt") as file:
+            torch.save(state, file)
+        with atomic_write(self.out / "metrics.jsonl") as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
+        self.history, self.best_state = state["history"], state["best_rule"]
+        self.rule.load_state_dict(state["rule"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _finish(self) -> Path:
+        """Write the best rule and the learning curve."""
+        from l2o_training.evaluation.plots import learning_curve
+
+        if self.best == float("inf"):
+            raise RunError("no validation gave a finite loss: the rule diverges; try a smaller lr or output_scale")
+        rule = Rule(self.config.trained_rule)
+        rule.load_state_dict(self.best_state)
+        path = self.out / "rule.safetensors"
+        save_rule(path, rule, self.provenance())
+        with atomic_write(self.out / "learning-curve.png") as file:
+            learning_curve(self.history, file)
+        return path
+
+    def provenance(self) -> dict[str, Any]:
+        """What made this rule: configuration, score and versions; nothing that differs between equal runs."""
+        return {
+            "config": comparable(self.config),
+            "tasks": [task.name for task in self.tasks],
+            "inner_steps": self.epoch * self.config.horizon * self.config.batch,
+            "validation": self.best,
+            "git": _git_revision(),
+            "versions": {
+                "l2o-runtime": l2o_runtime.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def comparable(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as plain data (its description aside), to be compared and kept."""
+    return {key: value for key, value in to_dict(config).items() if key != "description"}
+
+
+def pick_device(name: str) -> str:
+    """Resolve "auto" to "cuda" where there is one.
+
+    Raises:
+        ConfigError: "cuda" was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    require(name != "cuda" or available, "--device cuda: no CUDA device is available here; use auto or cpu")
+    return "cuda" if name != "cpu" and available else "cpu"
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch.load has no common base class for damage
+        raise RunError(f"{path} is damaged ({type(error).__name__}): remove the folder and start again") from None
+    return state
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, so that two runs never write into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"{folder} is being written by another run: wait for it, or choose another --out") from None
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _git_revision() -> str:
+    """Revision of the working copy this package runs from; empty for an installed one."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        here = Path(__file__).parent
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
