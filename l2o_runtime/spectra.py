@@ -6,6 +6,7 @@ Complex numbers are pairs of real tensors (re, im) throughout, since ONNX has no
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,28 @@ SQUARINGS = 30
 
 ROOT_ITERATIONS = 60
 """Durand–Kerner sweeps; it converges quadratically from roots spread on a circle."""
+
+
+FLOOR = 1e-30
+"""Guards divisions by quantities of order one; a float32 too, since exporters may store constants so."""
+
+
+def repeat(times: int, body: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+    """Apply `body` to its own results `times` times; exported as one loop instead of `times` copies."""
+    if torch.compiler.is_exporting():
+        from torch._higher_order_ops.while_loop import while_loop
+
+        def count(i: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+            return i + 1, *body(*values)
+
+        def unfinished(i: Tensor, *values: Tensor) -> Tensor:
+            return i < times
+
+        start = torch.zeros((), dtype=torch.int64)
+        return tuple(while_loop(unfinished, count, (start, *values))[1:])
+    for _ in range(times):
+        values = body(*values)
+    return values
 
 
 def leading_eigenpairs(a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -38,18 +61,18 @@ def leading_eigenpairs_elementary(a: Tensor, rank: int) -> tuple[Tensor, Tensor]
     next. One Rayleigh quotient on the original `a` gives the value.
     """
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    tiny = torch.finfo(a.dtype).tiny
+
+    def square(power: Tensor) -> tuple[Tensor]:
+        return (_unit_trace(power @ power),)
+
     rest, values, vectors = a, [], []
     for _ in range(rank):
-        power = rest / trace(rest).clamp_min(tiny)[..., None, None]
-        for _ in range(SQUARINGS):
-            power = power @ power
-            power = power / trace(power).clamp_min(tiny)[..., None, None]
+        (power,) = repeat(SQUARINGS, square, _unit_trace(rest))
         diagonal = (power * eye).sum(-1)
         column = power @ _one_hot_max(diagonal).unsqueeze(-1)
         for previous in vectors:
             column = column - previous @ (previous.mT @ column)
-        vector = column / column.square().sum(-2, keepdim=True).sqrt().clamp_min(tiny)
+        vector = column / column.square().sum(-2, keepdim=True).sqrt().clamp_min(FLOOR)
         values.append((vector.mT @ a @ vector)[..., 0, 0])
         vectors.append(vector)
         projector = eye - vector @ vector.mT
@@ -61,6 +84,10 @@ def leading_eigenpairs_elementary(a: Tensor, rank: int) -> tuple[Tensor, Tensor]
 def trace(a: Tensor) -> Tensor:
     """Σ_i a_ii over the last two dimensions."""
     return (a * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)).sum((-2, -1))
+
+
+def _unit_trace(a: Tensor) -> Tensor:
+    return a / trace(a).clamp_min(FLOOR)[..., None, None]
 
 
 def _one_hot_max(x: Tensor) -> Tensor:
@@ -85,7 +112,7 @@ def eigenvalues_elementary(a: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(r, dtype=a.dtype, device=a.device)
     mean = trace(a) / r
     centred = a - mean[..., None, None] * eye
-    scale = centred.square().sum((-2, -1)).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+    scale = centred.square().sum((-2, -1)).sqrt().clamp_min(FLOOR)
     re, im = polynomial_roots(characteristic_polynomial(centred / scale[..., None, None]))
     return mean.unsqueeze(-1) + scale.unsqueeze(-1) * re, scale.unsqueeze(-1) * im
 
@@ -122,7 +149,8 @@ def polynomial_roots(coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
     shape = (*coefficients[0].shape, r)
     re, im = (0.9 * angle.cos()).expand(shape), (0.9 * angle.sin()).expand(shape)
     eye = torch.eye(r, dtype=re.dtype, device=re.device)
-    for _ in range(ROOT_ITERATIONS):
+
+    def sweep(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
         value_re, value_im = torch.ones_like(re), torch.zeros_like(im)
         for c in reversed(coefficients):
             product_re = value_re * re - value_im * im
@@ -136,9 +164,12 @@ def polynomial_roots(coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
             product_re = bottom_re * gap_re[..., k] - bottom_im * gap_im[..., k]
             bottom_im = bottom_re * gap_im[..., k] + bottom_im * gap_re[..., k]
             bottom_re = product_re
-        square = (bottom_re.square() + bottom_im.square()).clamp_min(torch.finfo(re.dtype).tiny)
-        re = re - (value_re * bottom_re + value_im * bottom_im) / square
-        im = im - (value_im * bottom_re - value_re * bottom_im) / square
+        square = (bottom_re.square() + bottom_im.square()).clamp_min(FLOOR)
+        step_re = (value_re * bottom_re + value_im * bottom_im) / square
+        step_im = (value_im * bottom_re - value_re * bottom_im) / square
+        return re - step_re, im - step_im
+
+    re, im = repeat(ROOT_ITERATIONS, sweep, re, im)
     return re, im
 
 
@@ -166,19 +197,18 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
     >>> round(re.item(), 12), im.item(), round(residual.item(), 6)
     (0.9, 0.0, 0.0)
     """
-    tiny = torch.finfo(gram.dtype).tiny
-    gram = gram / trace(gram).clamp_min(tiny)[..., None, None]
+    gram = _unit_trace(gram)
     past, cross = gram[..., :-1, :-1], gram[..., :-1, 1:]
     pairs = leading_eigenpairs_elementary if elementary else leading_eigenpairs
     sigma2, v = pairs(past, rank)
     floor = past.shape[-1] * torch.finfo(gram.dtype).eps * sigma2[..., :1]
-    safe = sigma2 > floor.clamp_min(tiny)
-    inverse = torch.where(safe, sigma2.clamp_min(tiny).rsqrt(), torch.zeros_like(sigma2))
+    safe = sigma2 > floor.clamp_min(FLOOR)
+    inverse = torch.where(safe, sigma2.clamp_min(FLOOR).rsqrt(), torch.zeros_like(sigma2))
     projected = inverse.unsqueeze(-1) * (v.mT @ cross)
     mv = projected @ v
     operator = mv * inverse.unsqueeze(-2)
     re, im = (eigenvalues_elementary if elementary else eigenvalues)(operator)
-    energy = trace(gram[..., 1:, 1:]).clamp_min(tiny)
+    energy = trace(gram[..., 1:, 1:]).clamp_min(FLOOR)
     residual = (1 - mv.square().sum((-2, -1)) / energy).clamp(0, 1).sqrt()
     return *order_spectrum(re, im), residual
 

@@ -28,8 +28,8 @@ def scaled_features(re: Tensor, im: Tensor, residual: Tensor, window: int) -> Te
     modulus = (re.square() + im.square()).sqrt()
     there = (modulus > 0).to(re.dtype)
     growth = window * modulus.clamp_min(1e-12).log()
-    # arg λ = 2 atan(im / (|λ| + re)), without atan2 and safe on the negative real axis.
-    rotation = window * 2 * (im / (modulus + re).clamp_min(1e-12)).atan()
+    # arg λ = 2 atan(im / (|λ| + re)), since ONNX has no atan2, and onnxruntime no atan of doubles.
+    rotation = window * 2 * (im / (modulus + re).clamp_min(1e-12)).float().atan().to(re.dtype)
     rotation = torch.where((im == 0) & (re < 0), torch.full_like(rotation, CLIP), rotation)
     modes = torch.cat([growth.clamp(-CLIP, CLIP) * there, rotation.clamp(-CLIP, CLIP) * there], dim=-1)
     return torch.cat([modes, residual.unsqueeze(-1), torch.ones_like(residual).unsqueeze(-1)], dim=-1)

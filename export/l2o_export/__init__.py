@@ -1,0 +1,1 @@
+"""Export a rule, with its context computation, to formats that need no Python."""

@@ -1,0 +1,84 @@
+"""The model card that goes with exported files."""
+
+import json
+from typing import Any
+
+from l2o_runtime.config import to_dict
+from l2o_runtime.exported import step_names
+from l2o_runtime.rule import Rule
+
+
+def describe_context(rule: Rule) -> str:
+    """One phrase on what a rule sees besides its gradient."""
+    options = to_dict(rule.config.context)
+    kind = options.pop("kind")
+    text = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+    return f"{kind} ({text})" if text else kind
+
+
+def state_bytes(rule: Rule) -> int:
+    """Bytes of state per coordinate."""
+    total = 0
+    for shape, dtype in rule.coordinate_spec.values():
+        size = dtype.itemsize
+        for dimension in shape:
+            size *= dimension
+        total += size
+    return total
+
+
+def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
+    """Markdown: what the rule is, how it was made, how to call each file, how well they agree."""
+    config, provenance = rule.config, manifest["provenance"]
+    inputs, outputs = step_names(rule)
+    spec = {f"coordinate.{k}": ("n", *s) for k, (s, _) in rule.coordinate_spec.items()}
+    spec |= {f"context.{k}": s for k, (s, _) in rule.context_spec.items()}
+    dtypes = {f"coordinate.{k}": d for k, (_, d) in rule.coordinate_spec.items()}
+    dtypes |= {f"context.{k}": d for k, (_, d) in rule.context_spec.items()}
+    rows = [
+        f"| `{name}` | {entry['format']} | {entry['bytes']} | {_parity(entry)} |"
+        for name, entry in manifest["files"].items()
+    ]
+    states = [
+        f"| `{name}` | ({', '.join(map(str, shape))}) | {str(dtypes[name]).removeprefix('torch.')} |"
+        for name, shape in spec.items()
+    ]
+    return "\n".join(
+        [
+            "# Learned optimizer",
+            "",
+            f"A coordinatewise LSTM of {config.layers} × {config.hidden} units over `{config.features}` features,",
+            f"with context {describe_context(rule)}. {sum(p.numel() for p in rule.parameters())} weights,",
+            f"{state_bytes(rule)} bytes of state per coordinate, meta-trained for {config.horizon} steps.",
+            "It needs the loss at every step." if config.needs_loss else "It works with and without the loss.",
+            "",
+            "## Files",
+            "",
+            f"Parity: relative distance of the parameters from eager after {manifest['steps']} steps.",
+            "",
+            "| file | format | bytes | parity |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "## The step",
+            "",
+            f"`({', '.join(inputs[:3])}, *state) → ({outputs[0]}, *next state)`; param and grad are float32 of shape (n,),",
+            "loss is a float32 scalar (0 where it is not known), every state starts at zero, and the caller adds",
+            "`lr · delta` to the parameters. The state, in order:",
+            "",
+            "| name | shape | dtype |",
+            "|---|---|---|",
+            *states,
+            "",
+            "## Provenance",
+            "",
+            "```json",
+            json.dumps(provenance, indent=2, sort_keys=True),
+            "```",
+            "",
+        ]
+    )
+
+
+def _parity(entry: dict[str, Any]) -> str:
+    return "reference" if entry["parity"] is None else f"{entry['parity']:.1e}"

@@ -1,0 +1,130 @@
+"""Write a rule as TorchScript, torch.export or ONNX: one function for the whole step, n left free."""
+
+import copy
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from l2o_runtime.artifact import FORMAT, atomic_write, save_rule
+from l2o_runtime.config import to_dict
+from l2o_runtime.contexts import DMD
+from l2o_runtime.exported import METADATA_KEY, FlatStep, step_names, torchscript
+from l2o_runtime.rule import Rule, zeros
+
+OPSET = 20
+"""ONNX operator set; the standard domain only."""
+
+
+class ExportError(RuntimeError):
+    """A rule cannot be written in a format, or what was written does not do what the rule does."""
+
+
+def example_inputs(rule: Rule, coordinates: int = 7) -> tuple[Tensor, ...]:
+    """Inputs of the flat step at the first step of an optimization."""
+    param, grad = torch.linspace(-1, 1, coordinates), torch.linspace(0.5, -0.5, coordinates)
+    state = [*zeros(rule.coordinate_spec, (coordinates,)).values(), *zeros(rule.context_spec, ()).values()]
+    return param, grad, torch.tensor(1.0), *state
+
+
+def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
+    """What every exported file says about itself: format, configuration, provenance, names of its tensors."""
+    inputs, outputs = step_names(rule)
+    content = {
+        "format": FORMAT,
+        "config": to_dict(rule.config),
+        "provenance": provenance,
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+    return json.dumps(content, sort_keys=True)
+
+
+def to_safetensors(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+    """The rule's own file."""
+    save_rule(path, rule, provenance)
+
+
+def to_torchscript(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+    """A traced TorchScript module; `torch::jit::load` reads it in C++."""
+    buffer = io.BytesIO()
+    with torchscript(), warnings.catch_warnings(), torch.no_grad():
+        # The number of feature columns is a Python number, rightly constant in the trace.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        module = torch.jit.trace(FlatStep(rule), example_inputs(rule), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(module, buffer, _extra_files={METADATA_KEY: metadata(rule, provenance)})  # type: ignore[no-untyped-call]
+    _write(path, buffer)
+
+
+def to_torch_export(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+    """An ExportedProgram (`.pt2`), TorchScript's successor; AOTInductor compiles it for C++."""
+    buffer = io.BytesIO()
+    with torch.no_grad():
+        program = torch.export.export(FlatStep(rule), example_inputs(rule), dynamic_shapes=_dynamic_shapes(rule))
+    torch.export.save(program, buffer, extra_files={METADATA_KEY: metadata(rule, provenance)})
+    _write(path, buffer)
+
+
+def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+    """An ONNX model of standard operators only; DMD's eigenvalues come from the elementary solver.
+
+    Raises:
+        ExportError: onnx is not installed.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (the exporter imports it only when it runs)
+    except ImportError:
+        raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
+    rule = copy.deepcopy(rule)
+    if isinstance(rule.context, DMD):
+        rule.context.elementary = True
+    inputs, outputs = step_names(rule)
+    with torch.no_grad(), warnings.catch_warnings():
+        # The exporter's own dependencies warn about each other; nothing in it is ours to change.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            FlatStep(rule).eval(),
+            example_inputs(rule),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=_dynamic_shapes(rule),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata(rule, provenance)})
+    onnx.checker.check_model(model, full_check=True)
+    foreign = {node.domain for node in model.graph.node} - {""}
+    if foreign or model.functions:
+        raise ExportError(f"the ONNX model uses operators outside the standard domain: {sorted(foreign)}")
+    _write(path, io.BytesIO(model.SerializeToString(deterministic=True)))
+
+
+WRITERS: dict[str, tuple[str, Callable[[Rule, dict[str, Any], Path], None]]] = {
+    "safetensors": (".safetensors", to_safetensors),
+    "torchscript": (".pt", to_torchscript),
+    "pt2": (".pt2", to_torch_export),
+    "onnx": (".onnx", to_onnx),
+}
+"""Format → suffix and writer."""
+
+
+def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:
+    """n is free in every coordinate tensor; everything else is fixed by the configuration."""
+    n = {0: Dim("n", min=2)}
+    # FlatStep.forward takes the state as *args, which torch.export sees as one tuple.
+    return n, n, {}, (*(n for _ in rule.coordinate_spec), *({} for _ in rule.context_spec))
+
+
+def _write(path: Path, buffer: io.BytesIO) -> None:
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
