@@ -21,6 +21,9 @@ ROOT_ITERATIONS = 60
 FLOOR = 1e-30
 """Guards divisions by quantities of order one; a float32 too, since exporters may store constants so."""
 
+NOISE = 1e-10
+"""σ²/σ₁² below which a mode is rounding noise of the float32 snapshots and is dropped."""
+
 
 def repeat(times: int, body: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
     """Apply `body` to its own results `times` times; exported as one loop instead of `times` copies."""
@@ -177,8 +180,8 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
     """Dynamic Mode Decomposition from the Gram matrix of m + 1 successive snapshots.
 
     With X = s_0 … s_{m−1}, Y = s_1 … s_m and XᵀX = V Σ² Vᵀ truncated to rank R,
-    Ã = Σ⁻¹ Vᵀ (XᵀY) V Σ⁻¹ and Λ = eig(Ã). Directions whose σ² is below the rounding error of G are dropped
-    (their rows of Ã are zero). The residual is ‖Y − AX‖ / ‖Y‖ = √(1 − ‖MV‖² / ‖Y‖²) with M = Σ⁻¹Vᵀ(XᵀY).
+    Ã = Σ⁻¹ Vᵀ (XᵀY) V Σ⁻¹ and Λ = eig(Ã). Directions with σ² ≤ 1e-10 σ₁² are rounding noise of float32
+    snapshots; they are dropped (their rows of Ã are zero). The residual is ‖Y − AX‖ / ‖Y‖ = √(1 − ‖MV‖² / ‖Y‖²) with M = Σ⁻¹Vᵀ(XᵀY).
 
     Args:
         gram: (..., m+1, m+1) float64.
@@ -201,8 +204,7 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
     past, cross = gram[..., :-1, :-1], gram[..., :-1, 1:]
     pairs = leading_eigenpairs_elementary if elementary else leading_eigenpairs
     sigma2, v = pairs(past, rank)
-    floor = past.shape[-1] * torch.finfo(gram.dtype).eps * sigma2[..., :1]
-    safe = sigma2 > floor.clamp_min(FLOOR)
+    safe = sigma2 > (NOISE * sigma2[..., :1]).clamp_min(FLOOR)
     inverse = torch.where(safe, sigma2.clamp_min(FLOOR).rsqrt(), torch.zeros_like(sigma2))
     projected = inverse.unsqueeze(-1) * (v.mT @ cross)
     mv = projected @ v

@@ -1,0 +1,54 @@
+"""What the commands share: consoles, and how errors are told."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from l2o_runtime import ArtifactError, ConfigError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output, and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Turn expected errors into one line on standard error and exit code 2; Ctrl-C into exit code 130."""
+    from l2o_export.formats import ExportError
+    from l2o_training.data import DataError
+    from l2o_training.trainer import RunError
+
+    try:
+        yield
+    except (ArtifactError, ConfigError, DataError, ExportError, RunError) as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    err.print("error: " + " ".join(message.split()), soft_wrap=True, markup=False, style="red")
+    raise typer.Exit(code)
+
+
+def set_threads(threads: int) -> None:
+    """Use that many CPU threads in torch; 0 changes nothing."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,46 @@
+"""l2o inspect."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from l2o_cli.console import Json, friendly_errors, out, print_json
+
+
+def inspect(
+    rule: Annotated[str, typer.Argument(help="A .safetensors rule, or a bundled name (see `l2o rules`).")],
+    as_json: Json = False,
+) -> None:
+    """Say what a rule is: architecture, sizes, horizon, provenance."""
+    with friendly_errors():
+        from l2o_export.card import describe_context, state_bytes
+        from l2o_runtime.artifact import FORMAT, find_rule, read_rule
+        from l2o_runtime.config import to_dict
+
+        path = find_rule(rule)
+        loaded, provenance = read_rule(path)
+        config = loaded.config
+        facts = {
+            "file": str(path),
+            "format": FORMAT,
+            "bytes": path.stat().st_size,
+            "weights": sum(p.numel() for p in loaded.parameters()),
+            "state_bytes_per_parameter": state_bytes(loaded),
+            "config": to_dict(config),
+            "provenance": provenance,
+        }
+        if as_json:
+            print_json(facts)
+            return
+        table = Table(show_header=False, box=None)
+        for key in ("file", "format", "bytes", "weights"):
+            table.add_row(key, f"{facts[key]:,}" if isinstance(facts[key], int) else str(facts[key]))
+        table.add_row("network", f"LSTM {config.layers} × {config.hidden}, {config.features} features")
+        table.add_row("context", describe_context(loaded))
+        table.add_row("state", f"{facts['state_bytes_per_parameter']} bytes per parameter")
+        table.add_row("horizon", f"{config.horizon} steps")
+        table.add_row("loss", "needed at every step" if config.needs_loss else "optional")
+        out.print(table)
+        out.print("provenance", json.dumps(provenance, indent=2, sort_keys=True), markup=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""Hand-made optimizers to compare with, at their usual learning rate and tuned over a grid."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer, RMSprop
+
+from l2o_runtime.config import nearest, require
+from l2o_training.tasks import Instances
+
+Make = Callable[..., Optimizer]
+
+BASELINES: dict[str, tuple[Make, float]] = {
+    "adam": (Adam, 0.01),
+    "sgd": (SGD, 0.1),
+    "momentum": (partial(SGD, momentum=0.9), 0.03),
+    "rmsprop": (RMSprop, 0.01),
+}
+"""Name → optimizer and its untuned learning rate (Adam's 0.01 is that of arXiv 2211.16268)."""
+
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Learning rates of a tuned baseline."""
+
+
+def parse_baselines(text: str) -> list[str]:
+    """Baseline names from "adam,sgd"; "" is none.
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    for name in names:
+        require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
+    return names
+
+
+def baseline_rollout(name: str, lr: float, instances: Instances, steps: int) -> Tensor:
+    """Losses (steps, B) before each step of a torch optimizer.
+
+    These optimizers are elementwise, so one of them over the stacked (B, n) parameters is B separate ones.
+    """
+    params = instances.params.clone().requires_grad_()
+    optimizer = BASELINES[name][0]([params], lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss, params.grad = instances.value_and_grad(params.detach())
+        losses.append(loss)
+        optimizer.step()
+    return torch.stack(losses)
+
+
+def best_lr(scores: Iterable[tuple[float, float]]) -> float:
+    """The learning rate with the lowest finite score, from (lr, score) pairs."""
+    return min(((score, lr) for lr, score in scores if score == score), default=(0.0, GRID[0]))[1]

@@ -1,0 +1,164 @@
+"""Run rules and baselines over a suite and write what came out."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from l2o_runtime.artifact import atomic_write, find_rule, load_rule
+from l2o_runtime.config import require
+from l2o_runtime.rule import Rule
+from l2o_training.evaluation.baselines import BASELINES, GRID, baseline_rollout, best_lr
+from l2o_training.evaluation.plots import loss_curves
+from l2o_training.tasks import Instances, Task
+from l2o_training.unroll import rollout
+
+LAST = 10
+"""Steps at the end of a run over which its loss is averaged, as in Table 1 of arXiv 2211.16268."""
+
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One optimizer on one task.
+
+    Attributes:
+        task, optimizer: names.
+        lr: of a baseline; None for a rule.
+        mean, std: over runs, of the mean loss over the last 10 steps; not finite when a run diverged.
+        diverged: number of runs that ended without a finite loss.
+        ratio: mean over that of Adam at 0.01 in the same runs; None without it.
+    """
+
+    task: str
+    optimizer: str
+    lr: float | None
+    mean: float
+    std: float
+    diverged: int
+    ratio: float | None = None
+
+
+def name_rules(rules: Iterable[str]) -> dict[str, Rule]:
+    """Load rules and give each a short name that is unique: its bundled name, or its folder's or file's.
+
+    Raises:
+        ArtifactError: one cannot be read.
+    """
+    named: dict[str, Rule] = {}
+    for text in rules:
+        path = find_rule(text)
+        name = path.stem if path.stem != "rule" else path.absolute().parent.name
+        unique = name if name not in named else str(path)
+        named[unique] = load_rule(text)
+    return named
+
+
+def final_losses(losses: torch.Tensor) -> np.ndarray:
+    """Mean over the last 10 steps of every run: (steps, runs) → (runs,)."""
+    return losses[-LAST:].double().mean(0).cpu().numpy()
+
+
+def evaluate_task(
+    task: Task, rules: dict[str, Rule], baselines: list[str], steps: int, runs: int, seed: int, report: Report
+) -> tuple[list[Result], dict[str, np.ndarray]]:
+    """All optimizers on the same `runs` instances of a task.
+
+    A tuned baseline takes the learning rate of the grid that is best on these very runs, which favours it.
+
+    Returns:
+        Results, and loss curves (runs, steps) by optimizer.
+    """
+
+    def fresh() -> Instances:
+        return task.instances(runs, seed)
+
+    curves: dict[str, torch.Tensor] = {}
+    lrs: dict[str, float | None] = {}
+    for name, rule in rules.items():
+        report(task.name, name)
+        curves[name], lrs[name] = rollout(rule, fresh(), steps), None
+    for name in baselines:
+        default = BASELINES[name][1]
+        tried = {}
+        for lr in sorted({*GRID, default}):
+            report(task.name, f"{name} {lr:g}")
+            tried[lr] = baseline_rollout(name, lr, fresh(), steps)
+        tuned = best_lr((lr, float(final_losses(losses).mean())) for lr, losses in tried.items())
+        for label, lr in ((f"{name} {default:g}", default), (f"{name} tuned", tuned)):
+            curves[label], lrs[label] = tried[lr], lr
+    finals = {name: final_losses(losses) for name, losses in curves.items()}
+    reference = float(finals["adam 0.01"].mean()) if "adam 0.01" in finals else None
+    results = [
+        Result(
+            task=task.name,
+            optimizer=name,
+            lr=lrs[name],
+            mean=float(values.mean()),
+            std=float(values.std(ddof=1)) if runs > 1 else 0.0,
+            diverged=int((~np.isfinite(values)).sum()),
+            ratio=float(values.mean()) / reference if reference else None,
+        )
+        for name, values in finals.items()
+    ]
+    return results, {name: losses.T.cpu().numpy() for name, losses in curves.items()}
+
+
+def evaluate(
+    tasks: list[Task],
+    rules: dict[str, Rule],
+    baselines: list[str],
+    *,
+    steps: int = 300,
+    runs: int = 10,
+    seed: int = 0,
+    out: Path,
+    settings: dict[str, Any],
+    report: Report = lambda task, optimizer: None,
+) -> list[Result]:
+    """Evaluate and write `results.json`, `results.csv` and one PNG of loss curves per task into `out`.
+
+    Args:
+        tasks, rules, baselines: what to compare.
+        steps: inner steps per run.
+        runs: instances per task.
+        seed: of the instances; all optimizers get the same.
+        out: folder; made if needed.
+        settings: written into results.json.
+        report: called before every optimizer with the names of task and optimizer.
+    """
+    require(steps >= 1, f"--steps: must be 1 or more, got {steps}")
+    require(runs >= 1, f"--runs: must be 1 or more, got {runs}")
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for task in tasks:
+        found, curves = evaluate_task(task, rules, baselines, steps, runs, seed, report)
+        results += found
+        shown = {name: curve for name, curve in curves.items() if name in rules or name.endswith("tuned")}
+        with atomic_write(out / f"{task.name}.png") as file:
+            loss_curves(f"{task.name}, {runs} runs", shown, file)
+    rows = [asdict(result) for result in results]
+    clean = [{k: _finite(v) for k, v in row.items()} for row in rows]
+    content = {**settings, "steps": steps, "runs": runs, "seed": seed, "results": clean}
+    with atomic_write(out / "results.json") as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(out / "results.csv") as file:
+        file.write(table.getvalue().encode())
+    return results
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
