@@ -108,9 +108,7 @@ class LearnedOptimizer(Optimizer):
     def step(self, closure: Callable[[], float], *, loss: Tensor | float | None = None) -> float: ...
 
     @torch.no_grad()
-    def step(
-        self, closure: Callable[[], float] | None = None, *, loss: Tensor | float | None = None
-    ) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *, loss: Tensor | float | None = None) -> float | None:
         """Perform one step.
 
         Args:
@@ -150,8 +148,14 @@ class LearnedOptimizer(Optimizer):
             if param.grad.is_sparse:
                 raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
             coordinates = self._coordinate_state(param)
-            yield param, _Part(
-                param.detach().reshape(-1).float(), param.grad.detach().reshape(-1).float(), coordinates, start
+            yield (
+                param,
+                _Part(
+                    param.detach().reshape(-1).float(),
+                    param.grad.detach().reshape(-1).float(),
+                    coordinates,
+                    start,
+                ),
             )
 
     def _coordinate_state(self, param: Tensor) -> State:
@@ -181,7 +185,8 @@ class LearnedOptimizer(Optimizer):
             if self._rule.config.needs_loss and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    "this rule was meta-trained with the loss at every step: call step(loss=loss)", stacklevel=4
+                    "this rule was meta-trained with the loss at every step: call step(loss=loss)",
+                    stacklevel=4,
                 )
             return torch.zeros((), device=device)
         value = torch.as_tensor(loss, dtype=torch.float32, device=device).detach()

@@ -68,7 +68,9 @@ def leading_eigenpairs_elementary(a: Tensor, rank: int) -> tuple[Tensor, Tensor]
     def square(power: Tensor) -> tuple[Tensor]:
         return (_unit_trace(power @ power),)
 
-    rest, values, vectors = a, [], []
+    values: list[Tensor] = []
+    vectors: list[Tensor] = []
+    rest = a
     for _ in range(rank):
         (power,) = repeat(SQUARINGS, square, _unit_trace(rest))
         diagonal = (power * eye).sum(-1)

@@ -1,12 +1,15 @@
 """l2o eval."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from l2o_cli.console import Json, Threads, err, friendly_errors, out, print_json, set_threads
+
+if TYPE_CHECKING:
+    from l2o_training.evaluation.evaluate import Result
 
 
 def evaluate(
@@ -66,20 +69,24 @@ def evaluate(
         if as_json:
             print_json([vars(result) for result in results])
             return
-        names = list(dict.fromkeys(result.optimizer for result in results))
-        table = Table(title=f"loss, mean of the last 10 of {steps} steps, ± std over {runs} runs")
-        table.add_column("task")
-        for name in names:
-            table.add_column(name, justify="right")
-        for task in dict.fromkeys(result.task for result in results):
-            row = {result.optimizer: result for result in results if result.task == task}
-            lowest = min(result.mean for result in row.values() if result.mean == result.mean)
-            cells = []
-            for name in names:
-                result = row[name]
-                text = f"{result.mean:.3f} ± {result.std:.3f}"
-                text += f"\n(lr {result.lr:g})" if name.endswith("tuned") else ""
-                cells.append(f"[bold]{text}[/bold]" if result.mean == lowest else text)
-            table.add_row(task, *cells)
-        out.print(table)
+        out.print(_table(results, f"loss, mean of the last 10 of {steps} steps, ± std over {runs} runs"))
         err.print(f"results.json, results.csv and loss curves are in {out_dir}", markup=False, soft_wrap=True)
+
+
+def _table(results: "list[Result]", title: str) -> Table:
+    """Optimizers down, tasks across, the lowest loss of each task in bold."""
+    tasks = list(dict.fromkeys(result.task for result in results))
+    cells = {(result.optimizer, result.task): result for result in results}
+    lowest = {
+        task: min((r.mean for r in results if r.task == task and r.mean == r.mean), default=0.0) for task in tasks
+    }
+    table = Table("optimizer", *tasks, title=title)
+    for name in dict.fromkeys(result.optimizer for result in results):
+        row = []
+        for task in tasks:
+            result = cells[name, task]
+            text = f"{result.mean:.3f} ± {result.std:.3f}"
+            text = f"[bold]{text}[/bold]" if result.mean == lowest[task] else text
+            row.append(text + (f"\n(lr {result.lr:g})" if name.endswith("tuned") else ""))
+        table.add_row(name, *row)
+    return table

@@ -10,9 +10,12 @@ from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
 
 def train(
     preset: Annotated[str, typer.Option("--preset", "-p", help="A preset (see `l2o presets`) or a .toml file.")],
-    out_dir: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/PRESET]")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/PRESET]")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key, such as epochs=50 or rule.context.rank=4.")
+        list[str] | None,
+        typer.Option("--set", help="Override a key, such as epochs=50 or rule.context.rank=4."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything; same seed, same machine, same rule.")] = None,
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
@@ -39,10 +42,10 @@ def train(
         changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
         config = load_preset(preset, changes)
         folder = out_dir or Path("runs") / Path(preset).stem
-        device = pick_device(device)
-        trainer = Trainer(config, folder, data_root=data_root, download=download, device=device, resume=resume)
+        place = pick_device(device)
+        trainer = Trainer(config, folder, data_root=data_root, download=download, device=place, resume=resume)
         kind = config.rule.context.kind
-        err.print(f"meta-training {preset} (context {kind}) on {device} into {folder}", markup=False, soft_wrap=True)
+        err.print(f"meta-training {preset} (context {kind}) on {place} into {folder}", markup=False, soft_wrap=True)
         columns = (
             TextColumn("epoch"),
             MofNCompleteColumn(),

@@ -56,7 +56,7 @@ def to_torchscript(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     with torchscript(), warnings.catch_warnings(), torch.no_grad():
         # The number of feature columns is a Python number, rightly constant in the trace.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         module = torch.jit.trace(FlatStep(rule), example_inputs(rule), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(module, buffer, _extra_files={METADATA_KEY: metadata(rule, provenance)})  # type: ignore[no-untyped-call]
     _write(path, buffer)

@@ -61,7 +61,7 @@ class DMD(WindowContext):
             return self.features(new), new
         # The first full window is always looked at.
         due = (new["count"] - self.window.size) % every == 0
-        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
         if graph or bool(due.any()):
             new["held"] = torch.where(due.unsqueeze(-1), self.features(new), state["held"])
         else:

@@ -108,7 +108,8 @@ class KAE(WindowContext):
         """Advance the window, describe it and encode it."""
         new = self.window.advance(statistics, loss, state)
         new["features"] = window_features(new["gram"], new["losses"], new["count"])
-        return self.encoder(new["features"]), new
+        psi: Tensor = self.encoder(new["features"])
+        return psi, new
 
     def koopman_loss(self, sequence: Tensor) -> Tensor:
         """Reconstruction and multi-step linear prediction over a stretch of an optimization.

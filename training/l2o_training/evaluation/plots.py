@@ -10,7 +10,7 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-STYLE = {"figure.figsize": (7, 4.2), "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 130}
+STYLE: Any = {"figure.figsize": (7, 4.2), "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 130}
 
 
 def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path) -> None:

@@ -29,9 +29,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], classes: int, activation: str) -> 
     return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], classes))
 
 
-def convnet(
-    shape: tuple[int, int, int], channels: tuple[int, ...], classes: int, activation: str
-) -> nn.Sequential:
+def convnet(shape: tuple[int, int, int], channels: tuple[int, ...], classes: int, activation: str) -> nn.Sequential:
     """3×3 convolutions of stride 2, one per entry of `channels`, then a linear layer."""
     depth, height, width = shape
     layers: list[nn.Module] = []
