@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	rm -rf $(OUT)
-	$(BIN)/l2o train --preset demo --out $(OUT)
+	$(BIN)/l2o train --preset demo --threads 1 --out $(OUT)
 	$(BIN)/l2o export $(OUT)/rule.safetensors --to all --out $(OUT)/export
 	$(BIN)/python examples/compare_formats.py $(OUT)/export --out $(OUT)/comparison.png
 

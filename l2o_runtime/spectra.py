@@ -117,8 +117,8 @@ def eigenvalues_elementary(a: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(r, dtype=a.dtype, device=a.device)
     mean = trace(a) / r
     centred = a - mean[..., None, None] * eye
-    scale = centred.square().sum((-2, -1)).sqrt().clamp_min(FLOOR)
-    re, im = polynomial_roots(characteristic_polynomial(centred / scale[..., None, None]))
+    scale = centred.square().sum((-2, -1)).sqrt()
+    re, im = polynomial_roots(characteristic_polynomial(centred / scale.clamp_min(FLOOR)[..., None, None]))
     return mean.unsqueeze(-1) + scale.unsqueeze(-1) * re, scale.unsqueeze(-1) * im
 
 
@@ -183,7 +183,8 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
 
     With X = s_0 … s_{m−1}, Y = s_1 … s_m and XᵀX = V Σ² Vᵀ truncated to rank R,
     Ã = Σ⁻¹ Vᵀ (XᵀY) V Σ⁻¹ and Λ = eig(Ã). Directions with σ² ≤ 1e-10 σ₁² are rounding noise of float32
-    snapshots; they are dropped (their rows of Ã are zero). The residual is ‖Y − AX‖ / ‖Y‖ = √(1 − ‖MV‖² / ‖Y‖²) with M = Σ⁻¹Vᵀ(XᵀY).
+    snapshots; they are dropped (their rows of Ã are zero).
+    The residual is ‖Y − AX‖ / ‖Y‖ = √(1 − ‖MV‖² / ‖Y‖²) with M = Σ⁻¹Vᵀ(XᵀY).
 
     Args:
         gram: (..., m+1, m+1) float64.

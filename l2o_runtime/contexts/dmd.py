@@ -26,7 +26,7 @@ def scaled_features(re: Tensor, im: Tensor, residual: Tensor, window: int) -> Te
         (..., 2R + 2).
     """
     modulus = (re.square() + im.square()).sqrt()
-    there = (modulus > 0).to(re.dtype)
+    there = (modulus > 1e-12).to(re.dtype)
     growth = window * modulus.clamp_min(1e-12).log()
     # arg λ = 2 atan(im / (|λ| + re)), since ONNX has no atan2, and onnxruntime no atan of doubles.
     rotation = window * 2 * (im / (modulus + re).clamp_min(1e-12)).float().atan().to(re.dtype)
@@ -61,7 +61,7 @@ class DMD(WindowContext):
             return self.features(new), new
         # The first full window is always looked at.
         due = (new["count"] - self.window.size) % every == 0
-        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore
         if graph or bool(due.any()):
             new["held"] = torch.where(due.unsqueeze(-1), self.features(new), state["held"])
         else:

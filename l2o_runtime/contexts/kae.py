@@ -114,7 +114,8 @@ class KAE(WindowContext):
     def koopman_loss(self, sequence: Tensor) -> Tensor:
         """Reconstruction and multi-step linear prediction over a stretch of an optimization.
 
-        mean_t ‖dec ψ_t − x_t‖² + (1/P) Σ_{k=1…P} mean_t (‖K^k ψ_t − ψ_{t+k}‖² + ‖dec K^k ψ_t − x_{t+k}‖²), mean squares.
+        ⟨‖dec ψ_t − x_t‖²⟩ + (1/P) Σ_{k=1…P} ⟨‖K^k ψ_t − ψ_{t+k}‖² + ‖dec K^k ψ_t − x_{t+k}‖²⟩,
+        ⟨·⟩ the mean over t and entries.
 
         Args:
             sequence: (s, ..., 3m − 1), x_t of s successive steps.
@@ -132,4 +133,5 @@ class KAE(WindowContext):
             ahead = rotate(ahead[:-1], self.radius, self.angle)
             linear = linear + F.mse_loss(ahead, psi[k:])
             prediction = prediction + F.mse_loss(self.decoder(ahead), sequence[k:])
-        return reconstruction + (linear + prediction) / max(steps, 1)
+        total: Tensor = reconstruction + (linear + prediction) / max(steps, 1)
+        return total

@@ -108,10 +108,10 @@ def read_npz(path: Path) -> Dataset:
             if missing:
                 raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; it has {', '.join(archive.files)}")
             x, y = archive["x_train"], archive["y_train"]
-    except (OSError, BadZipFile, EOFError, AttributeError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
         raise DataError(f"{path}: not a readable .npz file ({error})") from None
-    except ValueError as error:
-        raise (error if isinstance(error, DataError) else DataError(f"{path}: not a readable .npz file ({error})"))
     y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
     if x.ndim not in (2, 3, 4) or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
         raise DataError(

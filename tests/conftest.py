@@ -1,0 +1,59 @@
+"""Shared fixtures: one thread, every rule of the table, real windows, and where real data may lie."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from rules import RULES, make_rule
+from torch import nn
+
+from l2o_runtime import Rule, save_rule
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=RULES)
+def rule(request) -> Rule:
+    """Every rule of the table, untrained."""
+    return make_rule(RULES[request.param])
+
+
+@pytest.fixture
+def rule_file(rule, tmp_path) -> Path:
+    path = tmp_path / "rule.safetensors"
+    save_rule(path, rule)
+    return path
+
+
+@pytest.fixture(scope="session")
+def snapshots() -> np.ndarray:
+    """[θ; L] of a real optimization: (n + 1, 120), Adam on scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images, labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.Sigmoid(), nn.Linear(16, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    seen = []
+    for _ in range(120):
+        index = torch.randint(len(images), (64,))
+        loss = F.cross_entropy(model(images[index]), labels[index])
+        theta = nn.utils.parameters_to_vector(model.parameters()).detach().double().numpy()
+        seen.append(np.append(theta, loss.item()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return np.array(seen).T
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real MNIST, Fashion-MNIST and CIFAR-10, where they are at hand (L2O_DATA, or ../shared/data)."""
+    root = Path(os.environ.get("L2O_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "MNIST").is_dir():
+        pytest.skip(f"no MNIST under {root}: set L2O_DATA to a folder that has it")
+    return root

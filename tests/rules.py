@@ -1,0 +1,26 @@
+"""The table of rules that the invariants are checked on."""
+
+import torch
+
+from l2o_runtime import Rule, RuleConfig
+from l2o_runtime.config import DMDConfig, KAEConfig, NoneConfig, PlaceboConfig
+
+CONTEXTS = {
+    "none": NoneConfig(),
+    "placebo": PlaceboConfig(width=3),
+    "dmd-exact": DMDConfig(window=6, rank=2),
+    "dmd-raw": DMDConfig(window=5, rank=1, features="raw"),
+    "dmd-sketch": DMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3),
+    "kae": KAEConfig(window=5, latent=4, hidden=8),
+    "kae-sketch": KAEConfig(window=5, latent=4, hidden=8, sketch=32),
+}
+RULES = {
+    f"{context}-{features}": RuleConfig(context=config, features=features)
+    for context, config in CONTEXTS.items()
+    for features in ("log_sign", "normalized")
+}
+
+
+def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
+    torch.manual_seed(seed)
+    return Rule(config).eval().requires_grad_(False)

@@ -1,0 +1,138 @@
+"""The command line as a user meets it: outputs, and one clear line for every mistake."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from rules import RULES, make_rule
+from typer.testing import CliRunner
+
+from l2o_cli.main import app
+from l2o_runtime import __version__, save_rule
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "epochs=2",
+    "horizon=20",
+    "unroll=10",
+    "batch=1",
+    "validate_every=1",
+    "validation_runs=2",
+    "rule.context.window=5",
+]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_the_whole_way(cli, tmp_path):
+    result = cli("train", "--preset", "demo", "--out", "run", "--seed", 5, *(f"--set={x}" for x in TINY))
+    assert result.exit_code == 0, result.output
+    assert {
+        "config.json",
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "rule.safetensors",
+        "learning-curve.png",
+        "tensorboard",
+    } <= {p.name for p in (tmp_path / "run").iterdir()}
+    facts = json.loads(cli("inspect", "run/rule.safetensors", "--json").stdout)
+    assert facts["provenance"]["config"]["seed"] == 5
+    result = cli("export", "run/rule.safetensors", "--to", "torchscript", "--out", "out", "--json")
+    assert json.loads(result.stdout)["files"]["rule.pt"]["parity"] <= 1e-4
+    result = cli(
+        "eval", "run/rule.safetensors", "default", "--suite", "quadratics", "--steps", 12, "--runs", 2, "--out", "ev"
+    )
+    assert result.exit_code == 0, result.output
+    assert "adam tuned" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["presets", "rules", "suites"])
+def test_lists(cli, command):
+    listed = json.loads(cli(command, "--json").stdout)
+    assert listed
+    text = cli(command).stdout
+    assert all(name in text for name in listed)
+
+
+def test_version_and_help(cli):
+    assert cli("--version").stdout == f"l2o {__version__}\n"
+    for command in ("train", "export", "eval", "inspect", "presets", "rules", "suites"):
+        assert cli(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere.safetensors"], "does not exist"),
+        (["inspect", "."], "is a folder"),
+        (["inspect", "damaged.safetensors"], "cut short"),
+        (["export", "defualt"], "bundled name"),
+        (["export", "default", "--to", "onx"], "did you mean onnx"),
+        (["export", "default", "--to", "torchscript", "--out", "a-file/out"], "a-file"),
+        (["train", "--preset", "dmo"], "did you mean demo"),
+        (["train", "--preset", "demo", "--set", "epcohs=3"], "did you mean epochs"),
+        (["train", "--preset", "demo", "--set", "rule.context.window=500"], "larger than the horizon"),
+        (["train", "--preset", "demo", "--set", "rule.context.rank=16", "--set", "rule.context.window=5"], "rank: 16"),
+        (["train", "--preset", "demo", "--out", "a-file"], "a-file"),
+        (["train", "--preset", "demo", "--out", "new", "--resume"], "no run to resume"),
+        (["train", "--preset", "mnist-l2o", "--data-root", "none"], "--download"),
+        (["train", "--preset", "own.toml"], "own.toml"),
+        (["train", "--preset", "bad.toml"], "unknown key task"),
+        (["eval", "default", "--suite", "digit"], "did you mean digits"),
+        (["eval", "default", "--baselines", "adm"], "did you mean adam"),
+        (["eval", "default", "--suite", "table1", "--data-root", "none"], "--download"),
+        (["eval", "default", "--suite", "quadratics", "--out", "a-file/x", "--steps", "5", "--runs", "1"], "a-file"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(cli, tmp_path, arguments, message):
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 5)
+    (tmp_path / "bad.toml").write_text("task = 3")
+    before = sorted(tmp_path.rglob("*"))
+    result = cli(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+    assert "Traceback" not in result.output
+    assert sorted(tmp_path.rglob("*")) == before, "nothing half-written is left"
+
+
+def test_unknown_tasks_are_refused(cli, tmp_path):
+    (tmp_path / "own.toml").write_text('[[tasks]]\nkind = "mpl"\n')
+    result = cli("train", "--preset", "own.toml")
+    assert result.exit_code == 2
+    assert "tasks[0].kind: 'mpl' is not one of conv, mlp, quadratic" in result.stderr
+
+
+def test_a_rule_may_not_be_exported_where_formats_disagree(cli, tmp_path, monkeypatch):
+    save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
+    monkeypatch.setattr("l2o_export.verify.TOLERANCE", -1.0)
+    monkeypatch.setattr("l2o_export.export.part_at", lambda distances: 1)
+    result = cli("export", "rule.safetensors", "--to", "torchscript")
+    assert result.exit_code == 2
+    assert "parts from eager at step 1" in result.stderr
+
+
+ALLOWED = {
+    "l2o_runtime": set(),
+    "training/l2o_training": {"l2o_runtime"},
+    "export/l2o_export": {"l2o_runtime"},
+    "cli/l2o_cli": {"l2o_runtime", "l2o_training", "l2o_export"},
+}
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_packages_import_only_what_they_may(folder):
+    own = Path(folder).name
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            used = {name.split(".")[0] for name in names if name.startswith("l2o_")}
+            assert used <= ALLOWED[folder] | {own}, f"{path}: {used}"

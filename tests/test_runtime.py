@@ -1,0 +1,229 @@
+"""Window, sketch, features, cell and contexts, each against a plain reference."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rules import make_rule
+from torch import nn
+
+from l2o_runtime import ConfigError, RuleConfig
+from l2o_runtime.cells import CoordinateLSTM
+from l2o_runtime.config import DMDConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
+from l2o_runtime.contexts import KAE, make_context
+from l2o_runtime.contexts.kae import rotate
+from l2o_runtime.features import log_sign, normalized
+from l2o_runtime.gram import GramWindow
+from l2o_runtime.rule import zeros
+from l2o_runtime.sketch import count_sketch
+
+
+def run_window(window: GramWindow, snapshots: np.ndarray, parts: int = 1) -> dict[str, torch.Tensor]:
+    """Feed [θ; L] columns through a window, θ split into parts."""
+    theta = torch.tensor(snapshots[:-1], dtype=torch.float32)
+    pieces = theta.tensor_split(parts)
+    coordinates = [zeros(window.coordinate_spec, (len(piece),)) for piece in pieces]
+    context = zeros(window.context_spec, ())
+    for t in range(snapshots.shape[1]):
+        statistics, offset = torch.zeros(()), 0
+        for i, piece in enumerate(pieces):
+            statistics = statistics + window.observe(piece[:, t], coordinates[i], offset)
+            coordinates[i] = window.remember(piece[:, t], coordinates[i])
+            offset += len(piece)
+        context = window.advance(statistics, torch.tensor(snapshots[-1, t]), context)
+    return context
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_sliding_gram_equals_one_from_scratch(snapshots, parts):
+    window = GramWindow(WindowConfig(window=10))
+    state = run_window(window, snapshots[:, :50], parts)
+    s = snapshots[:, 39:50].copy()
+    s[:-1] = s[:-1].astype(np.float32)
+    np.testing.assert_allclose(window.snapshot_gram(state).numpy(), s.T @ s, rtol=1e-12)
+    assert window.full(state)
+
+
+def test_sketched_gram_is_close_and_additive(snapshots):
+    window = GramWindow(WindowConfig(window=10, sketch=1024))
+    state = run_window(window, snapshots[:, :50])
+    s = snapshots[:, 39:50]
+    gram = window.snapshot_gram(state).numpy()
+    assert np.abs(gram - s.T @ s).max() < 0.1 * np.abs(s.T @ s).max()
+    np.testing.assert_allclose(run_window(window, snapshots[:, :50], 3)["gram"], state["gram"], rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 300), cut=st.integers(0, 300), offset=st.integers(0, 2**40), d=st.sampled_from([8, 100]))
+def test_sketch_is_linear_and_additive(n, cut, offset, d):
+    x = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    cut = min(cut, n)
+    whole = count_sketch(x, d, offset)
+    torch.testing.assert_close(whole, count_sketch(x[:cut], d, offset) + count_sketch(x[cut:], d, offset + cut))
+    torch.testing.assert_close(count_sketch(-2 * x, d, offset), -2 * whole)
+
+
+def test_sketch_keeps_inner_products():
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 20_000, generator=rng)
+    y = x + 0.5 * y
+    for d in (256, 4096):
+        error = (count_sketch(x, d) @ count_sketch(y, d) - x @ y).abs() / (x.norm() * y.norm())
+        assert error < 4 * math.sqrt(2 / d)
+
+
+def test_log_sign_against_its_definition():
+    grads = torch.tensor([0.0, 1e-6, -1e-3, 1.0, -20.0])
+    features, _ = log_sign(grads, {})
+    for g, (a, b) in zip(grads.tolist(), features.tolist(), strict=True):
+        large = abs(g) >= math.exp(-10)
+        assert a == pytest.approx(math.log(abs(g)) / 10 if large else -1, abs=1e-6)
+        assert b == pytest.approx(math.copysign(1, g) if large else math.exp(10) * g, abs=1e-6)
+
+
+def test_normalized_equals_adam_statistics():
+    state = {key: torch.zeros(4) for key in ("m", "v", "step")}
+    m = v = np.zeros(4)
+    for t in range(1, 20):
+        g = torch.randn(4, generator=torch.Generator().manual_seed(t))
+        features, state = normalized(g, state)
+        m, v = 0.95 * m + 0.05 * g.numpy(), 0.95 * v + 0.05 * g.numpy() ** 2
+        root = np.sqrt(v / (1 - 0.95**t)) + 1e-8
+        np.testing.assert_allclose(features[:, 0], m / (1 - 0.95**t) / root, rtol=2e-5)
+        np.testing.assert_allclose(features[:, 1], g.numpy() / root, rtol=2e-5)
+
+
+def test_lstm_equals_torchs_cells():
+    torch.manual_seed(0)
+    ours = CoordinateLSTM(2, 3, 5, 2)
+    cells = [nn.LSTMCell(5, 5), nn.LSTMCell(5, 5)]
+    with torch.no_grad():
+        for layer, cell in enumerate(cells):
+            weight = ours.weight_ih[layer]
+            cell.weight_ih.copy_(torch.cat([weight, ours.weight_context], 1) if layer == 0 else weight)
+            cell.weight_hh.copy_(ours.weight_hh[layer])
+            cell.bias_ih.copy_(ours.bias[layer])
+            cell.bias_hh.zero_()
+    state = zeros(ours.coordinate_spec, (7,))
+    plain = [(torch.zeros(7, 5), torch.zeros(7, 5)) for _ in cells]
+    for _ in range(4):
+        x, context = torch.randn(7, 2), torch.randn(3)
+        output, state = ours(x, context, state)
+        h = torch.cat([x, context.expand(7, 3)], 1)
+        for layer, cell in enumerate(cells):
+            plain[layer] = cell(h, plain[layer])
+            h = plain[layer][0]
+        torch.testing.assert_close(output, ours.head(h).squeeze(-1))
+
+
+def test_batched_and_single_runs_agree(rule):
+    """A batch of optimizations gives what each alone gives."""
+    torch.manual_seed(1)
+    state = zeros(rule.coordinate_spec, (3, 11)), zeros(rule.context_spec, (3,))
+    single = [(zeros(rule.coordinate_spec, (11,)), zeros(rule.context_spec, ())) for _ in range(3)]
+    for _ in range(9):
+        param, grad, loss = torch.randn(3, 11), torch.randn(3, 11), torch.rand(3)
+        delta, *state = rule(param, grad, loss, *state)
+        for i in range(3):
+            one, *single[i] = rule(param[i], grad[i], loss[i], *single[i])
+            torch.testing.assert_close(delta[i], one, rtol=1e-4, atol=1e-5)
+
+
+def test_same_seed_gives_the_same_cell_whatever_the_context():
+    width = DMDConfig(rank=2).width
+    dmd = make_rule(RuleConfig(context=DMDConfig(rank=2)))
+    placebo = make_rule(RuleConfig(context=PlaceboConfig(width=width)))
+    none = make_rule(RuleConfig())
+    for (name, a), b in zip(dmd.cell.state_dict().items(), placebo.cell.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(none.cell.weight_hh[1], dmd.cell.weight_hh[1])
+
+
+def test_dmd_is_zero_until_the_window_is_full_and_held_in_between():
+    context = make_context(DMDConfig(window=4, rank=1, every=3))
+    coordinates, state = zeros(context.coordinate_spec, (6,)), zeros(context.context_spec, ())
+    seen = []
+    for t in range(12):
+        theta = torch.sin(torch.arange(6.0) + 0.3 * t)
+        statistics = context.observe(theta, coordinates, 0)
+        coordinates = context.remember(theta, coordinates)
+        features, state = context.contextualise(statistics, torch.tensor(1.0 / (t + 1)), state)
+        seen.append(features)
+    assert all(not f.any() for f in seen[:4])
+    assert all(f[-1] == 1 for f in seen[4:]), "the ready flag"
+    assert torch.equal(seen[4], seen[5])
+    assert torch.equal(seen[5], seen[6])
+    assert not torch.equal(seen[6], seen[7])
+
+
+def test_a_diverged_run_gives_a_context_of_zeros():
+    rule = make_rule(RuleConfig(context=DMDConfig(window=3)))
+    coordinates, state = zeros(rule.coordinate_spec, (4,)), zeros(rule.context_spec, ())
+    for value in (1.0, 2.0, float("inf"), 3.0, float("nan")):
+        statistics = rule.observe(torch.full((4,), value), torch.ones(4), coordinates)
+        context, state = rule.contextualise(statistics, torch.tensor(1.0), state)
+        assert not context.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(scale=st.floats(-100, 100), radius=st.floats(0.1, 2))
+def test_koopman_operator_is_bounded_by_construction(scale, radius):
+    kae = KAE(KAEConfig(latent=6, radius=radius))
+    with torch.no_grad():
+        kae.radius_logit.fill_(scale)
+        kae.angle.copy_(torch.tensor([0.0, 1.0, -40.0]))
+    moduli = torch.linalg.eigvals(kae.operator.double()).abs()
+    assert moduli.max() <= radius * (1 + 1e-6)
+    torch.testing.assert_close(moduli.sort().values[::2], kae.radius.double().sort().values, rtol=1e-5, atol=1e-7)
+    psi = torch.randn(6)
+    torch.testing.assert_close(kae.operator @ psi, rotate(psi, kae.radius, kae.angle), rtol=1e-4, atol=1e-4)
+
+
+def test_koopman_loss_falls_in_training(snapshots):
+    torch.manual_seed(0)
+    kae = KAE(KAEConfig(window=10))
+    coordinates, state = zeros(kae.coordinate_spec, (len(snapshots) - 1,)), zeros(kae.context_spec, ())
+    sequence = []
+    with torch.no_grad():
+        for column in torch.tensor(snapshots, dtype=torch.float32).T:
+            statistics = kae.observe(column[:-1], coordinates, 0)
+            coordinates = kae.remember(column[:-1], coordinates)
+            _, state = kae.contextualise(statistics, column[-1], state)
+            sequence.append(state["features"])
+    data = torch.stack(sequence)
+    assert data.abs().max() <= 1 + 1e-6
+    optimizer = torch.optim.Adam(kae.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        loss = kae.koopman_loss(data)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in kae.parameters())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_configurations_survive_a_round_trip(rule):
+    assert build(RuleConfig, to_dict(rule.config)) == rule.config
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"hiden": 20}, "did you mean hidden"),
+        ({"hidden": "20"}, "hidden: expected int"),
+        ({"hidden": True}, "hidden: expected int"),
+        ({"features": "logsign"}, "not one of log_sign, normalized"),
+        ({"context": {"kind": "dmd", "rank": 9, "window": 5}}, "context.rank: 9 is larger than the window"),
+        ({"context": {"kind": "dmdd"}}, "context.kind"),
+        ({"context": {"kind": "kae", "latent": 3}}, "latent: must be an even number"),
+        ([], "expected a table"),
+    ],
+)
+def test_bad_configurations_are_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        build(RuleConfig, data)

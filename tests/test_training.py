@@ -1,0 +1,293 @@
+"""Meta-training: gradients against plain differentiation, determinism, resume, data, tasks, evaluation."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from rules import RULES
+from torch import nn
+
+from l2o_runtime import ConfigError, Rule, load_rule
+from l2o_runtime.config import KAEConfig, RuleConfig, to_dict
+from l2o_runtime.rule import zeros
+from l2o_training.config import TrainConfig, load_preset, preset_names
+from l2o_training.data import DataError, load_dataset, read_npz
+from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
+from l2o_training.evaluation.evaluate import evaluate, name_rules
+from l2o_training.evaluation.suites import SUITES
+from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
+from l2o_training.trainer import RunError, Trainer
+from l2o_training.unroll import begin, rollout, unroll
+
+CPU = torch.device("cpu")
+TINY = ["epochs=4", "horizon=20", "unroll=10", "batch=2", "validate_every=2", "validation_runs=2"]
+TINY_DIGITS = [*TINY, "rule.context.window=5", "rule.hidden=4", "rule.layers=1"]
+
+
+def task_of(config):
+    return make_task(config, load_dataset, CPU)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "last"])
+@pytest.mark.parametrize("name", ["none-log_sign", "dmd-exact-normalized", "kae-log_sign"])
+def test_meta_gradient_equals_plain_differentiation(name, weights):
+    """⟨∇L, θ⟩ with ∇L held constant has the gradient of Σ w L(θ) with detached optimizee gradients."""
+    torch.manual_seed(0)
+    rule = Rule(RULES[name])
+    task = task_of(MLPConfig(hidden=(4,), batch_size=8))
+    inner = begin(rule, task.instances(3, seed=5))
+    segment = unroll(rule, inner, 6, weights)
+    segment.objective.backward()
+    ours = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in rule.parameters()]
+    rule.zero_grad()
+
+    instances = task.instances(3, seed=5)
+    shapes = [(4, 64), (4,), (10, 4), (10,)]
+
+    def loss(theta, batch):
+        images, labels = batch
+        w1, b1, w2, b2 = (x.view(s) for x, s in zip(theta.split([256, 4, 40, 10]), shapes, strict=True))
+        return F.cross_entropy(F.linear(F.linear(images.flatten(1), w1, b1).sigmoid(), w2, b2), labels)
+
+    def losses_of(theta):
+        images, labels = instances._batches()
+        return torch.stack([loss(theta[i], (images[i], labels[i])) for i in range(3)])
+
+    theta = instances.params
+    state = zeros(rule.coordinate_spec, tuple(theta.shape)), zeros(rule.context_spec, (3,))
+    value, total = losses_of(theta.detach().requires_grad_()), 0.0
+    leaf = instances.params.clone().requires_grad_()
+    instances = task.instances(3, seed=5)
+    value = losses_of(leaf)
+    grad = torch.autograd.grad(value.sum(), leaf)[0]
+    for step in range(6):
+        delta, *state = rule(theta.detach(), grad, value.detach(), *state)
+        theta = theta + delta
+        value = losses_of(theta)
+        grad = torch.autograd.grad(value.sum(), theta, retain_graph=True)[0].detach()
+        if weights == "uniform" or step == 5:
+            total = total + value.sum() / 3
+        torch.testing.assert_close(segment.losses[step], value.detach(), rtol=1e-4, atol=1e-5)
+    total.backward()
+    plain = [p.grad if p.grad is not None else torch.zeros_like(p) for p in rule.parameters()]
+    assert any(g.abs().sum() > 0 for g in plain)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuadraticConfig(size=5),
+        MLPConfig(hidden=()),
+        MLPConfig(hidden=(7, 3), activation="relu", batch_size=1),
+        ConvConfig(data="digits", channels=(3, 2), batch_size=4),
+    ],
+)
+def test_tasks_are_seeded_and_learnable(config):
+    task = task_of(config)
+    runs = [baseline_rollout("adam", 0.03, task.instances(3, seed=1), 150) for _ in range(2)]
+    assert torch.equal(*runs)
+    assert runs[0].shape == (150, 3)
+    assert runs[0][-20:].mean() < runs[0][:20].mean()
+    assert not torch.equal(task.instances(3, 1).params[0], task.instances(3, 2).params[0]) or "quadratic" in task.name
+
+
+def test_stacked_baseline_equals_separate_optimizers():
+    task = task_of(MLPConfig(hidden=(5,), batch_size=16))
+    together = baseline_rollout("adam", 0.01, task.instances(3, seed=0), 30)
+    instances = task.instances(3, seed=0)
+    params = [nn.Parameter(row.clone()) for row in instances.params]
+    optimizers = [torch.optim.Adam([p], lr=0.01) for p in params]
+    for step in range(30):
+        losses, grads = instances.value_and_grad(torch.stack([p.detach() for p in params]))
+        torch.testing.assert_close(together[step], losses, rtol=1e-4, atol=1e-5)
+        for p, g, optimizer in zip(params, grads, optimizers, strict=True):
+            p.grad = g
+            optimizer.step()
+
+
+def test_meta_training_learns_quadratics(tmp_path):
+    trainer = Trainer(load_preset("quadratics", ["epochs=30", "lr=0.01"]), tmp_path / "run")
+    first = trainer.validate()
+    trainer.run()
+    assert trainer.best < 0.7 * first
+    rule = load_rule(tmp_path / "run" / "rule.safetensors")
+    assert rule.config.horizon == 100
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert (tmp_path / "run" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_koopman_loss_falls_in_meta_training(tmp_path):
+    config = dataclasses.replace(
+        load_preset("quadratics", ["epochs=40", "horizon=40", "batch=4", "lr=0.01"]),
+        rule=RuleConfig(context=KAEConfig(window=8)),
+    )
+    trainer = Trainer(config, tmp_path / "run")
+    losses = [trainer.train_epoch().koopman_loss for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_same_seed_same_rule_and_resume_continues(tmp_path):
+    def run(folder, epochs, resume=False, seed=3):
+        config = load_preset("demo", [*TINY_DIGITS, f"seed={seed}", f"epochs={epochs}"])
+        return Trainer(config, tmp_path / folder, resume=resume)
+
+    a, b, other = (run(name, 4, seed=seed).run().read_bytes() for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    assert a == b
+    assert a != other
+    stopped = run("d", 4)
+    stopped.validate()
+    (tmp_path / "d").mkdir()
+    for _ in range(2):
+        stopped.train_epoch()
+    stopped._save()
+    stopped.train_epoch()  # past the checkpoint, as a kill would leave it
+    assert run("d", 4, resume=True).run().read_bytes() == a
+
+
+def test_killed_run_resumes_to_the_same_rule(tmp_path):
+    settings = [f"--set={x}" for x in [*TINY_DIGITS, "epochs=12"]]
+    command = [sys.executable, "-m", "l2o_cli", "train", "--preset", "demo", "--threads", "1", *settings]
+
+    def train(folder, *more):
+        return [*command, "--out", str(tmp_path / folder), *more]
+
+    subprocess.run(train("whole"), check=True, capture_output=True)
+    victim = subprocess.Popen(train("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while victim.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
+        time.sleep(0.01)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    subprocess.run(train("killed", "--resume"), check=True, capture_output=True)
+    whole, killed = (tmp_path / name / "rule.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_run_folders_are_guarded(tmp_path):
+    def trainer(*more, **options):
+        return Trainer(load_preset("demo", [*TINY_DIGITS, *more]), tmp_path / "run", **options)
+
+    with pytest.raises(RunError, match="no run to resume"):
+        trainer(resume=True)
+    trainer("epochs=1").run()
+    with pytest.raises(RunError, match="add --resume"):
+        trainer("epochs=1")
+    with pytest.raises(RunError, match="another configuration"):
+        trainer("epochs=1", "lr=0.5", resume=True)
+    from filelock import FileLock
+
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another run"):
+        trainer("epochs=1", resume=True).run()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"no")
+    with pytest.raises(RunError, match="damaged"):
+        trainer("epochs=1", resume=True)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_valid(name):
+    config = load_preset(name)
+    assert config.description
+    plain = {k: v for k, v in to_dict(config).items() if k != "tasks"}
+    assert plain["horizon"] == config.trained_rule.horizon
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epoch=3", "did you mean epochs"),
+        ("epochs", "expected key=value"),
+        ("epochs=many", "epochs: expected int"),
+        ("rule.context.window=200", "window: 200 is larger than the horizon"),
+        ("rule.context.rank=30", "rank"),
+        ("unroll=30", "must divide the horizon"),
+        ("epochs.x=1", "not a table"),
+    ],
+)
+def test_bad_overrides_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_preset("demo", [override])
+
+
+def test_unknown_presets_name_the_near_ones():
+    with pytest.raises(ConfigError, match="mnist-dmd"):
+        load_preset("mnist-dmdd")
+
+
+def test_npz_files_of_ones_own(tmp_path):
+    x, y = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4), np.arange(6) % 3
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y)
+    data = load_dataset("mine.npz", tmp_path)
+    assert data.shape == (1, 4, 4)
+    assert data.classes == 3
+    images, labels = data.batch(torch.tensor([1]))
+    torch.testing.assert_close(images[0, 0], torch.tensor(x[1] / 255, dtype=torch.float32))
+    assert labels.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x_train": np.zeros((3, 2, 2))}, "lacks y_train"),
+        ({"x_train": np.zeros((3, 2, 2)), "y_train": np.zeros(4, int)}, r"x_train is \(3, 2, 2\)"),
+        ({"x_train": np.zeros(3), "y_train": np.zeros(3, int)}, "expected"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.zeros(3)}, "integers"),
+        ({"x_train": np.array([object()]), "y_train": np.zeros(1, int)}, "not a readable"),
+    ],
+)
+def test_npz_files_of_the_wrong_shape(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        read_npz(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
+def test_missing_data_names_the_folder_and_the_flag(tmp_path, name):
+    with pytest.raises(DataError, match=rf"{tmp_path.name}.*--download"):
+        load_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mnist", (1, 28, 28)), ("fashion-mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))]
+)
+def test_real_data_is_read(data_root, name, shape):
+    data = load_dataset(name, data_root)
+    assert data.shape == shape
+    assert data.classes == 10
+    assert len(data.images) in (50_000, 60_000)
+
+
+def test_evaluation_writes_what_it_returns(tmp_path):
+    rules = name_rules(["default"])
+    tasks = [task_of(config) for config in SUITES["quadratics"][1]]
+    options = {"steps": 25, "runs": 3, "out": tmp_path, "settings": {"suite": "quadratics"}}
+    results = evaluate(tasks, rules, ["adam", "sgd"], **options)
+    assert [r.optimizer for r in results[:5]] == ["default", "adam 0.01", "adam tuned", "sgd 0.1", "sgd tuned"]
+    expected = rollout(rules["default"], tasks[0].instances(3, 0), 25)[-10:].mean()
+    assert results[0].mean == pytest.approx(expected.item(), rel=1e-5)
+    assert results[0].ratio == pytest.approx(results[0].mean / results[1].mean)
+    assert results[2].mean <= results[1].mean, "tuned is at least as good as untuned"
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["results"][1]["mean"] == pytest.approx(results[1].mean)
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(results)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".csv", ".png"}
+
+
+def test_the_grid_is_wide_and_a_diverged_rate_never_wins():
+    assert len(GRID) >= 7
+    assert best_lr([(0.1, float("nan")), (0.2, 3.0), (0.3, float("inf")), (0.4, 2.0)]) == 0.4
+
+
+def test_the_default_configuration_is_valid():
+    assert TrainConfig().horizon % TrainConfig().unroll == 0
