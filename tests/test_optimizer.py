@@ -41,7 +41,7 @@ def flat(model) -> torch.Tensor:
 
 def test_equals_the_rule_on_the_flat_vector(rule, rule_file):
     """Chunks and separate tensors change nothing: the optimizer is θ ← θ + lr Δ of the rule itself."""
-    model, loss_of, rng = problem()
+    model, loss_of, _ = problem()
     optimizer = LearnedOptimizer(model.parameters(), rule=rule_file, lr=0.5)
     theta = flat(model)
     state = zeros(rule.coordinate_spec, theta.shape), zeros(rule.context_spec, ())
@@ -113,9 +113,8 @@ def test_resume_is_bit_exact(rule_file):
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_continue_alike(rule_file, copier):
-    model, loss_of, rng = problem()
+    model, loss_of, _ = problem()
     optimizer = LearnedOptimizer(model.parameters(), rule=rule_file)
-    model.optimizer_loss = None
     steps(model, optimizer, loss_of, 4)
     params, twin = copier((list(model.parameters()), optimizer))
     for p, q in zip(model.parameters(), params, strict=True):
