@@ -258,14 +258,15 @@ def test_missing_data_names_the_folder_and_the_flag(tmp_path, name):
         load_dataset(name, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"), [("mnist", (1, 28, 28)), ("fashion-mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))]
-)
+REAL = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+@pytest.mark.parametrize(("name", "shape"), REAL.items())
 def test_real_data_is_read(data_root, name, shape):
     data = load_dataset(name, data_root)
     assert data.shape == shape
     assert data.classes == 10
-    assert len(data.images) in (50_000, 60_000)
+    assert len(data.images) == len(data.labels) >= 10_000
 
 
 def test_evaluation_writes_what_it_returns(tmp_path):

@@ -96,20 +96,26 @@ def evaluate_task(
         for label, lr in ((f"{name} {default:g}", default), (f"{name} tuned", tuned)):
             curves[label], lrs[label] = tried[lr], lr
     finals = {name: final_losses(losses) for name, losses in curves.items()}
+    with np.errstate(all="ignore"):  # a diverged run makes its mean and deviation infinite or NaN, rightly
+        results = _results(task.name, finals, lrs)
+    return results, {name: losses.T.cpu().numpy() for name, losses in curves.items()}
+
+
+def _results(task: str, finals: dict[str, np.ndarray], lrs: dict[str, float | None]) -> list[Result]:
+    """Statistics over runs of every optimizer."""
     reference = float(finals["adam 0.01"].mean()) if "adam 0.01" in finals else None
-    results = [
+    return [
         Result(
-            task=task.name,
+            task=task,
             optimizer=name,
             lr=lrs[name],
             mean=float(values.mean()),
-            std=float(values.std(ddof=1)) if runs > 1 else 0.0,
+            std=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
             diverged=int((~np.isfinite(values)).sum()),
             ratio=float(values.mean()) / reference if reference else None,
         )
         for name, values in finals.items()
     ]
-    return results, {name: losses.T.cpu().numpy() for name, losses in curves.items()}
 
 
 def evaluate(

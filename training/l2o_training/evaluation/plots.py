@@ -43,7 +43,8 @@ def loss_curves(title: str, curves: dict[str, np.ndarray], target: IO[bytes] | P
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
         for name, losses in curves.items():
-            finite = np.where(np.isfinite(losses), losses, np.nan)
+            # A diverged run ends its curve; float64, so that squares of what came before do not overflow.
+            finite = np.where(np.abs(losses) < 1e30, losses, np.nan).astype(np.float64)
             mean, spread = finite.mean(0), finite.std(0)
             steps = np.arange(1, len(mean) + 1)
             (line,) = axes.plot(steps, mean, lw=1.4, label=name)
