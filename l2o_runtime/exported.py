@@ -84,9 +84,9 @@ class ExportedRule:
     def __call__(
         self, param: Tensor, grad: Tensor, loss: Tensor, coordinates: State, optimization: State
     ) -> tuple[Tensor, State, State]:
-        """One step: Δ (n,) and both new states."""
+        """One step on the CPU, where exported files run: Δ (n,) and both new states."""
         state = [coordinates[k] for k in self.coordinate_spec] + [optimization[k] for k in self.context_spec]
-        delta, *new = self._run([param, grad, loss, *state])
+        delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *state)])
         split = len(self.coordinate_spec)
         return (
             delta,

@@ -223,7 +223,8 @@ class LearnedOptimizer(Optimizer):
         sizes = [part.param.numel() for part in parts]
 
         def join(tensors: list[Tensor]) -> Tensor:
-            return torch.cat([t.expand(n) if t.shape[0] != n else t for t, n in zip(tensors, sizes, strict=True)])
+            # The step count is one number per parameter here, and one per coordinate in the file.
+            return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
 
         coordinates = {k: join([part.coordinates[k] for part in parts]) for k in rule.coordinate_spec}
         params, grads = join([part.param for part in parts]), join([part.grad for part in parts])
