@@ -97,6 +97,8 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=_dynamic_shapes(rule),
+            # The exporter's optimizer takes + 1e-8 for + 0 and drops it: 0/0 wherever a gradient is zero.
+            optimize=False,
             verbose=False,
         )
     assert program is not None
