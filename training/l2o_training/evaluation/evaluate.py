@@ -151,18 +151,23 @@ def evaluate(
         shown = {name: curve for name, curve in curves.items() if name in rules or name.endswith("tuned")}
         with atomic_write(out / f"{task.name}.png") as file:
             loss_curves(f"{task.name}, {runs} runs", shown, file)
+        _write(out, {**settings, "steps": steps, "runs": runs, "seed": seed}, results)
+    return results
+
+
+def _write(out: Path, settings: dict[str, Any], results: list[Result]) -> None:
+    """`results.json` and `results.csv` of the tasks done so far: a stopped evaluation keeps them."""
     rows = [asdict(result) for result in results]
     clean = [{k: _finite(v) for k, v in row.items()} for row in rows]
-    content = {**settings, "steps": steps, "runs": runs, "seed": seed, "results": clean}
+    content = {**settings, "results": clean}
     with atomic_write(out / "results.json") as file:
         file.write(json.dumps(content, indent=2, allow_nan=False).encode())
     table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(out / "results.csv") as file:
         file.write(table.getvalue().encode())
-    return results
 
 
 def _finite(value: Any) -> Any:
