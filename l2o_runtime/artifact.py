@@ -143,17 +143,15 @@ def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
 
 def _assemble(config: RuleConfig, tensors: dict[str, torch.Tensor]) -> Rule:
     with torch.device("meta"):
-        expected = Rule(config).state_dict()
+        rule = Rule(config)
     found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    wanted = {name: (tuple(t.shape), t.dtype) for name, t in expected.items()}
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in rule.state_dict().items()}
     if found != wanted:
         wrong = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))[0]
         raise ArtifactError(f"tensor {wrong}: found {found.get(wrong)}, its configuration asks for {wanted.get(wrong)}")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ArtifactError(f"tensor {name} has values that are not finite")
-    with torch.device("meta"):
-        rule = Rule(config)
     rule.load_state_dict(tensors, assign=True)
     return rule.eval().requires_grad_(False)
 

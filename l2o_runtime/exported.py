@@ -171,7 +171,7 @@ def _read_onnx(path: Path) -> tuple[str, Flat]:
     names = [value.name for value in session.get_inputs()]
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
-        arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in inputs]
+        arrays = [tensor.contiguous().numpy() for tensor in inputs]
         outputs = session.run(None, dict(zip(names, arrays, strict=True)))
         return [torch.from_numpy(array) for array in outputs]
 

@@ -126,22 +126,22 @@ class LearnedOptimizer(Optimizer):
             loss = returned if loss is None else loss
         work = list(self._parts())
         if work:
-            params, parts = zip(*work, strict=True)
+            parts = [part for _, _, part in work]
             context_state = self._context_state()
             value = self._loss_value(loss, parts[0].param.device)
             if isinstance(self._rule, Rule):
-                deltas = self._advance(self._rule, list(parts), value, context_state)
+                deltas = self._advance(self._rule, parts, value, context_state)
             else:
-                deltas = self._advance_exported(self._rule, list(parts), value, context_state)
-            lrs = {id(p): g for g in self.param_groups for p in g["params"]}
-            for param, delta in zip(params, deltas, strict=True):
-                self._apply(param, delta, lrs[id(param)])
+                deltas = self._advance_exported(self._rule, parts, value, context_state)
+            for (group, param, _), delta in zip(work, deltas, strict=True):
+                self._apply(param, delta, group)
         return returned
 
-    def _parts(self) -> Iterator[tuple[Tensor, _Part]]:
-        """Every parameter with a gradient, with its state as flat views."""
+    def _parts(self) -> Iterator[tuple[dict[str, Any], Tensor, _Part]]:
+        """Every parameter with a gradient: its group, itself, and its state as flat views."""
         offset = 0
-        for param in chain.from_iterable(group["params"] for group in self.param_groups):
+        grouped = [(g, p) for g in self.param_groups for p in g["params"]]
+        for group, param in grouped:
             start, offset = offset, offset + param.numel()
             if param.grad is None or param.numel() == 0:
                 continue
@@ -149,6 +149,7 @@ class LearnedOptimizer(Optimizer):
                 raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
             coordinates = self._coordinate_state(param)
             yield (
+                group,
                 param,
                 _Part(
                     param.detach().reshape(-1).float(),

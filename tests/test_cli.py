@@ -106,7 +106,6 @@ def test_unknown_tasks_are_refused(cli, tmp_path):
 
 def test_a_rule_may_not_be_exported_where_formats_disagree(cli, tmp_path, monkeypatch):
     save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
-    monkeypatch.setattr("l2o_export.verify.TOLERANCE", -1.0)
     monkeypatch.setattr("l2o_export.export.part_at", lambda distances: 1)
     result = cli("export", "rule.safetensors", "--to", "torchscript")
     assert result.exit_code == 2

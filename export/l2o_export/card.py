@@ -1,6 +1,7 @@
 """The model card that goes with exported files."""
 
 import json
+import math
 from typing import Any
 
 from l2o_runtime.config import to_dict
@@ -18,30 +19,22 @@ def describe_context(rule: Rule) -> str:
 
 def state_bytes(rule: Rule) -> int:
     """Bytes of state per coordinate."""
-    total = 0
-    for shape, dtype in rule.coordinate_spec.values():
-        size = dtype.itemsize
-        for dimension in shape:
-            size *= dimension
-        total += size
-    return total
+    return sum(dtype.itemsize * math.prod(shape) for shape, dtype in rule.coordinate_spec.values())
 
 
 def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     """Markdown: what the rule is, how it was made, how to call each file, how well they agree."""
     config, provenance = rule.config, manifest["provenance"]
     inputs, outputs = step_names(rule)
-    spec = {f"coordinate.{k}": ("n", *s) for k, (s, _) in rule.coordinate_spec.items()}
-    spec |= {f"context.{k}": s for k, (s, _) in rule.context_spec.items()}
-    dtypes = {f"coordinate.{k}": d for k, (_, d) in rule.coordinate_spec.items()}
-    dtypes |= {f"context.{k}": d for k, (_, d) in rule.context_spec.items()}
+    tensors = [(("n", *shape), dtype) for shape, dtype in rule.coordinate_spec.values()]
+    tensors += rule.context_spec.values()
     rows = [
         f"| `{name}` | {entry['format']} | {entry['bytes']} | {_parity(entry)} |"
         for name, entry in manifest["files"].items()
     ]
     states = [
-        f"| `{name}` | ({', '.join(map(str, shape))}) | {str(dtypes[name]).removeprefix('torch.')} |"
-        for name, shape in spec.items()
+        f"| `{name}` | ({', '.join(map(str, shape))}) | {str(dtype).removeprefix('torch.')} |"
+        for name, (shape, dtype) in zip(inputs[3:], tensors, strict=True)
     ]
     return "\n".join(
         [

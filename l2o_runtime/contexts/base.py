@@ -14,12 +14,7 @@ class Context(nn.Module, ABC):
 
     A context observes parameters through additive statistics, and turns their sum into a vector of
     `config.width` numbers.
-
-    Attributes:
-        uses_loss: the context changes with the loss values that it is given.
     """
-
-    uses_loss: bool = False
 
     @property
     def coordinate_spec(self) -> StateSpec:
@@ -58,8 +53,6 @@ class ConstantContext(Context):
 
 class WindowContext(Context):
     """A context that reads the Gram matrix of a window of snapshots [θ; L]."""
-
-    uses_loss = True
 
     def __init__(self, config: WindowConfig):
         super().__init__()

@@ -6,7 +6,7 @@ from torch import Tensor
 from l2o_runtime.config import DMDConfig
 from l2o_runtime.contexts.base import WindowContext
 from l2o_runtime.gram import State, StateSpec, difference_gram
-from l2o_runtime.spectra import dmd
+from l2o_runtime.spectra import dmd, trace
 
 CLIP = 5.0
 """Bound on every scaled feature."""
@@ -78,5 +78,5 @@ class DMD(WindowContext):
             features = scaled_features(re, im, residual, self.config.window)
         else:
             features = torch.cat([re, im], dim=-1)
-        ready = self.window.full(state) & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
+        ready = self.window.full(state) & (trace(gram) > 0)
         return torch.where(ready.unsqueeze(-1), features, torch.zeros_like(features)).float()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from l2o_runtime.config import KAEConfig
 from l2o_runtime.contexts.base import WindowContext
-from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.gram import State, StateSpec, difference_gram
 
 EPSILON = 1e-12
 
@@ -33,11 +33,10 @@ def window_features(gram: Tensor, losses: Tensor, count: Tensor) -> Tensor:
     size = square[..., :-1].sqrt() + square[..., -1:].sqrt() + EPSILON
     travelled = 1 + (distance / size + 1e-6).log10() / 6
 
-    rows = gram[..., 1:, :] - gram[..., :-1, :]
-    step_products = rows[..., -1, 1:] - rows[..., -1, :-1]
-    step_squares = (rows[..., :, 1:] - rows[..., :, :-1]).diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    steps = difference_gram(gram)
+    step_squares = steps.diagonal(dim1=-2, dim2=-1).clamp_min(0)
     norms = (step_squares[..., :-1] * step_squares[..., -1:]).sqrt() + EPSILON
-    turned = (step_products[..., :-1] / norms).clamp(-1, 1)
+    turned = (steps[..., -1, :-1] / norms).clamp(-1, 1)
 
     latest, earlier = losses[..., -1:], losses[..., :-1]
     gained = (earlier - latest) / (latest.abs() + earlier.abs() + EPSILON)
