@@ -4,7 +4,16 @@ __version__ = "0.1.0"
 
 from l2o_runtime.artifact import ArtifactError, load_rule, save_rule
 from l2o_runtime.config import ConfigError, RuleConfig
-from l2o_runtime.optimizer import LearnedOptimizer
+from l2o_runtime.optimizer import HorizonWarning, LearnedOptimizer
 from l2o_runtime.rule import Rule
 
-__all__ = ["ArtifactError", "ConfigError", "LearnedOptimizer", "Rule", "RuleConfig", "load_rule", "save_rule"]
+__all__ = [
+    "ArtifactError",
+    "ConfigError",
+    "HorizonWarning",
+    "LearnedOptimizer",
+    "Rule",
+    "RuleConfig",
+    "load_rule",
+    "save_rule",
+]

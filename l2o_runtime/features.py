@@ -11,6 +11,8 @@ from l2o_runtime.gram import State, StateSpec
 LOG_SIGN_P = 10.0
 BETA = 0.95
 EPSILON = 1e-8
+LARGEST = 1e18
+"""Gradients are clipped to ± this before they are squared, so that the average of squares stays finite in float32."""
 
 
 def log_sign(grad: Tensor, state: State) -> tuple[Tensor, State]:
@@ -54,6 +56,7 @@ def normalized(grad: Tensor, state: State) -> tuple[Tensor, State]:
     tensor([[-1., -1.]])
     """
     step = state["step"] + 1
+    grad = grad.clamp(-LARGEST, LARGEST)
     m = BETA * state["m"] + (1 - BETA) * grad
     v = BETA * state["v"] + (1 - BETA) * grad.square()
     correction = 1 - BETA**step

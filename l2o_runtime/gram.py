@@ -73,13 +73,13 @@ class GramWindow(nn.Module):
             spec["sketches"] = ((self.size, self.sketch), torch.float32)
         return spec
 
-    def observe(self, param: Tensor, state: State, offset: int) -> Tensor:
+    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Additive statistics of the newest snapshot.
 
         Args:
             param: (..., n) coordinates θ.
             state: coordinate state, before this step.
-            offset: global index of the first coordinate.
+            offset: global index of the first coordinate, or (n,) global minus local index of each.
 
         Returns:
             Exact: (..., m+1) float64, θ · θ_k for the m kept snapshots and θ · θ. Sketch: (..., d) float32.
@@ -106,9 +106,10 @@ class GramWindow(nn.Module):
         """
         row, new = statistics, {}
         if self.sketch is not None:
-            new["sketches"] = push(state["sketches"], statistics, -2)
+            newest = statistics.to(state["sketches"].dtype)  # the optimizer sums in float64
+            new["sketches"] = push(state["sketches"], newest, -2)
             window = new["sketches"].double()
-            row = (window @ statistics.double().unsqueeze(-1)).squeeze(-1)
+            row = (window @ newest.double().unsqueeze(-1)).squeeze(-1)
         new["gram"] = slide(state["gram"], row)
         new["losses"] = push(state["losses"], loss.double(), -1)
         new["count"] = state["count"] + 1

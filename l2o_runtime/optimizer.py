@@ -1,9 +1,9 @@
 """LearnedOptimizer: a frozen rule as a drop-in torch.optim.Optimizer."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -14,32 +14,21 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from l2o_runtime.artifact import find_rule, load_rule
+from l2o_runtime.distributed import Groups, mean_loss, sum_over
 from l2o_runtime.exported import SUFFIXES, ExportedRule, load_exported
 from l2o_runtime.gram import State
+from l2o_runtime.parts import Chunk, Part, make_part
 from l2o_runtime.rule import Rule, zeros
-
-CHUNK = 16384
-"""Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
 
 CONTEXT = "context_"
 """Prefix of the context's state, which is kept beside that of the first parameter."""
 
+HEALTH = ("steps", "nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
+"""What is counted, in the order of the state `health`, which is kept there as well."""
 
-@dataclass
-class _Part:
-    """One parameter in one step, or a chunk of it: flat float32 views and copies."""
 
-    param: Tensor
-    grad: Tensor
-    coordinates: State
-    offset: int
-
-    def chunks(self) -> Iterator["_Part"]:
-        for start in range(0, self.param.numel(), CHUNK):
-            piece = slice(start, start + CHUNK)
-            # A scalar (the step count) belongs to every chunk.
-            state = {k: v[piece] if v.shape[0] == self.param.shape[0] else v for k, v in self.coordinates.items()}
-            yield _Part(self.param[piece], self.grad[piece], state, self.offset + start)
+class HorizonWarning(UserWarning):
+    """A run has become longer than those that its rule was meta-trained for."""
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -54,18 +43,26 @@ def _check_group(group: dict[str, Any]) -> None:
 class LearnedOptimizer(Optimizer):
     """Optimize with a frozen learned rule.
 
-        θ ← θ · (1 − lr · weight_decay),  θ ← θ + lr · Δ,  [Δ, h'] = M(features(g), context, h; φ)
+        θ ← θ · (1 − lr · weight_decay) + lr · Δ,  [Δ, h'] = M(features(g), context, h; φ)
 
     The context is computed from all parameters that have a gradient; each keeps its own recurrent state.
     Coordinates are computed in float32 whatever the parameter's dtype.
 
+    A step whose loss, gradients or parameters are not all finite, or whose gradients are all zero, changes
+    nothing but the counters of `health`.
+
+    Parameters may be DTensors (FSDP2, tensor parallelism). Under an initialised process group the ranks step
+    together: the context sees the mean of their losses.
+
     Args:
-        params: as for any torch optimizer: tensors, named tensors, or groups with their own `lr` and
-            `weight_decay`.
+        params: as for any torch optimizer: tensors, named tensors, or groups with their own `lr`,
+            `weight_decay` and `maximize`.
         rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote.
         lr: factor on the learned step; 1 is what the rule was meta-trained with.
         weight_decay: decoupled weight decay, as in AdamW. It is multiplied by lr, so values that suit
             AdamW at lr = 1e-3 are a thousand times larger than those for lr = 1.
+        maximize: go up the objective instead of down.
+        process_group: the ranks that step together; all by default. Copies of the optimizer forget it.
 
     Raises:
         ArtifactError: the rule cannot be read.
@@ -76,6 +73,8 @@ class LearnedOptimizer(Optimizer):
     >>> loss = model(torch.ones(8, 3)).square().mean()
     >>> loss.backward()
     >>> optimizer.step(loss=loss)
+    >>> optimizer.health()["steps"]
+    1
     """
 
     def __init__(
@@ -85,21 +84,28 @@ class LearnedOptimizer(Optimizer):
         lr: float | Tensor = 1.0,
         *,
         weight_decay: float = 0.0,
+        maximize: bool = False,
+        process_group: Any = None,
     ):
-        defaults = {"lr": lr, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         _check_group(defaults)
         path = find_rule(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
-        self._warned = False
+        self._coordinate_spec, self._context_spec = self._rule.coordinate_spec, self._rule.context_spec
+        self._copies: dict[torch.device, Rule] = {}
+        self._process_group = process_group
+        self._calls = 0
+        self._told_of_loss = False
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; they start with a fresh state."""
         _check_group(param_group)
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            if param.is_complex():
-                raise ValueError("complex parameters are not supported: optimize torch.view_as_real(param) instead")
+        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise ValueError("complex parameters are not supported: optimize torch.view_as_real(param) instead")
+        self._copy_rule()
 
     @overload
     def step(self, closure: None = None, *, loss: Tensor | float | None = None) -> None: ...
@@ -118,134 +124,176 @@ class LearnedOptimizer(Optimizer):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+            ValueError: the loss is more than one number.
         """
         returned = None
         if closure is not None:
             with torch.enable_grad():
                 returned = closure()
             loss = returned if loss is None else loss
-        work = list(self._parts())
-        if work:
-            parts = [part for _, _, part in work]
-            context_state = self._context_state()
+        parts = list(self._parts())
+        if parts:
+            self._warn(loss)
             value = self._loss_value(loss, parts[0].param.device)
-            if isinstance(self._rule, Rule):
-                deltas = self._advance(self._rule, parts, value, context_state)
-            else:
-                deltas = self._advance_exported(self._rule, parts, value, context_state)
-            for (group, param, _), delta in zip(work, deltas, strict=True):
-                self._apply(param, delta, group)
+            statistics, pulse = self._observe(parts)
+            good = self._diagnose(pulse, value, statistics)
+            self._learned_step(parts, statistics, value, good)
         return returned
 
-    def _parts(self) -> Iterator[tuple[dict[str, Any], Tensor, _Part]]:
-        """Every parameter with a gradient: its group, itself, and its state as flat views."""
-        offset = 0
-        grouped = [(g, p) for g in self.param_groups for p in g["params"]]
-        for group, param in grouped:
-            start, offset = offset, offset + param.numel()
-            if param.grad is None or param.numel() == 0:
-                continue
-            if param.grad.is_sparse:
-                raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
-            coordinates = self._coordinate_state(param)
-            yield (
-                group,
-                param,
-                _Part(
-                    param.detach().reshape(-1).float(),
-                    param.grad.detach().reshape(-1).float(),
-                    coordinates,
-                    start,
-                ),
-            )
+    def health(self) -> dict[str, int]:
+        """How often a step was taken, and how often it was skipped for what reason.
 
-    def _coordinate_state(self, param: Tensor) -> State:
-        """The rule's state of a parameter as views (n, …) of what `self.state` holds; made on first use."""
-        state = self.state[param]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            for key, (shape, dtype) in self._rule.coordinate_spec.items():
-                if key != "step":
-                    state[key] = torch.zeros((*param.shape, *shape), dtype=dtype, device=param.device)
-        views = {}
-        for key, (shape, _) in self._rule.coordinate_spec.items():
-            stored = state[key].to(param.device) if key == "step" else state[key]
-            views[key] = stored.reshape(1) if key == "step" else stored.view(-1, *shape)
-        return views
+        Returns:
+            `steps` taken; and steps skipped because of a `nonfinite_gradient`, `nonfinite_loss` or
+            `nonfinite_parameter` (a step may have several reasons), or because of a `zero_gradient` (all of
+            them zero). Counted since the start of training: the counters travel in the state dict.
+        """
+        counters = self.state[self._first].get("health")
+        return dict(zip(HEALTH, [0] * len(HEALTH) if counters is None else counters.tolist(), strict=True))
+
+    @property
+    def _first(self) -> Tensor:
+        """The first parameter; what belongs to the whole optimization is kept beside its state."""
+        first: Tensor = next(chain.from_iterable(group["params"] for group in self.param_groups))
+        return first
+
+    def _parts(self) -> Iterator[Part]:
+        """Every parameter that has a gradient, with its state, which is made on first use."""
+        start = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None and param.numel() > 0:
+                    yield make_part(group, param, self.state[param], self._coordinate_spec, start)
+                start += param.numel()
 
     def _context_state(self) -> State:
-        """The context's state, kept beside that of the first parameter: state belongs to parameters."""
-        first = self.param_groups[0]["params"][0]
-        state = self.state[first]
-        for key, value in zeros(self._rule.context_spec, (), first.device).items():
+        """The context's state."""
+        state = self.state[self._first]
+        for key, value in zeros(self._context_spec, (), self._first.device).items():
             state.setdefault(CONTEXT + key, value)
-        return {key: state[CONTEXT + key] for key in self._rule.context_spec}
+        return {key: state[CONTEXT + key] for key in self._context_spec}
+
+    def _warn(self, loss: Tensor | float | None) -> None:
+        """Say once that the rule misses its loss, and once that it has passed its horizon."""
+        if torch.compiler.is_compiling():
+            return
+        if loss is None and self._rule.config.needs_loss and not self._told_of_loss:
+            self._told_of_loss = True
+            message = "this rule was meta-trained with the loss at every step: call step(loss=loss)"
+            warnings.warn(message, stacklevel=5)
+        self._calls += 1
+        horizon = self._rule.config.horizon
+        if self._calls == horizon + 1:
+            message = (
+                f"step {self._calls}: the rule was meta-trained for runs of {horizon} steps and extrapolates from here"
+            )
+            warnings.warn(message, HorizonWarning, stacklevel=5)
 
     def _loss_value(self, loss: Tensor | float | None, device: torch.device) -> Tensor:
-        if loss is None:
-            if self._rule.config.needs_loss and not self._warned:
-                self._warned = True
-                warnings.warn(
-                    "this rule was meta-trained with the loss at every step: call step(loss=loss)",
-                    stacklevel=4,
-                )
-            return torch.zeros((), device=device)
-        value = torch.as_tensor(loss, dtype=torch.float32, device=device).detach()
+        """The mean loss of all ranks, () float32; 0 where there is none."""
+        value = torch.as_tensor(0.0 if loss is None else loss, dtype=torch.float32, device=device).detach()
         if value.numel() != 1:
             raise ValueError(f"loss: expected one number, got shape {tuple(value.shape)}")
-        return value.reshape(()).nan_to_num(0.0, 0.0, 0.0)
+        value = mean_loss(value.reshape(()), loss is not None, self._process_group)
+        return -value if self.param_groups[0]["maximize"] else value
 
-    def _advance(self, rule: Rule, parts: list[_Part], loss: Tensor, context_state: State) -> list[Tensor]:
-        """Observe all, contextualise once, update each, chunk by chunk; states are written in place."""
-        device = loss.device
-        statistics = torch.zeros((), device=device)
-        for part in parts:
-            local = self._rule_on(part.param.device)
-            for piece in part.chunks():
-                seen = local.observe(piece.param, piece.grad, piece.coordinates, piece.offset)
-                statistics = statistics + seen.to(device)
-        context, new = self._rule_on(device).contextualise(statistics, loss, context_state)
-        _write(context_state, new)
-        deltas = []
-        for part in parts:
-            local, here = self._rule_on(part.param.device), context.to(part.param.device)
-            pieces = []
-            for piece in part.chunks():
-                delta, state = local.update(piece.grad, piece.param, here, piece.coordinates)
-                _write(piece.coordinates, state)
-                pieces.append(delta)
-            deltas.append(torch.cat(pieces))
-        return deltas
+    def _observe(self, parts: list[Part]) -> tuple[Tensor, Tensor]:
+        """Statistics for the context (k,) and Σ|g| (), of all parts on all ranks, summed in float64.
 
-    def _advance_exported(
-        self, rule: ExportedRule, parts: list[_Part], loss: Tensor, context_state: State
-    ) -> list[Tensor]:
+        They are exchanged together: sharding costs one all-reduce for every set of process groups.
+        """
+        device = parts[0].param.device
+        sums: dict[Groups, Tensor] = {}
+        for part in parts:
+            for piece in part.chunks():
+                seen = torch.cat([piece.grad.abs().sum(dtype=torch.float64).reshape(1), self._statistics(piece)])
+                seen = seen.to(device)
+                sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
+        total = torch.stack([sum_over(groups, value) for groups, value in sums.items()]).sum(0)
+        return total[1:], total[0]
+
+    def _statistics(self, piece: Chunk) -> Tensor:
+        """(k,) float64; not finite where a parameter is not."""
+        if isinstance(self._rule, ExportedRule):
+            return piece.theta.sum(dtype=torch.float64).reshape(1)  # the file computes its own
+        rule = self._rule_on(piece.theta.device)
+        return rule.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+
+    def _diagnose(self, pulse: Tensor, loss: Tensor, statistics: Tensor) -> Tensor:
+        """Whether this step may be taken, () bool; counted. Without a branch, no device has to be waited for.
+
+        Args:
+            pulse: () Σ|g|.
+            loss: ().
+            statistics: (k,).
+        """
+        reasons = [~pulse.isfinite(), ~loss.isfinite(), ~statistics.isfinite().all(), pulse == 0]
+        good = ~torch.stack(reasons).any()
+        counted = torch.stack([good, *reasons]).long()
+        state = self.state[self._first]
+        state["health"] = state["health"] + counted if "health" in state else counted
+        return good
+
+    def _learned_step(self, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
+        """Contextualise once, update every part chunk by chunk; parameters and states are written in place."""
+        loss = torch.where(good, loss, 0.0)
+        if isinstance(self._rule, Rule):
+            self._run(self._rule_on(loss.device), parts, torch.where(good, statistics, 0.0), loss, good)
+        else:
+            self._run_exported(self._rule, parts, loss, good)
+        for part in parts:
+            part.state["step"].add_(good)
+            part.finish()
+
+    def _run(self, rule: Rule, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
+        context_state = self._context_state()
+        context, new = rule.contextualise(statistics, loss, context_state)
+        _write(context_state, new, good)
+        for part in parts:
+            device = part.param.device
+            local_rule, here, fine = self._rule_on(device), context.to(device), good.to(device)
+            for piece in part.chunks():
+                delta, new = local_rule.update(piece.grad, piece.theta.float(), here, piece.state)
+                _write(piece.state, new, fine)
+                part.move(piece.theta, delta, fine)
+
+    def _run_exported(self, rule: ExportedRule, parts: list[Part], loss: Tensor, good: Tensor) -> None:
         """The same through an exported file, which takes all coordinates at once."""
-        sizes = [part.param.numel() for part in parts]
+        if any(part.groups for part in parts):
+            raise RuntimeError(f"{rule.path.name} holds the whole step; sharded parameters need a .safetensors rule")
+        sizes = [len(part.theta) for part in parts]
 
         def join(tensors: list[Tensor]) -> Tensor:
             # The step count is one number per parameter here, and one per coordinate in the file.
             return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
 
-        coordinates = {k: join([part.coordinates[k] for part in parts]) for k in rule.coordinate_spec}
-        params, grads = join([part.param for part in parts]), join([part.grad for part in parts])
-        delta, coordinates, new = rule(params, grads, loss, coordinates, context_state)
-        _write(context_state, new)
-        for key, value in coordinates.items():
-            for part, piece in zip(parts, value.split(sizes), strict=True):
-                _write(part.coordinates, {key: piece})
-        return list(delta.split(sizes))
+        coordinates = {key: join([part.state[key] for part in parts]) for key in rule.coordinate_spec}
+        context_state = self._context_state()
+        thetas = join([part.theta.float() for part in parts])
+        grads = join([piece.grad for part in parts for piece in part.chunks()])
+        delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state)
+        _write(context_state, new, good)
+        pieces = {key: value.split(sizes) for key, value in coordinates.items()}
+        for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
+            fine = good.to(part.param.device)
+            _write(part.state, {key: split[i].to(fine.device) for key, split in pieces.items()}, fine)
+            part.move(part.theta, move.to(fine.device), fine)
 
     def _rule_on(self, device: torch.device) -> Rule:
+        """The rule on a device; models may be spread over several."""
         assert isinstance(self._rule, Rule)
-        return self._rule.to(device)
+        if device not in self._copies:
+            self._copies[device] = copy.deepcopy(self._rule).to(device)
+        return self._copies[device]
 
-    def _apply(self, param: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
-        self.state[param]["step"] += 1
-        lr, decay = group["lr"], group["weight_decay"]
-        if decay:
-            param.mul_(1 - lr * decay)
-        param.add_(delta.to(param).view(param.shape) * lr)
+    def _copy_rule(self) -> None:
+        """Copy the rule to all devices now, rather than in `step`, which may be compiled."""
+        for param in chain.from_iterable(group["params"] for group in self.param_groups):
+            if isinstance(self._rule, Rule):
+                self._rule_on(param.device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state exactly: nothing is cast to the parameter's dtype, nothing is shared with the argument.
@@ -253,31 +301,46 @@ class LearnedOptimizer(Optimizer):
         Raises:
             ValueError: the state belongs to another rule or to parameters of another shape.
         """
+        saved = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
+        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        for index, param in zip(saved, params, strict=False):  # torch itself reports another number of parameters
+            self._check_state(state_dict["state"].get(index, {}), param)
         super().load_state_dict(state_dict)
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, param in zip(saved, params, strict=True):
-            if index not in state_dict["state"]:
-                continue
-            state = state_dict["state"][index]
-            for key, (shape, _) in self._rule.coordinate_spec.items():
-                want = () if key == "step" else (*param.shape, *shape)
-                found = tuple(state[key].shape) if key in state else None
-                if "step" in state and found != want:
-                    raise ValueError(f"state {key} is {found}, this rule needs {want}: it was saved with another rule")
             # torch casts all but `step` to the parameter's dtype, which would destroy float32 and int64 state.
-            self.state[param] = {
-                k: v.to("cpu" if k == "step" else param.device, copy=True) if isinstance(v, Tensor) else v
-                for k, v in state.items()
-            }
+            for key, value in state_dict["state"].get(index, {}).items():
+                self.state[param][key] = value.to(param.device, copy=True) if isinstance(value, Tensor) else value
+        self._calls = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+
+    def _check_state(self, state: dict[str, Any], param: Tensor) -> None:
+        wanted = {key: (*param.shape, *shape) for key, (shape, _) in self._coordinate_spec.items()}
+        wanted = (
+            {"step": ()} | {key: shape for key, shape in wanted.items() if key != "step"} if "step" in state else {}
+        )
+        if any(key.startswith(CONTEXT) for key in state):
+            wanted |= {CONTEXT + key: shape for key, (shape, _) in self._context_spec.items()}
+        for key, shape in wanted.items():
+            found = tuple(state[key].shape) if key in state else None
+            if found != shape:
+                raise ValueError(f"state {key} is {found}, this rule needs {shape}: it was saved with another rule")
 
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
-        return super().__getstate__() | {"_rule": self._rule, "_warned": self._warned}
+        own = {
+            key: getattr(self, key) for key in ("_rule", "_coordinate_spec", "_context_spec", "_calls", "_told_of_loss")
+        }
+        return super().__getstate__() | own | {"_copies": {}, "_process_group": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Groups saved before a flag existed get its default."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("maximize", False)
+        self._copy_rule()
 
 
-def _write(state: State, new: State) -> None:
-    """Overwrite tensors in place; the step count is advanced once per parameter, elsewhere."""
+def _write(state: State, new: State, good: Tensor) -> None:
+    """Overwrite tensors in place if the step is good; the step count is advanced once per parameter, elsewhere."""
     for key, value in new.items():
         if key != "step":
-            state[key].copy_(value)
+            state[key].copy_(torch.where(good, value, state[key]))

@@ -46,13 +46,13 @@ class Rule(nn.Module):
         """State of the whole optimization: shape and dtype by name."""
         return self.context.context_spec
 
-    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int = 0) -> Tensor:
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
         """Additive statistics of some coordinates.
 
         Args:
             param, grad: (..., n) float32.
             state: coordinate state.
-            offset: global index of the first coordinate.
+            offset: global index of the first coordinate, or (n,) global minus local index of each.
 
         Returns:
             (..., k); sum over all parts before `contextualise`.

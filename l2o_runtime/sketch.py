@@ -42,7 +42,7 @@ def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
     Args:
         vector: (..., n) coordinates.
         size: d, the number of buckets.
-        offset: global index of the first coordinate.
+        offset: global index of the first coordinate, or (n,) global minus local index of each.
 
     Returns:
         (..., d), same dtype as `vector`.

@@ -62,7 +62,7 @@ def test_large_parameters_are_chunked_exactly(tmp_path, monkeypatch):
     save_rule(path, make_rule(RULES["dmd-sketch-normalized"]))
     results = []
     for chunk in (7, 10_000):
-        monkeypatch.setattr("l2o_runtime.optimizer.CHUNK", chunk)
+        monkeypatch.setattr("l2o_runtime.parts.CHUNK", chunk)
         model, loss_of, _ = problem()
         steps(model, LearnedOptimizer(model.parameters(), rule=path), loss_of, 10)
         results.append(flat(model))

@@ -26,7 +26,7 @@ class Context(nn.Module, ABC):
         """State kept once for the optimization."""
         return {}
 
-    def observe(self, param: Tensor, state: State, offset: int) -> Tensor:
+    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Statistics (..., k) of coordinates (..., n); those of a whole are the sum over its parts."""
         return param.new_zeros((*param.shape[:-1], 0))
 
@@ -68,7 +68,7 @@ class WindowContext(Context):
         """Gram matrix, losses, count, and in sketch mode the sketches."""
         return self.window.context_spec
 
-    def observe(self, param: Tensor, state: State, offset: int) -> Tensor:
+    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Inner products with the window, or the sketch of the newest snapshot."""
         return self.window.observe(param, state, offset)
 

@@ -1,0 +1,117 @@
+"""What an optimizer's step works on: flat views of parameters, gradients and states, in chunks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.distributed import Groups, first_index, local, shard_groups, zeros_beside
+from l2o_runtime.gram import State, StateSpec
+
+CHUNK = 16384
+"""Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some coordinates of a parameter.
+
+    Attributes:
+        theta: (n,) view of the parameter, to be written in place.
+        grad: (n,) float32, the direction to go down.
+        state: the rule's state, views (n, …); `step` (1,).
+        offset: global index of the first coordinate, or an offset (n,) per coordinate.
+    """
+
+    theta: Tensor
+    grad: Tensor
+    state: State
+    offset: int | Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """This rank's part of one parameter in one step.
+
+    Attributes:
+        group: the parameter group.
+        param: the parameter's part, in its own shape.
+        theta: (n,) the same flat: a view, or a copy if `param` is not contiguous.
+        grad: (n,) its gradient.
+        state: the rule's state, views (n, …); `step` (1,).
+        offset: global index of the first coordinate, or an offset (n,) per coordinate.
+        groups: the process groups over which the parameter is split.
+    """
+
+    group: dict[str, Any]
+    param: Tensor
+    theta: Tensor
+    grad: Tensor
+    state: State
+    offset: int | Tensor
+    groups: Groups
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""
+        for start in range(0, max(len(self.theta), 1), CHUNK):
+            piece = slice(start, start + CHUNK)
+            yield Chunk(
+                self.theta[piece],
+                -self.grad[piece].float() if self.group["maximize"] else self.grad[piece].float(),
+                {key: value if key == "step" else value[piece] for key, value in self.state.items()},
+                start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset),
+            )
+
+    def move(self, theta: Tensor, delta: Tensor, good: Tensor) -> None:
+        """θ ← θ · (1 − lr · weight_decay) + lr · Δ, in place, if the step is good.
+
+        Args:
+            theta: (n,) a chunk of this part.
+            delta: (n,) float32.
+            good: () bool.
+        """
+        lr, decay = self.group["lr"], self.group["weight_decay"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        if decay:
+            theta.mul_(1 - good.double() * (lr * decay))
+        theta.add_(torch.where(good, delta * lr, 0.0))
+
+    def finish(self) -> None:
+        """Write back what was computed on a copy, and count the step."""
+        if not self.param.is_contiguous():
+            self.param.copy_(self.theta.view(self.param.shape))
+
+
+def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, start: int) -> Part:
+    """Look at a parameter that has a gradient.
+
+    Args:
+        group: its parameter group.
+        param: plain or DTensor.
+        state: its optimizer state; what `spec` asks for is added where it is missing.
+        spec: the rule's state per coordinate.
+        start: global index of the parameter's first coordinate.
+
+    Raises:
+        RuntimeError: the gradient is sparse.
+    """
+    assert param.grad is not None
+    if param.grad.is_sparse:
+        raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
+    spec = {"step": ((), torch.float32)} | spec
+    for key, (shape, dtype) in spec.items():
+        if key not in state:
+            here = torch.zeros((), dtype=dtype, device=param.device)
+            state[key] = here if key == "step" else zeros_beside(param, shape, dtype)
+    part = local(param).detach()
+    return Part(
+        group=group,
+        param=part,
+        theta=part.reshape(-1),
+        grad=local(param.grad, like=param).reshape(-1),
+        state={key: local(state[key]).view(-1, *shape) for key, (shape, _) in spec.items()},
+        offset=start + first_index(param),
+        groups=shard_groups(param),
+    )
