@@ -6,18 +6,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from l2o_runtime import safeguard as guard
 from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.distributed import Groups, mean_loss, sum_over
 from l2o_runtime.exported import SUFFIXES, ExportedRule, load_exported
 from l2o_runtime.gram import State
-from l2o_runtime.parts import Chunk, Part, make_part
+from l2o_runtime.parts import Part, make_part
 from l2o_runtime.rule import Rule, zeros
 
 CONTEXT = "context_"
@@ -32,7 +33,7 @@ class HorizonWarning(UserWarning):
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    for key in ("lr", "weight_decay"):
+    for key in ("lr", "weight_decay", "safeguard_lr"):
         value = group.get(key, 0.0)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{key}: expected a number or a tensor of one element, got shape {tuple(value.shape)}")
@@ -62,6 +63,9 @@ class LearnedOptimizer(Optimizer):
         weight_decay: decoupled weight decay, as in AdamW. It is multiplied by lr, so values that suit
             AdamW at lr = 1e-3 are a thousand times larger than those for lr = 1.
         maximize: go up the objective instead of down.
+        safeguard: "adam" takes Adam's steps until the rule has shown that it does better, and again as soon as
+            it does not; see `l2o_runtime.safeguard`. It needs the loss at every step.
+        safeguard_lr: learning rate of that Adam; it is multiplied by lr.
         process_group: the ranks that step together; all by default. Copies of the optimizer forget it.
 
     Raises:
@@ -85,10 +89,15 @@ class LearnedOptimizer(Optimizer):
         *,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        safeguard: Literal["adam"] | None = None,
+        safeguard_lr: float = 1e-3,
         process_group: Any = None,
     ):
-        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        if safeguard not in (None, "adam"):
+            raise ValueError(f"safeguard: expected 'adam' or None, got {safeguard!r}")
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         _check_group(defaults)
+        self._safeguard = safeguard
         path = find_rule(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
         self._coordinate_spec, self._context_spec = self._rule.coordinate_spec, self._rule.context_spec
@@ -138,9 +147,14 @@ class LearnedOptimizer(Optimizer):
         if parts:
             self._warn(loss)
             value = self._loss_value(loss, parts[0].param.device)
-            statistics, pulse = self._observe(parts)
+            statistics, pulse = self._observe(parts, self._safeguard is None)
             good = self._diagnose(pulse, value, statistics)
-            self._learned_step(parts, statistics, value, good)
+            if self._safeguard is None:
+                self._learned_step(parts, statistics, value, good)
+            elif bool(pulse):
+                if loss is None:
+                    raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
+                self._guarded_step(parts, value, bool(good))
         return returned
 
     def health(self) -> dict[str, int]:
@@ -149,10 +163,17 @@ class LearnedOptimizer(Optimizer):
         Returns:
             `steps` taken; and steps skipped because of a `nonfinite_gradient`, `nonfinite_loss` or
             `nonfinite_parameter` (a step may have several reasons), or because of a `zero_gradient` (all of
-            them zero). Counted since the start of training: the counters travel in the state dict.
+            them zero). With a safeguard also `learned_steps`, `adam_steps`, the number of `trials` that the rule
+            was given, and how many windows were `undone`. Counted since the start of training: the counters travel
+            in the state dict.
         """
-        counters = self.state[self._first].get("health")
-        return dict(zip(HEALTH, [0] * len(HEALTH) if counters is None else counters.tolist(), strict=True))
+        overall = self.state[self._first]
+        counters = overall["health"].tolist() if "health" in overall else [0] * len(HEALTH)
+        found = dict(zip(HEALTH, counters, strict=True))
+        if self._safeguard is not None:
+            referee = guard.Referee.from_tensor(overall["safeguard"]) if "safeguard" in overall else guard.Referee()
+            found |= {key: getattr(referee, key) for key in guard.COUNTERS}
+        return found
 
     @property
     def _first(self) -> Tensor:
@@ -186,7 +207,7 @@ class LearnedOptimizer(Optimizer):
             warnings.warn(message, stacklevel=5)
         self._calls += 1
         horizon = self._rule.config.horizon
-        if self._calls == horizon + 1:
+        if self._calls == horizon + 1 and self._safeguard is None:
             message = (
                 f"step {self._calls}: the rule was meta-trained for runs of {horizon} steps and extrapolates from here"
             )
@@ -200,27 +221,30 @@ class LearnedOptimizer(Optimizer):
         value = mean_loss(value.reshape(()), loss is not None, self._process_group)
         return -value if self.param_groups[0]["maximize"] else value
 
-    def _observe(self, parts: list[Part]) -> tuple[Tensor, Tensor]:
-        """Statistics for the context (k,) and Σ|g| (), of all parts on all ranks, summed in float64.
+    def _observe(self, parts: list[Part], context: bool = True) -> tuple[Tensor, Tensor]:
+        """Statistics (k,) and Σ|g| (), of all parts on all ranks, summed in float64.
 
         They are exchanged together: sharding costs one all-reduce for every set of process groups.
+
+        Args:
+            parts: of this rank.
+            context: give the statistics that the context asks for; else just one number, which is not finite
+                where a parameter is not.
         """
+        context = context and isinstance(self._rule, Rule)  # an exported file computes its own
         device = parts[0].param.device
         sums: dict[Groups, Tensor] = {}
         for part in parts:
             for piece in part.chunks():
-                seen = torch.cat([piece.grad.abs().sum(dtype=torch.float64).reshape(1), self._statistics(piece)])
-                seen = seen.to(device)
+                if context:
+                    rule = self._rule_on(piece.theta.device)
+                    statistics = rule.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+                else:
+                    statistics = piece.theta.sum(dtype=torch.float64).reshape(1)
+                seen = torch.cat([piece.grad.abs().sum(dtype=torch.float64).reshape(1), statistics]).to(device)
                 sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
         total = torch.stack([sum_over(groups, value) for groups, value in sums.items()]).sum(0)
         return total[1:], total[0]
-
-    def _statistics(self, piece: Chunk) -> Tensor:
-        """(k,) float64; not finite where a parameter is not."""
-        if isinstance(self._rule, ExportedRule):
-            return piece.theta.sum(dtype=torch.float64).reshape(1)  # the file computes its own
-        rule = self._rule_on(piece.theta.device)
-        return rule.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
 
     def _diagnose(self, pulse: Tensor, loss: Tensor, statistics: Tensor) -> Tensor:
         """Whether this step may be taken, () bool; counted. Without a branch, no device has to be waited for.
@@ -247,6 +271,38 @@ class LearnedOptimizer(Optimizer):
         for part in parts:
             part.state["step"].add_(good)
             part.finish()
+
+    def _guarded_step(self, parts: list[Part], loss: Tensor, good: bool) -> None:
+        """The learned step or Adam's, as the referee says."""
+        overall = self.state[self._first]
+        referee = guard.Referee.from_tensor(overall["safeguard"]) if "safeguard" in overall else guard.Referee()
+        verdict = referee.judge(float(loss), self._rule.config.horizon) if good else referee.fail()
+        overall["safeguard"] = referee.to_tensor()
+        every = [(param, self.state[param]) for group in self.param_groups for param in group["params"]]
+        for param, state in every:
+            guard.init_adam(param, state)
+            if verdict.save:
+                guard.remember(param, state)
+            if verdict.restore:
+                guard.go_back(param, state)
+        if verdict.restore or not good:
+            return
+        for group in self.param_groups:
+            lr = 0.0 if verdict.learned else float(group["lr"])
+            params = [param for param in group["params"] if param.grad is not None]
+            guard.adam_step(
+                params,
+                [self.state[param] for param in params],
+                lr=lr * group["safeguard_lr"],
+                decay=lr * group["weight_decay"],
+                maximize=group["maximize"],
+            )
+        if not verdict.learned:
+            return
+        if verdict.restart:
+            for tensor in chain(self._context_state().values(), *(part.state.values() for part in parts)):
+                tensor.zero_()
+        self._learned_step(parts, self._observe(parts)[0], loss, torch.ones_like(loss, dtype=torch.bool))
 
     def _run(self, rule: Rule, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
         context_state = self._context_state()
@@ -326,16 +382,16 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
-        own = {
-            key: getattr(self, key) for key in ("_rule", "_coordinate_spec", "_context_spec", "_calls", "_told_of_loss")
-        }
-        return super().__getstate__() | own | {"_copies": {}, "_process_group": None}
+        own = ("_rule", "_coordinate_spec", "_context_spec", "_safeguard", "_calls", "_told_of_loss")
+        copied = {key: getattr(self, key) for key in own}
+        return super().__getstate__() | copied | {"_copies": {}, "_process_group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved before a flag existed get its default."""
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("maximize", False)
+            group.setdefault("safeguard_lr", 1e-3)
         self._copy_rule()
 
 

@@ -1,0 +1,221 @@
+"""Is the safeguarded optimizer ever worse than the Adam that it falls back to?
+
+Sixteen tasks, some of them far from anything a rule is meta-trained on, with a good rule (the bundled one) and a
+hostile one (the bundled one with its output negated: it climbs). The score is the full loss at the end, the mean over
+seeds; the ratio is to Adam with the same learning rate. Milliseconds are per training step, in the same process.
+
+    python benchmarks/safeguard.py --lr 0.001 --seeds 100 101 102
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_diabetes, load_digits
+from torch import Tensor, nn
+
+from l2o_runtime import HorizonWarning, LearnedOptimizer, load_rule, save_rule
+
+BOUND = 1.05
+DIGITS = tuple(torch.tensor(a) for a in load_digits(return_X_y=True))
+IMAGES, LABELS = DIGITS[0].float() / 16, DIGITS[1]
+BODIES, PROGRESSION = (torch.tensor(a, dtype=torch.float32) for a in load_diabetes(return_X_y=True))
+
+Task = Callable[[torch.Generator], tuple[list[nn.Parameter], Callable[[], Tensor], Callable[[], Tensor]]]
+"""From a generator: parameters, the loss of the next minibatch, the loss of everything."""
+
+
+def mlp(*sizes: int, activation: type[nn.Module] = nn.Sigmoid) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def supervised(
+    model: Callable[[], nn.Module], inputs: Tensor, targets: Tensor, loss=F.cross_entropy, batch: int = 64, scale=1.0
+) -> Task:
+    """Minibatches drawn with replacement."""
+
+    def task(rng: torch.Generator):
+        net = model()
+
+        def minibatch() -> Tensor:
+            index = torch.randint(len(inputs), (batch,), generator=rng)
+            return scale * loss(net(inputs[index]), targets[index])
+
+        return list(net.parameters()), minibatch, lambda: scale * loss(net(inputs), targets)
+
+    return task
+
+
+def deterministic(start: Tensor, loss: Callable[[Tensor], Tensor]) -> Task:
+    """The same function at every step."""
+
+    def task(rng: torch.Generator):
+        x = nn.Parameter(start + 0.1 * torch.randn(start.shape, generator=rng))
+        return [x], lambda: loss(x), lambda: loss(x)
+
+    return task
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of an image one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x.view(-1, 8, 8))[0][:, -1])
+
+
+def rosenbrock(x: Tensor) -> Tensor:
+    return (100 * (x[1:] - x[:-1].square()).square() + (1 - x[:-1]).square()).sum()
+
+
+def factorisation(rng: torch.Generator):
+    """A 30 × 20 matrix of rank 3, seen through noise."""
+    truth = torch.randn(30, 3, generator=rng) @ torch.randn(3, 20, generator=rng)
+    a, b = (nn.Parameter(0.3 * torch.randn(n, 3, generator=rng)) for n in (30, 20))
+
+    def minibatch() -> Tensor:
+        return (a @ b.T - truth - 0.5 * torch.randn(truth.shape, generator=rng)).square().mean()
+
+    return [a, b], minibatch, lambda: (a @ b.T - truth).square().mean()
+
+
+CURVATURES = torch.logspace(-3, 1, 40)
+FLIPPED = torch.where(torch.arange(len(LABELS)) % 5 == 0, (LABELS * 7 + 3) % 10, LABELS)
+PIXEL_SCALES = torch.logspace(-2, 2, 64)
+
+
+def relu(*sizes: int) -> nn.Sequential:
+    return mlp(*sizes, activation=nn.ReLU)
+
+
+TASKS: dict[str, Task] = {
+    "sigmoid network": supervised(lambda: mlp(64, 20, 10), IMAGES, LABELS),
+    "ReLU network": supervised(lambda: relu(64, 20, 10), IMAGES, LABELS),
+    "deep tanh network": supervised(lambda: mlp(64, 20, 20, 20, 20, 10, activation=nn.Tanh), IMAGES, LABELS),
+    "logistic regression": supervised(lambda: nn.Linear(64, 10), IMAGES, LABELS),
+    "convolutions": supervised(
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10)
+        ),
+        IMAGES,
+        LABELS,
+    ),
+    "recurrent network": supervised(Recurrent, IMAGES, LABELS),
+    "autoencoder": supervised(lambda: relu(64, 24, 6, 24, 64), IMAGES, IMAGES, F.mse_loss),
+    "absolute error": supervised(lambda: relu(10, 16, 1), BODIES * 20, PROGRESSION[:, None] / 100, F.l1_loss),
+    "badly scaled inputs": supervised(lambda: relu(64, 20, 10), IMAGES * PIXEL_SCALES, LABELS),
+    "loss × 1000": supervised(lambda: relu(64, 20, 10), IMAGES, LABELS, scale=1000.0),
+    "loss / 1000": supervised(lambda: mlp(64, 20, 10), IMAGES, LABELS, scale=0.001),
+    "batch size 1": supervised(lambda: relu(64, 20, 10), IMAGES, LABELS, batch=1),
+    "a fifth of labels wrong": supervised(lambda: relu(64, 20, 10), IMAGES, FLIPPED),
+    "quadratic, condition 10⁴": deterministic(torch.ones(40), lambda x: (CURVATURES * x.square()).sum()),
+    "Rosenbrock": deterministic(-torch.ones(10), rosenbrock),
+    "matrix factorisation": factorisation,
+}
+
+
+def run(task: Task, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], seed: int, steps: int):
+    """Final loss, milliseconds per step, counters."""
+    torch.manual_seed(seed)
+    params, minibatch, everything = task(torch.Generator().manual_seed(seed))
+    optimizer = make(params)
+    learned = isinstance(optimizer, LearnedOptimizer)
+    started = time.perf_counter()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = minibatch()
+        loss.backward()
+        optimizer.step(loss=loss) if learned else optimizer.step()
+    spent = (time.perf_counter() - started) * 1000 / steps
+    with torch.no_grad():
+        return everything().item(), spent, optimizer.health() if learned else {}
+
+
+def climbing_rule(folder: str) -> Path:
+    """The bundled rule with its output negated."""
+    rule = load_rule("default")
+    rule.cell.head.weight.neg_()
+    rule.cell.head.bias.neg_()
+    path = Path(folder) / "climbing.safetensors"
+    save_rule(path, rule)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", type=float, default=0.001, help="of Adam")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", HorizonWarning)
+    with tempfile.TemporaryDirectory() as folder:
+        climbing = climbing_rule(folder)
+        guarded = {"safeguard": "adam", "safeguard_lr": args.lr}
+        contenders = {
+            "Adam": lambda p: torch.optim.Adam(p, lr=args.lr),
+            "learned": LearnedOptimizer,
+            "guarded": lambda p: LearnedOptimizer(p, **guarded),
+            "climbing, guarded": lambda p: LearnedOptimizer(p, rule=climbing, **guarded),
+        }
+        found = {
+            name: {
+                who: [run(TASKS[name], make, seed, args.steps) for seed in args.seeds]
+                for who, make in contenders.items()
+            }
+            for name in track(args.tasks, console=Console(stderr=True))
+        }
+    return report(found, args)
+
+
+def report(found: dict, args: argparse.Namespace) -> int:
+    table = Table(title=f"Adam {args.lr:g}, {args.steps} steps, {len(args.seeds)} seeds")
+    for column in (
+        "task",
+        "Adam",
+        "learned",
+        "guarded",
+        "ratio",
+        "learned steps",
+        "climbing, ratio",
+        "ms Adam/learned/guarded",
+    ):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    figures = {}
+    for name, runs in found.items():
+        loss = {who: math.fsum(r[0] for r in results) / len(results) for who, results in runs.items()}
+        ms = {who: sum(r[1] for r in results) / len(results) for who, results in runs.items()}
+        share = sum(r[2]["learned_steps"] for r in runs["guarded"]) / (args.steps * len(args.seeds))
+        ratio, climbing = loss["guarded"] / loss["Adam"], loss["climbing, guarded"] / loss["Adam"]
+        figures[name] = {"loss": loss, "ms": ms, "share": share, "ratio": ratio, "climbing": climbing}
+        times = " / ".join(f"{ms[who]:.2f}" for who in ("Adam", "learned", "guarded"))
+        cells = (f"{loss[who]:.4g}" for who in ("Adam", "learned", "guarded"))
+        table.add_row(name, *cells, f"{ratio:.3f}", f"{share:.0%}", f"{climbing:.3f}", times)
+    Console(width=150).print(table)
+    if args.json:
+        args.json.write_text(json.dumps({"arguments": vars(args) | {"json": None}, "tasks": figures}, indent=2))
+    worst = max(max(f["ratio"], f["climbing"]) for f in figures.values())
+    print(f"worst ratio {worst:.3f}; the bound is {BOUND}")
+    return int(not worst <= BOUND)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,243 @@
+"""What happens when the learned step is bad: Adam is the incumbent, the learned rule has to prove itself.
+
+`Referee` watches the losses and decides, step by step, whose step is taken; it knows nothing of parameters. The
+optimizer remembers parameters where it says so, and returns to them where it says so.
+
+Source: the guard by the training loss is that of Prémont-Schwarz et al., "A Simple Guard for Learned Optimizers"
+(arXiv 2201.12426), the fallback to a classical step that of Heaton et al., "Safeguarded Learned Convex Optimization"
+(2020). Both compare with losses at extra points; here there are none: trials take place in time, one after the other,
+so that `step(loss=loss)` is all that is needed.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from l2o_runtime.distributed import local
+from l2o_runtime.gram import State
+
+WINDOW = 10
+"""Losses in a window: what a decision is based on."""
+
+PATIENCE = 32
+"""Windows of Adam's steps after a failed trial; doubled after every further one."""
+
+CONFIDENCE = 2.0
+"""Standard errors by which the learned rule's losses must lie below those that Adam's trend predicts."""
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+COUNTERS = ("learned_steps", "adam_steps", "trials", "undone")
+"""What `Referee` counts."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do in a step.
+
+    Attributes:
+        learned: take the learned step; else Adam's.
+        save: first remember where we are.
+        restart: the rule starts afresh, from zero states.
+        restore: return to where we were; take no step.
+    """
+
+    learned: bool
+    save: bool = False
+    restart: bool = False
+    restore: bool = False
+
+
+@dataclass
+class Referee:
+    """Compares losses under the learned rule with Adam's trend.
+
+    1. Adam steps. A line is fitted to its last `WINDOW` losses.
+    2. Trial: the rule starts afresh and takes `WINDOW` steps. It passes if the mean of the window's second half is
+       below what the line predicts there, by `CONFIDENCE` standard errors of the prediction. If it fails, the trial
+       is undone and Adam goes on for PATIENCE · 2^(failures − 1) windows, so that trials cost ever less.
+    3. While it passes it goes on, window after window, as long as each one gains more than Adam's line falls; then
+       Adam takes over and 1 starts again. A window in which the loss rose is undone.
+
+    Attributes:
+        learned: the rule is acting.
+        age: losses seen in this window, or since Adam took over.
+        wait: how many losses Adam sees before the next trial.
+        failures: trials that failed in a row.
+        steps: learned steps since the rule was started.
+        mean, slope, error: level of the window before (or, in a trial, Adam's prediction), slope of Adam's line per
+            step, standard error of the prediction.
+        worst: a loss above this ends the window at once.
+        learned_steps, adam_steps, trials, undone: counters for `health`.
+        losses: the latest `WINDOW`.
+    """
+
+    learned: bool = False
+    age: int = 0
+    wait: int = WINDOW
+    failures: int = 0
+    steps: int = 0
+    mean: float = 0.0
+    slope: float = 0.0
+    error: float = 0.0
+    worst: float = 0.0
+    learned_steps: int = 0
+    adam_steps: int = 0
+    trials: int = 0
+    undone: int = 0
+    losses: list[float] = field(default_factory=lambda: [0.0] * WINDOW)
+
+    def judge(self, loss: float, horizon: int) -> Verdict:
+        """Take notice of the loss at the present parameters, and decide.
+
+        Args:
+            loss: finite.
+            horizon: the longest run of the rule.
+        """
+        self.losses = [*self.losses[1:], loss]
+        self.age += 1
+        verdict = self._judge_learned(loss, horizon) if self.learned else self._judge_adam()
+        if not verdict.restore:
+            self.learned_steps += verdict.learned
+            self.adam_steps += not verdict.learned
+            self.steps += verdict.learned
+        return verdict
+
+    def fail(self) -> Verdict:
+        """A loss or gradient is not finite: undo what the rule did; Adam just skips the step."""
+        return self._undo() if self.learned else Verdict(learned=False)
+
+    def _judge_adam(self) -> Verdict:
+        if self.age < max(self.wait, WINDOW):
+            return Verdict(learned=False)
+        self.mean, self.slope, self.error = predict(self.losses)
+        self.worst = max(self.losses) + 3 * (max(self.losses) - min(self.losses))
+        self.learned, self.age, self.steps = True, 0, 0
+        self.trials += 1
+        return Verdict(learned=True, save=True, restart=True)
+
+    def _judge_learned(self, loss: float, horizon: int) -> Verdict:
+        if loss > self.worst:
+            return self._undo()
+        if self.age < WINDOW:
+            return Verdict(learned=True)
+        reached = sum(self.losses[WINDOW // 2 :]) / (WINDOW - WINDOW // 2)
+        trial = self.steps == WINDOW
+        expected = self.mean - CONFIDENCE * self.error if trial else self.mean + WINDOW * self.slope
+        if reached < expected and self.steps < horizon:
+            self.failures, self.age, self.mean = 0, 0, reached
+            self.worst = max(self.losses) + 3 * (max(self.losses) - min(self.losses))
+            return Verdict(learned=True, save=True)
+        if trial or reached > self.mean:
+            return self._undo()
+        return self._hand_over(WINDOW)
+
+    def _undo(self) -> Verdict:
+        self.undone += 1
+        if self.steps > WINDOW:
+            self._hand_over(WINDOW)
+        else:
+            self._hand_over(PATIENCE * WINDOW * 2**self.failures)
+            self.failures += 1
+        return Verdict(learned=False, restore=True)
+
+    def _hand_over(self, wait: int) -> Verdict:
+        self.learned, self.age, self.wait = False, 0, wait
+        return Verdict(learned=False)
+
+    def to_tensor(self) -> Tensor:
+        """All of it as numbers, for a state dict: (k,) float64 on the CPU."""
+        values = asdict(self)
+        return torch.tensor([*values.pop("losses"), *(float(v) for v in values.values())], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> "Referee":
+        """What `to_tensor` gave."""
+        referee = cls(losses=tensor[:WINDOW].tolist())
+        names = [f.name for f in fields(cls) if f.name != "losses"]
+        for name, value in zip(names, tensor[WINDOW:].tolist(), strict=True):
+            setattr(referee, name, type(getattr(referee, name))(value))
+        return referee
+
+
+def predict(losses: list[float]) -> tuple[float, float, float]:
+    """Where losses will be in the second half of the next window, if they follow their trend, but do not rise.
+
+    Least squares line through equally spaced points; the prediction is for the mean of n/2 later ones.
+
+    Args:
+        losses: n values, the latest last.
+
+    Returns:
+        Predicted mean, slope per step (at most 0), and standard error of the difference between the mean of
+        n/2 new losses and the prediction.
+
+    >>> predict([4.0, 3.0, 2.0, 1.0])
+    (-2.5, -1.0, 0.0)
+    """
+    n, half = len(losses), len(losses) - len(losses) // 2
+    x = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
+    y = torch.tensor(losses, dtype=torch.float64)
+    spread = x.square().sum()
+    slope = (x * y).sum() / spread
+    residual = y - y.mean() - slope * x
+    variance = residual.square().sum() / (n - 2)
+    ahead = (n - 1) / 2 + n - (half - 1) / 2
+    error = (variance * (1 / half + 1 / n + ahead**2 / spread)).sqrt()
+    slope = slope.clamp_max(0)
+    return float(y.mean() + slope * ahead), float(slope), float(error)
+
+
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Adam's state of a parameter, beside its `adam_step`."""
+
+
+def init_adam(param: Tensor, state: State) -> None:
+    """Add Adam's state where it is missing, in the parameter's dtype as in torch.optim."""
+    if "adam_step" not in state:
+        state["adam_step"] = torch.zeros((), dtype=torch.float32)
+        for key in AVERAGES:
+            state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+
+
+def adam_step(params: list[Tensor], states: list[State], *, lr: float, decay: float, maximize: bool) -> None:
+    """θ ← θ · (1 − decay) and a step of Adam (Kingma & Ba 2015), β = (0.9, 0.999), ε = 1e-8, by torch.optim.
+
+    lr = 0 only keeps Adam's averages going.
+    """
+    thetas = [local(param).detach() for param in params]
+    if decay:
+        for theta in thetas:
+            theta.mul_(1 - decay)
+    adam(
+        thetas,
+        [local(param.grad, like=param) for param in params if param.grad is not None],
+        [local(state["exp_avg"]) for state in states],
+        [local(state["exp_avg_sq"]) for state in states],
+        [],
+        [state["adam_step"] for state in states],
+        amsgrad=False,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        lr=lr,
+        weight_decay=0.0,
+        eps=EPSILON,
+        maximize=maximize,
+    )
+
+
+def remember(param: Tensor, state: State) -> None:
+    """Keep a copy of a parameter and of Adam's state."""
+    state["saved_param"] = param.detach().clone()
+    for key in ("adam_step", *AVERAGES):
+        state[f"saved_{key}"] = state[key].clone()
+
+
+def go_back(param: Tensor, state: State) -> None:
+    """Return to what `remember` kept."""
+    if "saved_param" in state:
+        param.copy_(state["saved_param"])
+        for key in ("adam_step", *AVERAGES):
+            state[key].copy_(state[f"saved_{key}"])
