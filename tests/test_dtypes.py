@@ -114,6 +114,23 @@ def test_states_keep_the_dtypes_of_the_rule(some_rule, dtype):
     assert found == want
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(some_rule, default):
+    results = []
+    for dtype in (torch.float32, default):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            results.append(LearnedOptimizer([nn.Parameter(values(3, 4).float())], rule=some_rule))
+            for step in range(9):
+                listed(results[-1])[0].grad = values(3, 4, seed=step).float()
+                results[-1].step()
+        finally:
+            torch.set_default_dtype(before)
+    assert all_equal(*map(listed, results))
+    assert_same_state(*results)
+
+
 # Copies
 
 
@@ -177,6 +194,25 @@ def test_a_state_moves_to_parameters_of_another_dtype_without_a_cast(some_rule, 
     other = LearnedOptimizer([nn.Parameter(values(2, 3).to(dtype))], rule=some_rule)
     other.load_state_dict(optimizer.state_dict())
     assert_same_state(optimizer, other)
+
+
+def test_load_hooks_have_the_last_word():
+    """A pre-hook may return another dictionary, a post-hook may change what was loaded."""
+    optimizer = LearnedOptimizer([nn.Parameter(values(3))])
+    run(optimizer, 2)
+
+    def replaced(_, saved):
+        saved = copy.deepcopy(saved)
+        saved["state"][0]["step"].fill_(7)
+        return saved
+
+    handle = optimizer.register_load_state_dict_pre_hook(replaced)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[listed(optimizer)[0]]["step"] == 7
+    handle.remove()
+    optimizer.register_load_state_dict_post_hook(lambda o: o.state[listed(o)[0]]["step"].fill_(9))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert optimizer.state[listed(optimizer)[0]]["step"] == 9
 
 
 def test_a_refused_state_leaves_the_optimizer_as_it_was():
@@ -314,6 +350,14 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(some_rule):
     assert torch.equal(dense, values(3))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_parameters_are_refused_at_once(layout):
+    param = nn.Parameter(torch.eye(3).to_sparse(layout=layout))
+    with pytest.raises(ValueError, match="sparse"):
+        LearnedOptimizer([param])
+
+
 # Hyper-parameters
 
 
@@ -446,6 +490,18 @@ def test_swapped_in_parameters_and_state_take_their_own_steps(visit):
     assert all(a is b for a, b in zip(listed(visit.host), params, strict=True))
     assert all_equal(params, start)
     torch.testing.assert_close(visit.host.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_swapped_in_state_is_advanced_in_place(visit):
+    """torch hands back what was changed in place only, so a step may not rebind any tensor of the state.
+
+    What a step adds to the state is lost for the same reason; after 12 steps even the safeguard has all of its own.
+    """
+    saved = visit.guest.state_dict()
+    with swapped(visit.host, listed(visit.guest), saved):
+        run(visit.host, 4, first=12)
+    run(visit.alone, 4, first=12)
+    torch.testing.assert_close(saved["state"], visit.alone.state_dict()["state"], rtol=0, atol=0)
 
 
 def test_the_host_is_restored_after_an_exception(visit):
