@@ -143,7 +143,7 @@ def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
 
 def _assemble(config: RuleConfig, tensors: dict[str, torch.Tensor]) -> Rule:
     with torch.device("meta"):
-        rule = Rule(config)
+        rule = Rule(config).float()  # whatever torch's default dtype is
     found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     wanted = {name: (tuple(t.shape), t.dtype) for name, t in rule.state_dict().items()}
     if found != wanted:

@@ -86,7 +86,8 @@ class ExportedRule:
     ) -> tuple[Tensor, State, State]:
         """One step on the CPU, where exported files run: Δ (n,) and both new states."""
         state = [coordinates[k] for k in self.coordinate_spec] + [optimization[k] for k in self.context_spec]
-        delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *state)])
+        with torch.autocast("cpu", enabled=False):
+            delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *state)])
         split = len(self.coordinate_spec)
         return (
             delta,

@@ -1,6 +1,5 @@
 """LearnedOptimizer: a frozen rule as a drop-in torch.optim.Optimizer."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_runtime import safeguard as guard
 from l2o_runtime.artifact import find_rule, load_rule
-from l2o_runtime.distributed import Groups, mean_loss, sum_over
+from l2o_runtime.distributed import mean_loss
+from l2o_runtime.engine import Replicas, advance, advance_exported, observe
 from l2o_runtime.exported import SUFFIXES, ExportedRule, load_exported
 from l2o_runtime.gram import State
 from l2o_runtime.parts import Part, make_part
@@ -101,7 +101,7 @@ class LearnedOptimizer(Optimizer):
         path = find_rule(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
         self._coordinate_spec, self._context_spec = self._rule.coordinate_spec, self._rule.context_spec
-        self._copies: dict[torch.device, Rule] = {}
+        self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         self._process_group = process_group
         self._calls = 0
         self._told_of_loss = False
@@ -111,10 +111,15 @@ class LearnedOptimizer(Optimizer):
         """Add a group of parameters; they start with a fresh state."""
         _check_group(param_group)
         super().add_param_group(param_group)
-        if any(param.is_complex() for param in self.param_groups[-1]["params"]):
-            self.param_groups.pop()
-            raise ValueError("complex parameters are not supported: optimize torch.view_as_real(param) instead")
-        self._copy_rule()
+        for param in self.param_groups[-1]["params"]:
+            if param.is_complex() or param.layout != torch.strided:
+                self.param_groups.pop()
+                kind, instead = (
+                    ("complex", "torch.view_as_real(param)") if param.is_complex() else ("sparse", "param.to_dense()")
+                )
+                raise ValueError(f"{kind} parameters are not supported: optimize {instead} instead")
+            if self._replicas is not None:
+                self._replicas.on(param.device)  # now rather than in `step`, which may be compiled
 
     @overload
     def step(self, closure: None = None, *, loss: Tensor | float | None = None) -> None: ...
@@ -147,7 +152,7 @@ class LearnedOptimizer(Optimizer):
         if parts:
             self._warn(loss)
             value = self._loss_value(loss, parts[0].param.device)
-            statistics, pulse = self._observe(parts, self._safeguard is None)
+            statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
             good = self._diagnose(pulse, value, statistics)
             if self._safeguard is None:
                 self._learned_step(parts, statistics, value, good)
@@ -178,8 +183,10 @@ class LearnedOptimizer(Optimizer):
     @property
     def _first(self) -> Tensor:
         """The first parameter; what belongs to the whole optimization is kept beside its state."""
-        first: Tensor = next(chain.from_iterable(group["params"] for group in self.param_groups))
-        return first
+        return next(self._params())
+
+    def _params(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, with its state, which is made on first use."""
@@ -221,31 +228,6 @@ class LearnedOptimizer(Optimizer):
         value = mean_loss(value.reshape(()), loss is not None, self._process_group)
         return -value if self.param_groups[0]["maximize"] else value
 
-    def _observe(self, parts: list[Part], context: bool = True) -> tuple[Tensor, Tensor]:
-        """Statistics (k,) and Σ|g| (), of all parts on all ranks, summed in float64.
-
-        They are exchanged together: sharding costs one all-reduce for every set of process groups.
-
-        Args:
-            parts: of this rank.
-            context: give the statistics that the context asks for; else just one number, which is not finite
-                where a parameter is not.
-        """
-        context = context and isinstance(self._rule, Rule)  # an exported file computes its own
-        device = parts[0].param.device
-        sums: dict[Groups, Tensor] = {}
-        for part in parts:
-            for piece in part.chunks():
-                if context:
-                    rule = self._rule_on(piece.theta.device)
-                    statistics = rule.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
-                else:
-                    statistics = piece.theta.sum(dtype=torch.float64).reshape(1)
-                seen = torch.cat([piece.grad.abs().sum(dtype=torch.float64).reshape(1), statistics]).to(device)
-                sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
-        total = torch.stack([sum_over(groups, value) for groups, value in sums.items()]).sum(0)
-        return total[1:], total[0]
-
     def _diagnose(self, pulse: Tensor, loss: Tensor, statistics: Tensor) -> Tensor:
         """Whether this step may be taken, () bool; counted. Without a branch, no device has to be waited for.
 
@@ -257,99 +239,37 @@ class LearnedOptimizer(Optimizer):
         reasons = [~pulse.isfinite(), ~loss.isfinite(), ~statistics.isfinite().all(), pulse == 0]
         good = ~torch.stack(reasons).any()
         counted = torch.stack([good, *reasons]).long()
-        state = self.state[self._first]
-        state["health"] = state["health"] + counted if "health" in state else counted
+        self.state[self._first].setdefault("health", torch.zeros_like(counted)).add_(counted)
         return good
 
     def _learned_step(self, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
-        """Contextualise once, update every part chunk by chunk; parameters and states are written in place."""
-        loss = torch.where(good, loss, 0.0)
-        if isinstance(self._rule, Rule):
-            self._run(self._rule_on(loss.device), parts, torch.where(good, statistics, 0.0), loss, good)
+        reach = None if self._safeguard is None else guard.REACH
+        if self._replicas is not None:
+            advance(self._replicas, parts, statistics, loss, self._context_state(), good, reach)
         else:
-            self._run_exported(self._rule, parts, loss, good)
-        for part in parts:
-            part.state["step"].add_(good)
-            part.finish()
+            assert isinstance(self._rule, ExportedRule)
+            advance_exported(self._rule, parts, loss, self._context_state(), good, reach)
 
     def _guarded_step(self, parts: list[Part], loss: Tensor, good: bool) -> None:
         """The learned step or Adam's, as the referee says."""
         overall = self.state[self._first]
-        referee = guard.Referee.from_tensor(overall["safeguard"]) if "safeguard" in overall else guard.Referee()
+        if "safeguard" not in overall:
+            overall["safeguard"] = guard.Referee().to_tensor()
+        referee = guard.Referee.from_tensor(overall["safeguard"])
         verdict = referee.judge(float(loss), self._rule.config.horizon) if good else referee.fail()
-        overall["safeguard"] = referee.to_tensor()
-        every = [(param, self.state[param]) for group in self.param_groups for param in group["params"]]
-        for param, state in every:
-            guard.init_adam(param, state)
-            if verdict.save:
-                guard.remember(param, state)
-            if verdict.restore:
-                guard.go_back(param, state)
+        overall["safeguard"].copy_(referee.to_tensor())
+        for param in self._params():
+            guard.keep(param, self.state[param], verdict)
         if verdict.restore or not good:
             return
         for group in self.param_groups:
-            lr = 0.0 if verdict.learned else float(group["lr"])
-            params = [param for param in group["params"] if param.grad is not None]
-            guard.adam_step(
-                params,
-                [self.state[param] for param in params],
-                lr=lr * group["safeguard_lr"],
-                decay=lr * group["weight_decay"],
-                maximize=group["maximize"],
-            )
-        if not verdict.learned:
-            return
+            guard.adam_step(group, self.state, move=not verdict.learned)
         if verdict.restart:
             for tensor in chain(self._context_state().values(), *(part.state.values() for part in parts)):
                 tensor.zero_()
-        self._learned_step(parts, self._observe(parts)[0], loss, torch.ones_like(loss, dtype=torch.bool))
-
-    def _run(self, rule: Rule, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
-        context_state = self._context_state()
-        context, new = rule.contextualise(statistics, loss, context_state)
-        _write(context_state, new, good)
-        for part in parts:
-            device = part.param.device
-            local_rule, here, fine = self._rule_on(device), context.to(device), good.to(device)
-            for piece in part.chunks():
-                delta, new = local_rule.update(piece.grad, piece.theta.float(), here, piece.state)
-                _write(piece.state, new, fine)
-                part.move(piece.theta, delta, fine)
-
-    def _run_exported(self, rule: ExportedRule, parts: list[Part], loss: Tensor, good: Tensor) -> None:
-        """The same through an exported file, which takes all coordinates at once."""
-        if any(part.groups for part in parts):
-            raise RuntimeError(f"{rule.path.name} holds the whole step; sharded parameters need a .safetensors rule")
-        sizes = [len(part.theta) for part in parts]
-
-        def join(tensors: list[Tensor]) -> Tensor:
-            # The step count is one number per parameter here, and one per coordinate in the file.
-            return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
-
-        coordinates = {key: join([part.state[key] for part in parts]) for key in rule.coordinate_spec}
-        context_state = self._context_state()
-        thetas = join([part.theta.float() for part in parts])
-        grads = join([piece.grad for part in parts for piece in part.chunks()])
-        delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state)
-        _write(context_state, new, good)
-        pieces = {key: value.split(sizes) for key, value in coordinates.items()}
-        for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
-            fine = good.to(part.param.device)
-            _write(part.state, {key: split[i].to(fine.device) for key, split in pieces.items()}, fine)
-            part.move(part.theta, move.to(fine.device), fine)
-
-    def _rule_on(self, device: torch.device) -> Rule:
-        """The rule on a device; models may be spread over several."""
-        assert isinstance(self._rule, Rule)
-        if device not in self._copies:
-            self._copies[device] = copy.deepcopy(self._rule).to(device)
-        return self._copies[device]
-
-    def _copy_rule(self) -> None:
-        """Copy the rule to all devices now, rather than in `step`, which may be compiled."""
-        for param in chain.from_iterable(group["params"] for group in self.param_groups):
-            if isinstance(self._rule, Rule):
-                self._rule_on(param.device)
+        if verdict.learned:
+            statistics, _ = observe(parts, self._replicas)
+            self._learned_step(parts, statistics, loss, torch.ones_like(loss, dtype=torch.bool))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state exactly: nothing is cast to the parameter's dtype, nothing is shared with the argument.
@@ -357,16 +277,33 @@ class LearnedOptimizer(Optimizer):
         Raises:
             ValueError: the state belongs to another rule or to parameters of another shape.
         """
-        saved = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
-        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        for index, param in zip(saved, params, strict=False):  # torch itself reports another number of parameters
-            self._check_state(state_dict["state"].get(index, {}), param)
-        super().load_state_dict(state_dict)
-        for index, param in zip(saved, params, strict=True):
-            # torch casts all but `step` to the parameter's dtype, which would destroy float32 and int64 state.
-            for key, value in state_dict["state"].get(index, {}).items():
-                self.state[param][key] = value.to(param.device, copy=True) if isinstance(value, Tensor) else value
-        self._calls = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+        exact: dict[Tensor, dict[str, Any]] = {}
+
+        def check(_: Optimizer, saved: dict[str, Any]) -> None:
+            """The last pre-hook sees what the others made of the argument, before anything is changed."""
+            indices = chain.from_iterable(group["params"] for group in saved["param_groups"])
+            for index, param in zip(indices, self._params(), strict=False):  # torch reports a wrong number of them
+                exact[param] = saved["state"].get(index, {}).copy()
+                if isinstance(exact[param].get("step"), int | float):
+                    exact[param]["step"] = torch.tensor(float(exact[param]["step"]), dtype=torch.float32)
+                self._check_state(exact[param], param)
+
+        def restore(_: Optimizer) -> None:
+            """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""
+            for param, state in exact.items():
+                for key, value in state.items():
+                    self.state[param][key] = value.to(param.device, copy=True) if isinstance(value, Tensor) else value
+            self._calls = max((int(state["step"]) for state in exact.values() if "step" in state), default=0)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _check_state(self, state: dict[str, Any], param: Tensor) -> None:
         wanted = {key: (*param.shape, *shape) for key, (shape, _) in self._coordinate_spec.items()}
@@ -382,9 +319,9 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
-        own = ("_rule", "_coordinate_spec", "_context_spec", "_safeguard", "_calls", "_told_of_loss")
+        own = ("_rule", "_replicas", "_coordinate_spec", "_context_spec", "_safeguard", "_calls", "_told_of_loss")
         copied = {key: getattr(self, key) for key in own}
-        return super().__getstate__() | copied | {"_copies": {}, "_process_group": None}
+        return super().__getstate__() | copied | {"_process_group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved before a flag existed get its default."""
@@ -392,11 +329,3 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             group.setdefault("maximize", False)
             group.setdefault("safeguard_lr", 1e-3)
-        self._copy_rule()
-
-
-def _write(state: State, new: State, good: Tensor) -> None:
-    """Overwrite tensors in place if the step is good; the step count is advanced once per parameter, elsewhere."""
-    for key, value in new.items():
-        if key != "step":
-            state[key].copy_(torch.where(good, value, state[key]))

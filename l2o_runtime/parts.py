@@ -22,7 +22,7 @@ class Chunk:
         theta: (n,) view of the parameter, to be written in place.
         grad: (n,) float32, the direction to go down.
         state: the rule's state, views (n, …); `step` (1,).
-        offset: global index of the first coordinate, or an offset (n,) per coordinate.
+        offset: global index of the first coordinate, or (n,) global minus local index of each.
     """
 
     theta: Tensor
@@ -64,22 +64,27 @@ class Part:
                 start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset),
             )
 
-    def move(self, theta: Tensor, delta: Tensor, good: Tensor) -> None:
+    def move(self, theta: Tensor, delta: Tensor, good: Tensor, reach: float | None = None) -> None:
         """θ ← θ · (1 − lr · weight_decay) + lr · Δ, in place, if the step is good.
 
         Args:
             theta: (n,) a chunk of this part.
             delta: (n,) float32.
             good: () bool.
+            reach: where given, Δ is cut to ± reach · safeguard_lr.
         """
         lr, decay = self.group["lr"], self.group["weight_decay"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
         if decay:
             theta.mul_(1 - good.double() * (lr * decay))
+        if reach is not None:
+            bound = reach * self.group["safeguard_lr"]
+            delta = delta.clamp(-bound, bound)
         theta.add_(torch.where(good, delta * lr, 0.0))
 
-    def finish(self) -> None:
-        """Write back what was computed on a copy, and count the step."""
+    def finish(self, good: Tensor) -> None:
+        """Count the step, and write back what was computed on a copy."""
+        self.state["step"].add_(good)
         if not self.param.is_contiguous():
             self.param.copy_(self.theta.view(self.param.shape))
 

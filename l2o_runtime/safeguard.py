@@ -9,7 +9,9 @@ Source: the guard by the training loss is that of Prémont-Schwarz et al., "A Si
 so that `step(loss=loss)` is all that is needed.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +23,19 @@ from l2o_runtime.gram import State
 WINDOW = 10
 """Losses in a window: what a decision is based on."""
 
-PATIENCE = 32
+HISTORY = 50
+"""Losses under Adam to which its trend is fitted, where it has taken so many steps since it took over."""
+
+REACH = 10.0
+"""A learned step is cut, in every coordinate, to so many times Adam's learning rate."""
+
+REACH = 10.0
+"""A learned step is cut, in every coordinate, to so many times Adam's learning rate."""
+
+PATIENCE = 64
 """Windows of Adam's steps after a failed trial; doubled after every further one."""
 
-CONFIDENCE = 2.0
+CONFIDENCE = 3.0
 """Standard errors by which the learned rule's losses must lie below those that Adam's trend predicts."""
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -76,7 +87,7 @@ class Referee:
 
     learned: bool = False
     age: int = 0
-    wait: int = WINDOW
+    wait: int = HISTORY
     failures: int = 0
     steps: int = 0
     mean: float = 0.0
@@ -87,7 +98,7 @@ class Referee:
     adam_steps: int = 0
     trials: int = 0
     undone: int = 0
-    losses: list[float] = field(default_factory=lambda: [0.0] * WINDOW)
+    losses: list[float] = field(default_factory=lambda: [0.0] * HISTORY)
 
     def judge(self, loss: float, horizon: int) -> Verdict:
         """Take notice of the loss at the present parameters, and decide.
@@ -112,8 +123,9 @@ class Referee:
     def _judge_adam(self) -> Verdict:
         if self.age < max(self.wait, WINDOW):
             return Verdict(learned=False)
-        self.mean, self.slope, self.error = predict(self.losses)
-        self.worst = max(self.losses) + 3 * (max(self.losses) - min(self.losses))
+        recent = self.losses[-min(self.age, HISTORY) :]
+        self.mean, self.slope, self.error = predict(recent)
+        self.worst = limit(recent)
         self.learned, self.age, self.steps = True, 0, 0
         self.trials += 1
         return Verdict(learned=True, save=True, restart=True)
@@ -123,12 +135,13 @@ class Referee:
             return self._undo()
         if self.age < WINDOW:
             return Verdict(learned=True)
-        reached = sum(self.losses[WINDOW // 2 :]) / (WINDOW - WINDOW // 2)
+        recent = self.losses[-WINDOW:]
+        reached = sum(recent[WINDOW // 2 :]) / (WINDOW - WINDOW // 2)
         trial = self.steps == WINDOW
         expected = self.mean - CONFIDENCE * self.error if trial else self.mean + WINDOW * self.slope
         if reached < expected and self.steps < horizon:
             self.failures, self.age, self.mean = 0, 0, reached
-            self.worst = max(self.losses) + 3 * (max(self.losses) - min(self.losses))
+            self.worst = limit(recent)
             return Verdict(learned=True, save=True)
         if trial or reached > self.mean:
             return self._undo()
@@ -155,89 +168,91 @@ class Referee:
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> "Referee":
         """What `to_tensor` gave."""
-        referee = cls(losses=tensor[:WINDOW].tolist())
+        referee = cls(losses=tensor[:HISTORY].tolist())
         names = [f.name for f in fields(cls) if f.name != "losses"]
-        for name, value in zip(names, tensor[WINDOW:].tolist(), strict=True):
+        for name, value in zip(names, tensor[HISTORY:].tolist(), strict=True):
             setattr(referee, name, type(getattr(referee, name))(value))
         return referee
+
+
+def limit(losses: list[float]) -> float:
+    """A loss that is clearly not among `losses`: three times their range above the highest."""
+    return max(losses) + 3 * (max(losses) - min(losses))
 
 
 def predict(losses: list[float]) -> tuple[float, float, float]:
     """Where losses will be in the second half of the next window, if they follow their trend, but do not rise.
 
-    Least squares line through equally spaced points; the prediction is for the mean of n/2 later ones.
+    Least squares line through equally spaced points; the prediction is for the mean of the second half of the
+    `WINDOW` points that follow.
 
     Args:
         losses: n values, the latest last.
 
     Returns:
         Predicted mean, slope per step (at most 0), and standard error of the difference between the mean of
-        n/2 new losses and the prediction.
+        WINDOW/2 new losses and the prediction.
 
-    >>> predict([4.0, 3.0, 2.0, 1.0])
-    (-2.5, -1.0, 0.0)
+    >>> predict([23.0, 22.0, 21.0, 20.0])  # 19, 18, … 10 are to come
+    (12.0, -1.0, 0.0)
     """
-    n, half = len(losses), len(losses) - len(losses) // 2
+    n, half = len(losses), WINDOW - WINDOW // 2
     x = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
     y = torch.tensor(losses, dtype=torch.float64)
     spread = x.square().sum()
     slope = (x * y).sum() / spread
     residual = y - y.mean() - slope * x
     variance = residual.square().sum() / (n - 2)
-    ahead = (n - 1) / 2 + n - (half - 1) / 2
+    ahead = (n - 1) / 2 + WINDOW - (half - 1) / 2
     error = (variance * (1 / half + 1 / n + ahead**2 / spread)).sqrt()
     slope = slope.clamp_max(0)
     return float(y.mean() + slope * ahead), float(slope), float(error)
 
 
-AVERAGES = ("exp_avg", "exp_avg_sq")
-"""Adam's state of a parameter, beside its `adam_step`."""
+ADAM = ("adam_step", "exp_avg", "exp_avg_sq")
+"""Adam's state of a parameter; the averages have its dtype, as in torch.optim."""
 
 
-def init_adam(param: Tensor, state: State) -> None:
-    """Add Adam's state where it is missing, in the parameter's dtype as in torch.optim."""
+def keep(param: Tensor, state: State, verdict: Verdict) -> None:
+    """Make Adam's state where it is missing; remember it with the parameter, or return to what was remembered."""
     if "adam_step" not in state:
         state["adam_step"] = torch.zeros((), dtype=torch.float32)
-        for key in AVERAGES:
-            state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    if verdict.save:
+        state["saved_param"] = param.detach().clone()
+        state |= {f"saved_{key}": state[key].clone() for key in ADAM}
+    if verdict.restore and "saved_param" in state:
+        param.copy_(state["saved_param"])
+        for key in ADAM:
+            state[key].copy_(state[f"saved_{key}"])
 
 
-def adam_step(params: list[Tensor], states: list[State], *, lr: float, decay: float, maximize: bool) -> None:
-    """θ ← θ · (1 − decay) and a step of Adam (Kingma & Ba 2015), β = (0.9, 0.999), ε = 1e-8, by torch.optim.
+def adam_step(group: dict[str, Any], states: Mapping[Tensor, State], *, move: bool) -> None:
+    """Adam (Kingma & Ba 2015), β = (0.9, 0.999), ε = 1e-8, by torch.optim, with the group's decoupled weight decay.
 
-    lr = 0 only keeps Adam's averages going.
+    Args:
+        group: parameter group; Adam's learning rate is lr · safeguard_lr.
+        states: optimizer state of every parameter.
+        move: else only Adam's averages go on.
     """
+    params = [param for param in group["params"] if param.grad is not None]
     thetas = [local(param).detach() for param in params]
-    if decay:
-        for theta in thetas:
-            theta.mul_(1 - decay)
+    lr = float(group["lr"]) if move else 0.0
+    for theta in thetas:
+        theta.mul_(1 - lr * group["weight_decay"])
     adam(
         thetas,
-        [local(param.grad, like=param) for param in params if param.grad is not None],
-        [local(state["exp_avg"]) for state in states],
-        [local(state["exp_avg_sq"]) for state in states],
+        [local(param.grad, like=param) for param in params],
+        [local(states[param]["exp_avg"]) for param in params],
+        [local(states[param]["exp_avg_sq"]) for param in params],
         [],
-        [state["adam_step"] for state in states],
+        [states[param]["adam_step"] for param in params],
         amsgrad=False,
         beta1=BETAS[0],
         beta2=BETAS[1],
-        lr=lr,
+        lr=lr * group["safeguard_lr"],
         weight_decay=0.0,
         eps=EPSILON,
-        maximize=maximize,
+        maximize=group["maximize"],
     )
-
-
-def remember(param: Tensor, state: State) -> None:
-    """Keep a copy of a parameter and of Adam's state."""
-    state["saved_param"] = param.detach().clone()
-    for key in ("adam_step", *AVERAGES):
-        state[f"saved_{key}"] = state[key].clone()
-
-
-def go_back(param: Tensor, state: State) -> None:
-    """Return to what `remember` kept."""
-    if "saved_param" in state:
-        param.copy_(state["saved_param"])
-        for key in ("adam_step", *AVERAGES):
-            state[key].copy_(state[f"saved_{key}"])

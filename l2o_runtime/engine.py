@@ -1,0 +1,128 @@
+"""How a rule is run over the parts of a model: observe all, contextualise once, update each.
+
+Everything is written in place, and only if the step is good; there is no branch on the device's numbers, so that no
+device has to be waited for and a compiled step is one graph.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.distributed import Groups, sum_over
+from l2o_runtime.exported import ExportedRule
+from l2o_runtime.gram import State
+from l2o_runtime.parts import Part
+from l2o_runtime.rule import Rule
+
+
+class Replicas:
+    """Copies of a rule on the devices of a model; which may be spread over several."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self.copies: dict[torch.device, Rule] = {}
+
+    def on(self, device: torch.device) -> Rule:
+        """The rule on a device."""
+        if device not in self.copies:
+            self.copies[device] = copy.deepcopy(self.rule).to(device)
+        return self.copies[device]
+
+
+def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
+    """Statistics (k,) for the context and Σ|g| (), of all parts on all ranks, summed in float64.
+
+    They are exchanged together: sharding costs one all-reduce for every set of process groups.
+
+    Args:
+        parts: of this rank.
+        rule: whose context is to see them; None gives Σθ in place of the statistics. Both are not finite
+            where a parameter is not (a rule without context gives no statistics).
+    """
+    device = parts[0].param.device
+    sums: dict[Groups, Tensor] = {}
+    for part in parts:
+        for piece in part.chunks():
+            pulse = piece.grad.abs().sum(dtype=torch.float64).reshape(1)
+            if rule is None:
+                seen = piece.theta.sum(dtype=torch.float64).reshape(1)
+            else:
+                local = rule.on(piece.theta.device)
+                with torch.autocast(device.type, enabled=False):
+                    seen = local.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+            seen = torch.cat([pulse, seen]).to(device)
+            sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
+    total = torch.stack([sum_over(groups, value) for groups, value in sums.items()]).sum(0)
+    return total[1:], total[0]
+
+
+def advance(
+    rule: Replicas,
+    parts: list[Part],
+    statistics: Tensor,
+    loss: Tensor,
+    context_state: State,
+    good: Tensor,
+    reach: float | None = None,
+) -> None:
+    """One step of a rule.
+
+    Args:
+        rule: on all devices.
+        parts: of this rank; their parameters and states are written.
+        statistics: (k,) of all parts on all ranks.
+        loss: ().
+        context_state: written.
+        good: () bool; else nothing is written.
+        reach: cut Δ to ± reach · safeguard_lr of the group.
+    """
+    with torch.autocast(loss.device.type, enabled=False):
+        statistics, loss = torch.where(good, statistics, 0.0), torch.where(good, loss, 0.0)
+        context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
+    _write(context_state, new, good)
+    for part in parts:
+        device = part.param.device
+        here, fine = context.to(device), good.to(device)
+        for piece in part.chunks():
+            with torch.autocast(device.type, enabled=False):
+                delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, piece.state)
+            _write(piece.state, new, fine)
+            part.move(piece.theta, delta, fine, reach)
+        part.finish(fine)
+
+
+def advance_exported(
+    rule: ExportedRule, parts: list[Part], loss: Tensor, context_state: State, good: Tensor, reach: float | None = None
+) -> None:
+    """As `advance`, with an exported file, which takes all coordinates at once and computes its own statistics.
+
+    Raises:
+        RuntimeError: a parameter is sharded.
+    """
+    if any(part.groups for part in parts):
+        raise RuntimeError(f"{rule.path.name} holds the whole step; sharded parameters need a .safetensors rule")
+    sizes = [len(part.theta) for part in parts]
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        # The step count is one number per parameter here, and one per coordinate in the file.
+        return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
+
+    coordinates = {key: join([part.state[key] for part in parts]) for key in rule.coordinate_spec}
+    thetas = join([part.theta.float() for part in parts])
+    grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
+    delta, coordinates, new = rule(thetas, grads, torch.where(good, loss, 0.0), coordinates, context_state)
+    _write(context_state, new, good)
+    pieces = {key: value.split(sizes) for key, value in coordinates.items()}
+    for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
+        fine = good.to(part.param.device)
+        _write(part.state, {key: split[i] for key, split in pieces.items()}, fine)
+        part.move(part.theta, move.to(fine.device), fine, reach)
+        part.finish(fine)
+
+
+def _write(state: State, new: State, good: Tensor) -> None:
+    """Overwrite tensors if the step is good; the step count is advanced once per parameter, in `Part.finish`."""
+    for key, value in new.items():
+        if key != "step":
+            state[key].copy_(torch.where(good, value.to(good.device), state[key]))
