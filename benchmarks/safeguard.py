@@ -2,7 +2,8 @@
 
 Sixteen tasks, some of them far from anything a rule is meta-trained on, with a good rule (the bundled one) and a
 hostile one (the bundled one with its output negated: it climbs). The score is the loss of all data, its mean over the
-last 50 steps and over seeds; the ratio is to Adam with the same learning rate. Milliseconds are per training step, in the same process.
+last 50 steps and over seeds; the ratio is to Adam with the same learning rate. Milliseconds are per training step, in
+the same process.
 
     python benchmarks/safeguard.py --lr 0.001 --seeds 100 101 102
 """

@@ -80,6 +80,7 @@ class Part:
         if reach is not None:
             bound = reach * self.group["safeguard_lr"]
             delta = delta.clamp(-bound, bound)
+        delta = delta.to(torch.promote_types(theta.dtype, torch.float32))  # half precision is rounded once, at the end
         theta.add_(torch.where(good, delta * lr, 0.0))
 
     def finish(self, good: Tensor) -> None:
