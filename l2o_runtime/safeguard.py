@@ -9,8 +9,10 @@ Source: the guard by the training loss is that of Prémont-Schwarz et al., "A Si
 so that `step(loss=loss)` is all that is needed.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from statistics import fmean, variance
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from l2o_runtime.distributed import local
 from l2o_runtime.gram import State
 
 WINDOW = 10
-"""Losses in a window: what a decision is based on."""
+"""Losses in a window: what a decision is based on, its second half above all."""
+
+HALF = WINDOW // 2
 
 HISTORY = 50
 """Losses under Adam to which its trend is fitted, where it has taken so many steps since it took over."""
@@ -32,11 +36,11 @@ REACH = 10.0
 REACH = 10.0
 """A learned step is cut, in every coordinate, to so many times Adam's learning rate."""
 
-PATIENCE = 64
+PATIENCE = 100
 """Windows of Adam's steps after a failed trial; doubled after every further one."""
 
 CONFIDENCE = 3.0
-"""Standard errors by which the learned rule's losses must lie below those that Adam's trend predicts."""
+"""Standard errors by which losses under the rule must lie below those that Adam's trend predicts."""
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
@@ -67,7 +71,7 @@ class Referee:
 
     1. Adam steps. A line is fitted to its last `WINDOW` losses.
     2. Trial: the rule starts afresh and takes `WINDOW` steps. It passes if the mean of the window's second half is
-       below what the line predicts there, by `CONFIDENCE` standard errors of the prediction. If it fails, the trial
+       below what the line predicts there, by `CONFIDENCE` standard errors of the difference. If it fails, the trial
        is undone and Adam goes on for PATIENCE · 2^(failures − 1) windows, so that trials cost ever less.
     3. While it passes it goes on, window after window, as long as each one gains more than Adam's line falls; then
        Adam takes over and 1 starts again. A window in which the loss rose is undone.
@@ -136,9 +140,10 @@ class Referee:
         if self.age < WINDOW:
             return Verdict(learned=True)
         recent = self.losses[-WINDOW:]
-        reached = sum(recent[WINDOW // 2 :]) / (WINDOW - WINDOW // 2)
+        reached, deviation = fmean(recent[HALF:]), variance(recent[HALF:])
         trial = self.steps == WINDOW
-        expected = self.mean - CONFIDENCE * self.error if trial else self.mean + WINDOW * self.slope
+        margin = CONFIDENCE * math.sqrt(self.error**2 + deviation / HALF)
+        expected = self.mean - margin if trial else self.mean + WINDOW * self.slope
         if reached < expected and self.steps < horizon:
             self.failures, self.age, self.mean = 0, 0, reached
             self.worst = limit(recent)
@@ -190,21 +195,20 @@ def predict(losses: list[float]) -> tuple[float, float, float]:
         losses: n values, the latest last.
 
     Returns:
-        Predicted mean, slope per step (at most 0), and standard error of the difference between the mean of
-        WINDOW/2 new losses and the prediction.
+        Predicted mean, slope per step (at most 0), and standard error of the prediction.
 
     >>> predict([23.0, 22.0, 21.0, 20.0])  # 19, 18, … 10 are to come
     (12.0, -1.0, 0.0)
     """
-    n, half = len(losses), WINDOW - WINDOW // 2
+    n = len(losses)
     x = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
     y = torch.tensor(losses, dtype=torch.float64)
     spread = x.square().sum()
     slope = (x * y).sum() / spread
     residual = y - y.mean() - slope * x
-    variance = residual.square().sum() / (n - 2)
-    ahead = (n - 1) / 2 + WINDOW - (half - 1) / 2
-    error = (variance * (1 / half + 1 / n + ahead**2 / spread)).sqrt()
+    noise = residual.square().sum() / (n - 2)
+    ahead = (n - 1) / 2 + WINDOW - (HALF - 1) / 2
+    error = (noise * (1 / n + ahead**2 / spread)).sqrt()
     slope = slope.clamp_max(0)
     return float(y.mean() + slope * ahead), float(slope), float(error)
 
