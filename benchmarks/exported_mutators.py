@@ -1,7 +1,6 @@
 """Hostile exported files: `.pt`, `.pt2` and `.onnx`, with and without a digest that fits.
 
-As in `rule_mutators`, but a mutator also gets the suffix. Payloads create a file called `Payload.marker` in the current
-folder when they run.
+As in `rule_mutators`, but a mutator also gets the suffix. What runs creates a file called `Payload.marker`.
 """
 
 import hashlib
@@ -15,7 +14,8 @@ from collections.abc import Callable
 
 import onnx
 import torch
-from rule_mutators import NAMES, Payload, flip, nested
+from rule_mutators import NAMES, Payload, flip
+from signed_mutators import nested
 from torch import Tensor, nn
 
 Mutator = Callable[[random.Random, bytes, str], bytes]
@@ -99,13 +99,8 @@ def pickle_member(rng: random.Random, content: bytes, suffix: str) -> bytes:
     """A member that torch unpickles replaced by a malicious pickle, or one added."""
     entries = members(content)
     names = ["data.pkl", "constants.pkl", "attributes.pkl", "data/weights/model.pt", "data/constants/model.pt"]
-    names += ["data/constants/opaque_obj_0", "data/constants/custom_obj_0", "version"]
-    names += [
-        "models/other.json",
-        "data/sample_inputs/other.pt",
-        "serialized_state_dict.pt",
-        "data/aotinductor/model/x.so",
-    ]
+    names += ["data/constants/opaque_obj_0", "data/constants/custom_obj_0", "version", "data/sample_inputs/other.pt"]
+    names += ["models/other.json", "serialized_state_dict.pt", "data/aotinductor/model/x.so"]
     for name in rng.sample(names, rng.randint(1, 3)):
         entries[f"archive/{name}"] = pickled(rng)
     return sealed(archive(list(entries.items())), suffix)
@@ -143,8 +138,7 @@ def zip_tricks(rng: random.Random, content: bytes, suffix: str) -> bytes:
     elif choice == 1:
         entries.append((rng.choice(["../x", "/etc/x", "archive/../../x", "archive/code/../x.py", *NAMES[2:8]]), b"x"))
     elif choice == 2:
-        bomb = archive([*entries, ("archive/data/99", bytes(60 * 2**20))], zipfile.ZIP_DEFLATED)
-        return sealed(bomb, suffix)
+        return sealed(archive([*entries, ("archive/data/99", bytes(60 * 2**20))], zipfile.ZIP_DEFLATED), suffix)
     elif choice == 3:
         return sealed(archive(entries, rng.choice([zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])), suffix)
     elif choice == 4:
@@ -159,13 +153,11 @@ def metadata(rng: random.Random, content: bytes, suffix: str) -> bytes:
     """Other metadata: newer, duplicate keys, too deep, not JSON, another rule's."""
     good = extra(content, suffix)
     others = [good.replace("l2o-rule/1", "l2o-rule/2"), good.replace('"config"', '"config": 1, "config"'), "", "[]"]
-    others += [
-        nested(rng),
-        good.replace('"hidden": ', '"hidden": 4'),
-        good.replace('"hidden": ', '"hidden": 1e999, "x": '),
-    ]
+    others += [nested(rng), good.replace('"hidden": ', '"hidden": 1e999, "x": ')]
     others += ["null", good[:-1], good.replace("hidden", "hiden"), good.replace('"config"', '"conf"'), "\0" * 1000]
-    new = rng.choice(others if suffix == ".pt2" else [o for o in others if '"hidden": 4' not in o])
+    if suffix == ".pt2":  # in the others, that the sizes are another rule's shows at the first step
+        others.append(good.replace('"hidden": ', '"hidden": 4'))
+    new = rng.choice(others)
     if suffix != ".onnx":
         return sealed(archive(list((members(content) | {"archive/extra/l2o-rule.json": new.encode()}).items())), suffix)
     model = onnx.load_from_string(unsealed(content, suffix))
@@ -180,31 +172,22 @@ def extra(content: bytes, suffix: str) -> str:
     return next(p.value for p in onnx.load_from_string(content).metadata_props if p.key == "l2o-rule.json")
 
 
-# With a digest that fits; programs.
-
-
 def program(rng: random.Random, content: bytes, suffix: str) -> bytes:
     """Python code wherever torch.export would evaluate, compile or look up strings of a `.pt2`."""
     entries = members(content)
     model = json.loads(entries["archive/models/model.json"])
     graph, module = model["graph_module"]["graph"], model["graph_module"]
-    node = rng.choice(graph["nodes"])
-    expression = rng.choice(
-        [f"{CODE}", f"__import__('builtins').{CODE}", f"[].append({CODE})", "9**9**9**9", "s0" * 99999]
-    )
+    node = rng.choice([node for node in graph["nodes"] if node["outputs"]])
+    expression = rng.choice([CODE, f"sympify.__globals__['__builtins__']['{CODE[:4]}']", "9**9**9**9", "s0" * 99999])
     choice = rng.randrange(7)
     if choice == 0:
         symbols = [s for value in graph["tensor_values"].values() for s in value["sizes"] if "as_expr" in s]
         rng.choice(symbols)["as_expr"]["expr_str"] = expression
     elif choice == 1:
-        targets = [
-            "torch.os.system",
-            "torch.load",
-            "torch.ops.aten.from_file.default",
-            "_operator.attrgetter",
-            "math.exp",
-        ]
-        node["target"] = rng.choice([*targets, "torch.ops.load_library", "#x:y", "builtins.open", expression, *NAMES])
+        targets = ["torch.os.system", "torch.load", "torch.ops.aten.from_file.default", "_operator.attrgetter", "#x:y"]
+        node["target"] = rng.choice(
+            [*targets, "torch.ops.load_library", "math.exp", "builtins.open", expression, *NAMES]
+        )
     elif choice == 2:
         node["outputs"][0] = {"as_tensor": {"name": f"x\n{CODE}"}}
     elif choice == 3:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import rule_mutators
+import signed_mutators
 import torch
 
 from l2o_runtime import ArtifactError, Rule, RuleConfig
@@ -38,14 +39,11 @@ from l2o_runtime.exported import load_exported
 
 LIMIT_BYTES = 200 * 10**6
 LIMIT_SECONDS = 1.0
-HANG = 20
-CONFIGS = [
-    RuleConfig(hidden=2, layers=1),
-    RuleConfig(hidden=3, layers=2, features="normalized", context=DMDConfig(window=4, rank=1)),
-    RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2)),
-    RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4)),
-]
-Make = Callable[[random.Random, Path], Path]
+HANG = 20  # seconds after which a file counts as hanging
+CONFIGS = [RuleConfig(hidden=2, layers=1)]
+CONFIGS += [RuleConfig(hidden=3, layers=2, features="normalized", context=DMDConfig(window=4, rank=1))]
+CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2))]
+CONFIGS += [RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4))]
 Read = Callable[[Path], str]
 
 
@@ -54,7 +52,7 @@ class Case:
     """A mutator: how it makes a file, how that is read, and which outcomes are right."""
 
     name: str
-    make: Make
+    make: Callable[[random.Random, Path], Path]
     read: Read
     allowed: tuple[str, ...] = ("refused",)
 
@@ -220,8 +218,8 @@ def rule_cases() -> list[Case]:
 
     cases = [case(mutate.__name__.replace("_", " "), mutate) for mutate in rule_mutators.RAW]
     cases += [Case("special file", special_file, read_safetensors)]
-    cases += [case(f"signed: {name}", mutate) for name, mutate in rule_mutators.SIGNED.items()]
-    return cases + [case(f"signed: {name}", mutate, "valid") for name, mutate in rule_mutators.MAY_LOAD.items()]
+    cases += [case(f"signed: {name}", mutate) for name, mutate in signed_mutators.SIGNED.items()]
+    return cases + [case(f"signed: {name}", mutate, "valid") for name, mutate in signed_mutators.MAY_LOAD.items()]
 
 
 def exported_cases(folder: Path, native: bool) -> list[Case]:
@@ -294,9 +292,7 @@ def main() -> int:
         ):
             if count:
                 wrong += table([case for case in cases() if arguments.only in case.name], count, arguments.seed)
-    for line in wrong[:50]:
-        print("WRONG", line)
-    print(f"{len(wrong)} wrong")
+    print(*(f"WRONG {line}" for line in wrong[:50]), f"{len(wrong)} wrong", sep="\n")
     return min(len(wrong), 1)
 
 
