@@ -65,11 +65,11 @@ def find_rule(rule: str | Path) -> Path:
         return BUNDLED / f"{rule}.safetensors"
     path = Path(rule)
     try:
-        there = path.is_file()
+        kind = "file" if path.is_file() else "folder" if path.is_dir() else "other"
     except OSError:  # a folder that may not be searched, or a name that is too long
-        there = False
-    if not there:
-        what = "is no regular file" if os.path.lexists(path) else "does not exist"
+        kind = "other"
+    if kind != "file":
+        what = "is a folder" if kind == "folder" else "does not exist, or is no regular file"
         names = ", ".join(bundled_rules()) or "none"
         raise ArtifactError(
             f"no rule at {path}: it {what}; expected a file that `l2o train` or `l2o export` wrote, "
