@@ -1,7 +1,6 @@
 """Read and write rules: one safetensors file with its configuration, no pickle. See docs/artifact.md."""
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,13 @@ from safetensors import SafetensorError
 
 from l2o_runtime.config import ConfigError, RuleConfig, build, to_dict
 from l2o_runtime.rule import Rule
+from l2o_runtime.untrusted import canonical, parse_json, printable
 
 FORMAT = "l2o-rule/1"
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 48 * 2**20
+"""The largest file; the limits on sizes in `config` keep every rule below it."""
 MAX_HEADER = 2**20
+METADATA = {"format", "config", "provenance", "digest"}
 BUNDLED = Path(__file__).parent / "pretrained"
 
 
@@ -62,8 +64,12 @@ def find_rule(rule: str | Path) -> Path:
     if isinstance(rule, str) and rule in bundled_rules():
         return BUNDLED / f"{rule}.safetensors"
     path = Path(rule)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    try:
+        kind = "file" if path.is_file() else "folder" if path.is_dir() else "other"
+    except OSError:  # a folder that may not be searched, or a name that is too long
+        kind = "other"
+    if kind != "file":
+        what = "is a folder" if kind == "folder" else "does not exist, or is no regular file"
         names = ", ".join(bundled_rules()) or "none"
         raise ArtifactError(
             f"no rule at {path}: it {what}; expected a file that `l2o train` or `l2o export` wrote, "
@@ -73,16 +79,20 @@ def find_rule(rule: str | Path) -> Path:
 
 
 def rule_bytes(rule: Rule, provenance: Mapping[str, Any] | None = None) -> bytes:
-    """The file of a rule: equal rules and provenance give equal bytes."""
+    """The file of a rule: equal rules and provenance give equal bytes.
+
+    Raises:
+        ValueError: the provenance is no strict JSON; NaN, for one.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
     metadata = {
         "format": FORMAT,
-        "config": _canonical(to_dict(rule.config)),
-        "provenance": _canonical(dict(provenance or {})),
+        "config": canonical(to_dict(rule.config)),
+        "provenance": canonical(dict(provenance or {})),
     }
-    header, data = _split(safetensors.torch.save(tensors, metadata=metadata))
+    header, _, data = _split(safetensors.torch.save(tensors, metadata=metadata))
     header["__metadata__"]["digest"] = _digest(header, data)
-    text = _canonical(header).encode()
+    text = canonical(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data
 
@@ -107,13 +117,37 @@ def read_rule(rule: str | Path) -> tuple[Rule, dict[str, Any]]:
     """As `load_rule`, with the provenance beside the rule."""
     path = find_rule(rule)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"larger than {MAX_BYTES} bytes; a rule is not")
-        return parse_rule(path.read_bytes())
+        return parse_rule(read_limited(path))
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
+
+
+def read_limited(path: Path) -> bytes:
+    """The bytes of a file that is no larger than an artifact may be.
+
+    Raises:
+        ArtifactError: it is larger, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ArtifactError(f"cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise ArtifactError(f"larger than {MAX_BYTES} bytes; a rule is not")
+    return content
+
+
+def check_format(found: object) -> None:
+    """Refuse every format but the one this version reads.
+
+    Raises:
+        ArtifactError: with both versions in the message.
+    """
+    if not isinstance(found, str) or not found.startswith("l2o-rule/"):
+        raise ArtifactError("not a rule: its metadata has no format l2o-rule/…; expected a file that l2o wrote")
+    if found != FORMAT:
+        raise ArtifactError(f"format {printable(found, 80)}, this version reads {FORMAT}: upgrade l2o-runtime")
 
 
 def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
@@ -122,33 +156,47 @@ def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
     Raises:
         ArtifactError: not such a file, another version, damaged, or made for another architecture.
     """
-    header, data = _split(content)
-    metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict) or not str(metadata.get("format", "")).startswith("l2o-rule/"):
-        raise ArtifactError("a safetensors file, but not a rule: its metadata has no format l2o-rule/…")
-    if metadata["format"] != FORMAT:
-        raise ArtifactError(f"format {metadata['format']}, this version reads {FORMAT}: upgrade l2o-runtime")
-    if metadata.pop("digest", None) != _digest(header, data):
-        raise ArtifactError("damaged: its contents do not match its digest; copy it again from its source")
     try:
-        config = build(RuleConfig, json.loads(metadata["config"]))
-        provenance = json.loads(metadata["provenance"])
-        tensors = safetensors.torch.load(content)
+        return _parse(content)
+    except ArtifactError:
+        raise
     except ConfigError as error:
-        raise ArtifactError(f"configuration not understood: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise ArtifactError(f"not a valid rule file: {error!r}") from None
-    return _assemble(config, tensors), provenance
+        raise ArtifactError(f"configuration not understood: {printable(error)}") from None
+    except (ValueError, SafetensorError) as error:
+        raise ArtifactError(f"not a valid rule file: {printable(error)}") from None
 
 
-def _assemble(config: RuleConfig, tensors: dict[str, torch.Tensor]) -> Rule:
+def _parse(content: bytes) -> tuple[Rule, dict[str, Any]]:
+    header, text, data = _split(content)
+    metadata = header.get("__metadata__")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    check_format(metadata.get("format"))
+    if metadata.keys() != METADATA or not all(isinstance(value, str) for value in metadata.values()):
+        raise ArtifactError(f"not a valid rule file: its metadata must be these strings, {', '.join(sorted(METADATA))}")
+    if text.rstrip(" ") != canonical(header):
+        raise ArtifactError("damaged: its header is not canonical JSON; copy it again from its source")
+    if metadata.pop("digest") != _digest(header, data):
+        raise ArtifactError("damaged: its contents do not match its digest; copy it again from its source")
+    rule = _assemble(build(RuleConfig, parse_json(metadata["config"])), header, content)
+    provenance = parse_json(metadata["provenance"])
+    if not isinstance(provenance, dict):
+        raise ArtifactError("not a valid rule file: its provenance is not a JSON object")
+    return rule, provenance
+
+
+def _assemble(config: RuleConfig, header: dict[str, Any], content: bytes) -> Rule:
     with torch.device("meta"):
         rule = Rule(config).float()  # whatever torch's default dtype is
-    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    wanted = {name: (tuple(t.shape), t.dtype) for name, t in rule.state_dict().items()}
+    # Compared before anything is read or allocated for them: the header may ask for tensors of any size.
+    found = {name: _declared(entry) for name, entry in header.items() if name != "__metadata__"}
+    wanted = {name: ("F32", list(tensor.shape)) for name, tensor in rule.state_dict().items()}
     if found != wanted:
-        wrong = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))[0]
-        raise ArtifactError(f"tensor {wrong}: found {found.get(wrong)}, its configuration asks for {wanted.get(wrong)}")
+        name = min(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+        raise ArtifactError(
+            f"tensor {printable(name, 80)}: found {printable(found.get(name), 80)}, "
+            f"its configuration asks for {wanted.get(name)}"
+        )
+    tensors = safetensors.torch.load(content)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ArtifactError(f"tensor {name} has values that are not finite")
@@ -156,24 +204,28 @@ def _assemble(config: RuleConfig, tensors: dict[str, torch.Tensor]) -> Rule:
     return rule.eval().requires_grad_(False)
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+def _declared(entry: Any) -> tuple[Any, Any]:
+    """Type and shape that a header gives a tensor."""
+    return (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
 
 
-def _digest(header: dict[str, Any], data: bytes) -> str:
+def _digest(header: dict[str, Any], data: memoryview) -> str:
     """SHA-256 of the header without its digest, as canonical JSON, followed by the data."""
-    return hashlib.sha256(_canonical(header).encode() + data).hexdigest()
+    digest = hashlib.sha256(canonical(header).encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
-def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and data of a safetensors file."""
+def _split(content: bytes) -> tuple[dict[str, Any], str, memoryview]:
+    """Header, its text, and the data of a safetensors file."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 10 or not 2 <= length <= min(MAX_HEADER, len(content) - 8):
         raise ArtifactError("not a rule file, or cut short: a safetensors header does not fit into it")
     try:
-        header = json.loads(content[8 : 8 + length])
-    except (ValueError, RecursionError):
+        text = content[8 : 8 + length].decode()
+        header = parse_json(text)
+    except ValueError:
         raise ArtifactError("not a rule file: it does not start with a safetensors header") from None
     if not isinstance(header, dict):
         raise ArtifactError("not a rule file: its header is not a JSON object")
-    return header, content[8 + length :]
+    return header, text, memoryview(content)[8 + length :]

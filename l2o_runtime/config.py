@@ -6,12 +6,19 @@ plain mapping (parsed JSON, TOML, `--set key=value`) into one and refuses anythi
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
 T = TypeVar("T")
+
+MAX_NUMBERS = 2**22
+"""Bound on what grows with a product of sizes: weights of a network, numbers in a window. 16 MiB of float32."""
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 80
 
 
 class ConfigError(ValueError):
@@ -32,7 +39,7 @@ def nearest(word: str, known: list[str]) -> str:
     >>> nearest("zzz", ["epochs", "seed"])
     'known: epochs, seed'
     """
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word[:80], known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
 
 
@@ -49,7 +56,7 @@ def build(kind: type[T], data: Any, path: str = "") -> T:
         ConfigError: an unknown key (with the nearest known ones), a missing key, a wrong type, or a value
             that the dataclass itself refuses.
     """
-    require(isinstance(data, Mapping), f"{path or 'configuration'}: expected a table of keys, got {data!r}")
+    require(isinstance(data, Mapping), f"{path or 'configuration'}: expected a table of keys, got {_repr.repr(data)}")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -72,20 +79,21 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is Literal:
         allowed = typing.get_args(hint)
-        require(value in allowed, f"{path}: {value!r} is not one of {', '.join(map(str, allowed))}")
+        require(value in allowed, f"{path}: {_repr.repr(value)} is not one of {', '.join(map(str, allowed))}")
         return value
     if origin in (Union, types.UnionType):
         return _convert_union(typing.get_args(hint), value, path)
     if origin is tuple:
-        require(isinstance(value, list | tuple), f"{path}: expected a list, got {value!r}")
+        require(isinstance(value, list | tuple), f"{path}: expected a list, got {_repr.repr(value)}")
         inner = typing.get_args(hint)[0]
         return tuple(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type[Any], hint), value, f"{path}.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) < 2**53, f"{path}: {_repr.repr(value)} is too large for a number")
         return float(value)
     exact = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    require(exact, f"{path}: expected {hint.__name__}, got {value!r}")
+    require(exact, f"{path}: expected {hint.__name__}, got {_repr.repr(value)}")
     return value
 
 
@@ -96,10 +104,13 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
             return None
         (only,) = [option for option in options if option is not type(None)]
         return _convert(only, value, path)
-    require(isinstance(value, Mapping), f"{path}: expected a table with a key `kind`, got {value!r}")
+    require(isinstance(value, Mapping), f"{path}: expected a table with a key `kind`, got {_repr.repr(value)}")
     kinds = {option.kind: option for option in options}
     chosen = value.get("kind")
-    require(chosen in kinds, f"{path}.kind: {chosen!r} is not one of {', '.join(sorted(kinds))}")
+    require(
+        isinstance(chosen, str) and chosen in kinds,
+        f"{path}.kind: {_repr.repr(chosen)} is not one of {', '.join(sorted(kinds))}",
+    )
     return build(kinds[chosen], value, f"{path}.")
 
 
@@ -138,6 +149,8 @@ class WindowConfig:
         require(2 <= self.window <= 1024, f"window: must be in 2..1024, got {self.window}")
         if self.sketch is not None:
             require(8 <= self.sketch <= 65536, f"sketch: must be in 8..65536 or absent, got {self.sketch}")
+            numbers = (self.window + 1) * self.sketch
+            require(numbers <= MAX_NUMBERS, f"sketch: (window + 1) · sketch is {numbers}, more than {MAX_NUMBERS}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +195,7 @@ class DMDConfig(WindowConfig):
         require(1 <= self.rank <= 16, f"rank: must be in 1..16, got {self.rank}")
         transitions = self.window - (self.snapshots == "delta")
         require(self.rank <= transitions, f"rank: {self.rank} is larger than the window's {transitions} columns")
-        require(self.every >= 1, f"every: must be at least 1, got {self.every}")
+        require(1 <= self.every <= 10**6, f"every: must be in 1..{10**6}, got {self.every}")
 
     @property
     def width(self) -> int:
@@ -214,6 +227,8 @@ class KAEConfig(WindowConfig):
         require(1 <= self.hidden <= 1024, f"hidden: must be in 1..1024, got {self.hidden}")
         require(0 < self.radius <= 2, f"radius: must be in (0, 2], got {self.radius}")
         require(1 <= self.predict <= 100, f"predict: must be in 1..100, got {self.predict}")
+        weights = 2 * self.hidden * (3 * self.window + self.hidden + self.latent)
+        require(weights <= MAX_NUMBERS, f"hidden: the autoencoder has about {weights} weights, more than {MAX_NUMBERS}")
 
     @property
     def width(self) -> int:
@@ -251,4 +266,6 @@ class RuleConfig:
         require(1 <= self.hidden <= 512, f"hidden: must be in 1..512, got {self.hidden}")
         require(1 <= self.layers <= 8, f"layers: must be in 1..8, got {self.layers}")
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
-        require(self.horizon >= 1, f"horizon: must be at least 1, got {self.horizon}")
+        require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
+        weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)
+        require(weights <= MAX_NUMBERS, f"hidden: the LSTM has about {weights} weights, more than {MAX_NUMBERS}")

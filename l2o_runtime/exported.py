@@ -7,9 +7,8 @@ Every file holds the whole step as one function of flat tensors,
 with the state in the order of `step_names`, all of it zero at the start, and n free.
 """
 
-import json
+import logging
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.artifact import FORMAT, ArtifactError
-from l2o_runtime.config import ConfigError, RuleConfig, build
+from l2o_runtime.archive import (
+    METADATA_KEY,
+    check_metadata,
+    check_seal,
+    read_archive,
+    safe_program,
+    safe_torchscript,
+    write_archive,
+)
+from l2o_runtime.artifact import ArtifactError, find_rule, read_limited
+from l2o_runtime.config import RuleConfig
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.rule import Rule
+from l2o_runtime.untrusted import printable
 
-METADATA_KEY = "l2o-rule.json"
 SUFFIXES = {".pt": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
+
+EXTERNAL_DATA = b"\x0a\x08location\x12"
+"""How a tensor in an ONNX file begins to name the file that its numbers are in."""
 
 Flat = Callable[[list[Tensor]], list[Tensor]]
 
@@ -72,9 +83,9 @@ class ExportedRule:
         coordinate_spec, context_spec: its states.
     """
 
-    def __init__(self, path: Path, metadata: str, run: Flat):
+    def __init__(self, path: Path, config: RuleConfig, run: Flat):
         self.path = path
-        self.config = _parse_config(metadata)
+        self.config = config
         with torch.device("meta"):
             rule = Rule(self.config)
         self.coordinate_spec: StateSpec = rule.coordinate_spec
@@ -109,66 +120,52 @@ def load_exported(path: str | Path) -> ExportedRule:
     path = Path(path).absolute()
     if path.suffix not in SUFFIXES:
         raise ArtifactError(f"{path}: unknown kind of rule; expected .safetensors, {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise ArtifactError(f"no rule at {path}: the file does not exist")
+    find_rule(path)
     readers = {".pt": _read_torchscript, ".pt2": _read_torch_export, ".onnx": _read_onnx}
-    return ExportedRule(path, *readers[path.suffix](path))
-
-
-def _parse_config(metadata: str) -> RuleConfig:
     try:
-        content = json.loads(metadata)
-        if content["format"] != FORMAT:
-            raise ArtifactError(f"format {content['format']}, this version reads {FORMAT}: upgrade l2o-runtime")
-        return build(RuleConfig, content["config"])
-    except ArtifactError:
-        raise
-    except (ConfigError, ValueError, KeyError, TypeError):
-        raise ArtifactError("the file does not carry a rule's configuration: was it written by `l2o export`?") from None
+        content = read_limited(path)
+        check_seal(content)
+        return ExportedRule(path, *readers[path.suffix](content))
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    except Exception as error:  # torch and onnxruntime raise classes of many kinds, without a common base
+        raise ArtifactError(f"{path}: not {SUFFIXES[path.suffix]}, or damaged ({printable(error)})") from None
 
 
-def _read_torchscript(path: Path) -> tuple[str, Flat]:
-    extra = {METADATA_KEY: ""}
+def _read_torchscript(content: bytes) -> tuple[RuleConfig, Flat]:
+    metadata, members = read_archive(content, ".pt")
+    config = check_metadata(metadata)
+    archive = write_archive(safe_torchscript(members))
+    with torchscript():
+        module = torch.jit.load(archive, map_location="cpu")  # type: ignore[no-untyped-call]
+    return config, lambda inputs: list(module(*inputs))
+
+
+def _read_torch_export(content: bytes) -> tuple[RuleConfig, Flat]:
+    metadata, members = read_archive(content, ".pt2")
+    config = check_metadata(metadata)
+    archive = write_archive(safe_program(members, config))
+    logger = logging.getLogger("torch.export")
+    disabled, logger.disabled = logger.disabled, True  # it logs a traceback of its own, and then raises
     try:
-        with torchscript():
-            module = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a TorchScript file, or damaged ({_first_line(error)})") from None
-
-    def run(inputs: list[Tensor]) -> list[Tensor]:
-        return list(module(*inputs))
-
-    return _text(extra[METADATA_KEY]), run
+        module = torch.export.load(archive).module()
+    finally:
+        logger.disabled = disabled
+    return config, lambda inputs: list(module(*inputs))
 
 
-def _read_torch_export(path: Path) -> tuple[str, Flat]:
-    extra = {METADATA_KEY: ""}
-    # torch.export.load logs a traceback of its own for a file that is no archive at all.
-    if not zipfile.is_zipfile(path):
-        raise ArtifactError(f"{path}: not a torch.export file, or damaged (it is no zip archive)")
-    try:
-        module = torch.export.load(path, extra_files=extra).module()
-    except Exception as error:
-        raise ArtifactError(f"{path}: not a torch.export file, or damaged ({_first_line(error)})") from None
-
-    def run(inputs: list[Tensor]) -> list[Tensor]:
-        return list(module(*inputs))
-
-    return _text(extra[METADATA_KEY]), run
-
-
-def _read_onnx(path: Path) -> tuple[str, Flat]:
+def _read_onnx(content: bytes) -> tuple[RuleConfig, Flat]:
     try:
         import onnxruntime
     except ImportError:
-        raise ArtifactError(f"{path}: ONNX rules need onnxruntime: pip install 'l2o-runtime[onnx]'") from None
+        raise ArtifactError("ONNX rules need onnxruntime: pip install 'l2o-runtime[onnx]'") from None
+    if EXTERNAL_DATA in content:
+        raise ArtifactError("it takes numbers from other files (external data), which no rule needs")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, without a common base
-        raise ArtifactError(f"{path}: not an ONNX file, or damaged ({_first_line(error)})") from None
+    # Without fallback: onnxruntime would print about a file that it cannot read, and read it again.
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     names = [value.name for value in session.get_inputs()]
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
@@ -176,12 +173,4 @@ def _read_onnx(path: Path) -> tuple[str, Flat]:
         outputs = session.run(None, dict(zip(names, arrays, strict=True)))
         return [torch.from_numpy(array) for array in outputs]
 
-    return session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""), run
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return check_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")), run

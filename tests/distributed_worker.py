@@ -82,7 +82,9 @@ def fully_sharded(seed: int = 0) -> nn.Module:
 
 def hybrid() -> nn.Module:
     """Replicated over one dimension of the mesh, sharded over the other."""
-    return shard(network(), init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("copies", "parts")))
+    return shard(
+        network(), init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("copies", "parts"))
+    )
 
 
 class ColumnsAndCopies(nn.Module):

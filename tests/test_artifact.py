@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from rules import make_rule
 
 from l2o_runtime import ArtifactError, RuleConfig, load_rule, save_rule
-from l2o_runtime.artifact import atomic_write, bundled_rules, parse_rule, rule_bytes
+from l2o_runtime.artifact import atomic_write, bundled_rules, parse_rule, read_rule, rule_bytes
 from l2o_runtime.config import DMDConfig
+from l2o_runtime.untrusted import canonical
 
 CONFIG = RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1))
 
@@ -32,6 +34,35 @@ def test_golden_bytes():
     assert hashlib.sha256(CONTENT).hexdigest() == GOLDEN
     header = json.loads(CONTENT[8 : 8 + int.from_bytes(CONTENT[:8], "little")])
     assert header["__metadata__"]["format"] == "l2o-rule/1"
+
+
+def test_the_golden_file_loads_for_ever():
+    """Written by the first version of l2o: every later version reads it, and to the same numbers."""
+    path = Path(__file__).parent / "data" / "rule-1.safetensors"
+    assert path.read_bytes() == CONTENT
+    rule, provenance = read_rule(path)
+    assert rule.config == CONFIG
+    assert provenance == {"seed": 0}
+    for name, tensor in small_rule().state_dict().items():
+        assert torch.equal(rule.state_dict()[name], tensor), name
+
+
+def test_keys_that_an_older_file_lacks_take_their_defaults():
+    """A file from before a key existed: the rest of its configuration is enough."""
+    rule = make_rule(RuleConfig(hidden=2, layers=1))
+    loaded, _ = parse_rule(rebuild(rule.state_dict(), config='{"hidden":2,"layers":1}'))
+    assert loaded.config == rule.config
+    rule = make_rule(RuleConfig(hidden=20, layers=2, context=DMDConfig()))
+    loaded, _ = parse_rule(rebuild(rule.state_dict(), config='{"context":{"kind":"dmd"}}'))
+    assert loaded.config == rule.config
+
+
+def test_newer_files_are_refused_with_both_versions():
+    with pytest.raises(ArtifactError, match=r"format l2o-rule/2, this version reads l2o-rule/1: upgrade"):
+        parse_rule(rebuild(format="l2o-rule/2"))
+    newer = safetensors.torch.save({"x": torch.zeros(1)}, metadata={"format": "l2o-rule/2", "anything": "else"})
+    with pytest.raises(ArtifactError, match=r"l2o-rule/2.*l2o-rule/1"):
+        parse_rule(newer)
 
 
 GOLDEN = "028e8dad250293b3e20a6ef8712fb9fd08204a96eafbd40eb8e289a85547415f"
@@ -81,20 +112,27 @@ def rebuild(tensors=None, provenance="{}", **changes) -> bytes:
 
     tensors = small_rule().state_dict() if tensors is None else tensors
     metadata = {"format": "l2o-rule/1", "config": json.dumps({"hidden": 2, "layers": 1}), "provenance": provenance}
-    header, data = artifact._split(safetensors.torch.save(tensors, metadata=metadata | changes))
+    header, _, data = artifact._split(safetensors.torch.save(tensors, metadata=metadata | changes))
     header["__metadata__"]["digest"] = artifact._digest(header, data)
-    text = json.dumps(header).encode()
+    text = canonical(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (rebuild(format="l2o-rule/2"), "l2o-rule/2.*upgrade"),
         (rebuild(format="other"), "not a rule"),
         (rebuild(config='{"hiden": 2}'), "did you mean hidden"),
         (rebuild(config='{"hidden": 100000000}'), "hidden: must be in"),
         (rebuild(config='{"hidden": 3, "layers": 1}'), "tensor .*: found"),
+        (rebuild(config='{"hidden": 512, "layers": 8}'), "the LSTM has about 16777216 weights"),
+        (rebuild(config='{"context": {"kind": "dmd", "window": 1024, "sketch": 65536}}'), r"\(window \+ 1\) · sketch"),
+        (rebuild(config='{"context": {"kind": "kae", "window": 1024, "hidden": 1024}}'), "the autoencoder has about"),
+        (rebuild(config='{"hidden": 2, "hidden": 2}'), "a key appears twice"),
+        (rebuild(config='{"output_scale": NaN}'), "not a finite number"),
+        (rebuild(config="[" * 1000 + "]" * 1000), "nested deeper than 64"),
+        (rebuild(PLAIN, provenance="[]"), "provenance is not a JSON object"),
+        (rebuild(author="x"), "metadata must be these strings"),
         (rebuild(config="{"), "not a valid rule file"),
         (rebuild(tensors={"x": torch.zeros(1)}), "tensor .*: found"),
         (rebuild(tensors={k: v * float("nan") for k, v in PLAIN.items()}), "not finite"),

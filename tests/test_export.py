@@ -140,8 +140,23 @@ def test_damaged_files_are_refused(tmp_path, suffix, content):
 def test_files_of_others_are_refused(tmp_path):
     with torchscript():
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "other.pt")
-    with pytest.raises(ArtifactError, match="does not carry a rule"):
+    with pytest.raises(ArtifactError, match="not written by `l2o export`"):
         load_exported(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_newer_exported_files_are_refused_with_both_versions(files, form, tmp_path, monkeypatch):
+    suffix, writer = WRITERS[form]
+    monkeypatch.setattr("l2o_export.formats.FORMAT", "l2o-rule/2")
+    writer(make_rule(RULES["none-log_sign"]), {}, tmp_path / f"rule{suffix}")
+    with pytest.raises(ArtifactError, match="format l2o-rule/2, this version reads l2o-rule/1: upgrade"):
+        load_exported(tmp_path / f"rule{suffix}")
+
+
+def test_other_programs_read_sealed_files(files):
+    with torchscript():
+        torch.jit.load(files["none-log_sign", "torchscript"])
+    torch.export.load(files["none-log_sign", "pt2"])
 
 
 def test_formats_are_parsed():

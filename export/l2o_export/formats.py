@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from l2o_runtime.archive import METADATA_KEY, seal
 from l2o_runtime.artifact import FORMAT, atomic_write, save_rule
 from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
-from l2o_runtime.exported import METADATA_KEY, FlatStep, step_names, torchscript
+from l2o_runtime.exported import FlatStep, step_names, torchscript
 from l2o_runtime.rule import Rule, zeros
 
 OPSET = 20
@@ -129,4 +130,4 @@ def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:
 
 def _write(path: Path, buffer: io.BytesIO) -> None:
     with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+        file.write(seal(buffer.getvalue(), path.suffix))
