@@ -141,7 +141,7 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse.
-            ValueError: the loss is more than one number.
+            ValueError: the loss is more than one number, or missing where a safeguard needs it.
         """
         returned = None
         if closure is not None:
@@ -156,10 +156,10 @@ class LearnedOptimizer(Optimizer):
             good = self._diagnose(pulse, value, statistics)
             if self._safeguard is None:
                 self._learned_step(parts, statistics, value, good)
-            elif bool(pulse):
-                if loss is None:
-                    raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
-                self._guarded_step(parts, value, bool(good))
+            else:
+                self._prepare_safeguard()
+                if bool(pulse):
+                    self._guarded_step(parts, value, loss is not None, bool(good))
         return returned
 
     def health(self) -> dict[str, int]:
@@ -250,16 +250,23 @@ class LearnedOptimizer(Optimizer):
             assert isinstance(self._rule, ExportedRule)
             advance_exported(self._rule, parts, loss, self._context_state(), good, reach)
 
-    def _guarded_step(self, parts: list[Part], loss: Tensor, good: bool) -> None:
+    def _prepare_safeguard(self) -> None:
+        """Make all of the state in the first step: checkpoints are loaded into what a step without gradients makes."""
+        self._context_state()
+        self.state[self._first].setdefault("safeguard", guard.Referee().to_tensor())
+        for param in self._params():
+            guard.prepare(param, self.state[param])
+
+    def _guarded_step(self, parts: list[Part], loss: Tensor, known: bool, good: bool) -> None:
         """The learned step or Adam's, as the referee says."""
+        if not known:
+            raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
         overall = self.state[self._first]
-        if "safeguard" not in overall:
-            overall["safeguard"] = guard.Referee().to_tensor()
         referee = guard.Referee.from_tensor(overall["safeguard"])
         verdict = referee.judge(float(loss), self._rule.config.horizon) if good else referee.fail()
         overall["safeguard"].copy_(referee.to_tensor())
         for param in self._params():
-            guard.keep(param, self.state[param], verdict)
+            guard.follow(verdict, param, self.state[param])
         if verdict.restore or not good:
             return
         for group in self.param_groups:

@@ -217,19 +217,24 @@ ADAM = ("adam_step", "exp_avg", "exp_avg_sq")
 """Adam's state of a parameter; the averages have its dtype, as in torch.optim."""
 
 
-def keep(param: Tensor, state: State, verdict: Verdict) -> None:
-    """Make Adam's state where it is missing; remember it with the parameter, or return to what was remembered."""
+def prepare(param: Tensor, state: State) -> None:
+    """Make Adam's state of a parameter, and what it may return to, where they are missing."""
     if "adam_step" not in state:
         state["adam_step"] = torch.zeros((), dtype=torch.float32)
         state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-    if verdict.save:
         state["saved_param"] = param.detach().clone()
         state |= {f"saved_{key}": state[key].clone() for key in ADAM}
-    if verdict.restore and "saved_param" in state:
-        param.copy_(state["saved_param"])
-        for key in ADAM:
-            state[key].copy_(state[f"saved_{key}"])
+
+
+def follow(verdict: Verdict, param: Tensor, state: State) -> None:
+    """Remember a parameter and its state of Adam, or return to what was remembered."""
+    current = {"saved_param": param} | {f"saved_{key}": state[key] for key in ADAM}
+    for key, tensor in current.items():
+        if verdict.save:
+            state[key].copy_(tensor)
+        if verdict.restore:
+            tensor.copy_(state[key])
 
 
 def adam_step(group: dict[str, Any], states: Mapping[Tensor, State], *, move: bool) -> None:

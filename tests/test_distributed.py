@@ -1,0 +1,61 @@
+"""DDP, FSDP2 and DTensor over gloo processes started by torchrun; distributed_worker.py is what each rank does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
+
+PARALLEL = {
+    2: ["DDP", "DDP, safeguard", "FSDP2", "FSDP2, safeguard", "FSDP2, exact window", "columns and copies"],
+    4: ["DDP", "FSDP2", "FSDP2, exact window", "FSDP2, KAE", "FSDP2 over copies", "columns and copies"],
+}
+FAULT = "a bad batch on one rank"
+
+
+def launch(world: int, folder: Path, *scenarios: str) -> dict[str, dict[str, float]]:
+    """Run scenarios on `world` ranks; their figures."""
+    here = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    worker = [str(here / "distributed_worker.py"), str(folder), *scenarios]
+    result = subprocess.run([*torchrun, *worker], env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads((folder / f"figures-{world}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def figures(request, tmp_path_factory):
+    world = request.param
+    return world, launch(world, tmp_path_factory.mktemp("ranks"), *PARALLEL[world], FAULT)
+
+
+def test_ranks_agree_bit_for_bit_and_with_one_process(figures):
+    world, found = figures
+    assert list(found) == [*PARALLEL[world], FAULT]
+    for name, figure in found.items():
+        assert figure["between ranks"] == 0, name
+        assert figure["to one process"] <= 1e-5, name
+        assert figure["travelled"] > 0.05, f"{name}: nothing moved"
+
+
+def test_every_coordinate_is_counted_once(figures):
+    """A tensor that is summed twice, or a shard that is left out, would show in the Gram matrix."""
+    _, found = figures
+    windows = {name: figure["of the window"] for name, figure in found.items() if "of the window" in figure}
+    assert len(windows) >= 4
+    assert max(windows.values()) <= 1e-6, windows
+
+
+def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(tmp_path):
+    """Through torch.distributed.checkpoint: bit for bit on as many ranks; else up to the order of sums."""
+    four = launch(4, tmp_path, "save", "resume", "save in a trial", "resume in a trial")
+    two = launch(2, tmp_path, "resume", "resume in a trial")
+    for name in ("resume", "resume in a trial"):
+        assert four[name]["to the uninterrupted run"] == 0, name
+        assert two[name]["to the uninterrupted run"] <= 1e-5, name
