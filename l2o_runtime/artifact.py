@@ -1,5 +1,6 @@
 """Read and write rules: one safetensors file with its configuration, no pickle. See docs/artifact.md."""
 
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from l2o_runtime.rule import Rule
 FORMAT = "l2o-rule/1"
 MAX_BYTES = 256 * 2**20
 MAX_HEADER = 2**20
+TEMPORARY = ".tmp"
 BUNDLED = Path(__file__).parent / "pretrained"
 
 
@@ -30,10 +32,11 @@ class ArtifactError(ValueError):
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` whole, or not at all.
 
-    The bytes go to a temporary file in the same folder, are flushed to disk, and take the name at the end.
+    The bytes go to a temporary file in the same folder, are flushed to disk, and take the name at the end. A process
+    that is killed meanwhile leaves the temporary file; see `remove_leftovers`.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -46,6 +49,17 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what writers of `path` that were killed left behind; for when no other process can be writing it.
+
+    Args:
+        path: what `atomic_write` was to write.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
 
 
 def bundled_rules() -> list[str]:
