@@ -1,5 +1,6 @@
 """Read and write rules: one safetensors file with its configuration, no pickle. See docs/artifact.md."""
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -21,6 +22,7 @@ MAX_BYTES = 48 * 2**20
 """The largest file; the limits on sizes in `config` keep every rule below it."""
 MAX_HEADER = 2**20
 METADATA = {"format", "config", "provenance", "digest"}
+TEMPORARY = ".tmp"
 BUNDLED = Path(__file__).parent / "pretrained"
 
 
@@ -32,10 +34,11 @@ class ArtifactError(ValueError):
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` whole, or not at all.
 
-    The bytes go to a temporary file in the same folder, are flushed to disk, and take the name at the end.
+    The bytes go to a temporary file in the same folder, are flushed to disk, and take the name at the end. A process
+    that is killed meanwhile leaves the temporary file; see `remove_leftovers`.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -48,6 +51,17 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what writers of `path` that were killed left behind; for when no other process can be writing it.
+
+    Args:
+        path: what `atomic_write` was to write.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
 
 
 def bundled_rules() -> list[str]:

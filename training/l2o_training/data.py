@@ -87,7 +87,7 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         raise DataError(
             f"no usable {name} under {root.absolute()} ({str(error).splitlines()[0]}): "
-            "point --data-root at a folder that has it, or add --download"
+            "point --data-root at a folder that has it, or remove what is damaged and add --download"
         ) from None
     images = torch.as_tensor(data.data)
     images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()

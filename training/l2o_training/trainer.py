@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 import l2o_runtime
-from l2o_runtime.artifact import atomic_write, save_rule
+from l2o_runtime.artifact import atomic_write, remove_leftovers, save_rule
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.contexts import KAE
 from l2o_runtime.rule import Rule
@@ -24,6 +24,9 @@ from l2o_training.config import TrainConfig
 from l2o_training.data import load_dataset
 from l2o_training.tasks import Task, make_task
 from l2o_training.unroll import begin, rollout, unroll
+
+CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
+RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
 
 VALIDATION_SEED = 2**40
 """Instances of validation never coincide with those of meta-training, whose seeds are smaller."""
@@ -61,7 +64,8 @@ class Trainer:
 
     The folder gets `config.json`, `checkpoint.pt`, `metrics.jsonl`, TensorBoard events, and at the end
     `rule.safetensors` (the rule with the lowest validation loss) and `learning-curve.png`. All randomness of an
-    epoch comes from the run's seed and the epoch's number, so a resumed run continues as if never stopped.
+    epoch comes from the run's seed and the epoch's number, so a resumed run continues as if never stopped, wherever
+    it was killed: before its first checkpoint it starts again.
 
     Args:
         config: the run.
@@ -88,13 +92,13 @@ class Trainer:
         self.config = config
         self.out = out
         self.device = torch.device(device)
-        checkpoint = _read_checkpoint(out / "checkpoint.pt", self.device)
+        checkpoint = _read_checkpoint(out / CHECKPOINT, self.device)
         if checkpoint is not None and not resume:
             raise RunError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-        if checkpoint is None and resume and not (out / "config.json").is_file():
+        if checkpoint is None and resume and not any((out / name).is_file() for name in (LOCK, CONFIG)):
             raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
         if checkpoint is not None and checkpoint["config"] != comparable(config):
-            raise RunError(f"{out} was started with another configuration: see {out / 'config.json'}")
+            raise RunError(f"{out} was started with another configuration: see {out / CONFIG}")
 
         def load(name: str) -> Any:
             return load_dataset(name, data_root, download=download)
@@ -118,9 +122,10 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         with _own(self.out):
-            with atomic_write(self.out / "config.json") as file:
+            with atomic_write(self.out / CONFIG) as file:
                 file.write(json.dumps(to_dict(self.config), indent=2).encode())
-            board = SummaryWriter(self.out / "tensorboard", purge_step=self.epoch)
+            # Epochs past the checkpoint, which a killed run may have logged, are done and logged again.
+            board = SummaryWriter(self.out / "tensorboard", purge_step=self.epoch + 1)
             with _deterministic(), board:
                 if self.epoch == 0:
                     self.validate()
@@ -132,6 +137,7 @@ class Trainer:
                         if value is not None:
                             board.add_scalar(key, value, progress.epoch)
                     if progress.validation is not None:
+                        board.flush()
                         self._save()
                     report(progress)
             return self._finish()
@@ -197,7 +203,10 @@ class Trainer:
         self.history.append(row)
 
     def _save(self) -> None:
-        """Checkpoint and metrics, each whole or not at all; the checkpoint is what counts."""
+        """Metrics and checkpoint, each whole or not at all.
+
+        The checkpoint comes last: what it says is done is on disk, and what is ahead of it is written again.
+        """
         state = {
             "config": comparable(self.config),
             "epoch": self.epoch,
@@ -208,10 +217,10 @@ class Trainer:
             "best_rule": self.best_state,
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_write(self.out / "checkpoint.pt") as file:
-            torch.save(state, file)
-        with atomic_write(self.out / "metrics.jsonl") as file:
+        with atomic_write(self.out / METRICS) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
+        with atomic_write(self.out / CHECKPOINT) as file:
+            torch.save(state, file)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
@@ -227,9 +236,9 @@ class Trainer:
             raise RunError("no validation gave a finite loss: the rule diverges; try a smaller lr or output_scale")
         rule = Rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        path = self.out / "rule.safetensors"
+        path = self.out / RULE
         save_rule(path, rule, self.provenance())
-        with atomic_write(self.out / "learning-curve.png") as file:
+        with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file)
         return path
 
@@ -277,10 +286,12 @@ def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 @contextmanager
 def _own(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock, so that two runs never write into it."""
+    """Make the folder, hold its lock, so that two runs never write into it, and tidy up after a killed run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
+            for name in (CONFIG, CHECKPOINT, METRICS, RULE, CURVE):
+                remove_leftovers(folder / name)
             yield
     except Timeout:
         raise RunError(f"{folder} is being written by another run: wait for it, or choose another --out") from None
