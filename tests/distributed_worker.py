@@ -5,6 +5,7 @@ divide by the number of ranks, and some ranks hold no row at all of the smallest
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,7 @@ def main() -> None:
         (folder / f"figures-{world}.json").write_text(json.dumps(figures))
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort while the interpreter is torn down
 
 
 if __name__ == "__main__":

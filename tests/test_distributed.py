@@ -25,7 +25,7 @@ def launch(world: int, folder: Path, *scenarios: str) -> dict[str, dict[str, flo
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     worker = [str(here / "distributed_worker.py"), str(folder), *scenarios]
     result = subprocess.run([*torchrun, *worker], env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.returncode == 0, result.stderr[:6000]
     return json.loads((folder / f"figures-{world}.json").read_text())
 
 
