@@ -2,7 +2,10 @@
 
 import copy
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +172,11 @@ def test_the_counters_travel_with_the_state():
     twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     expected = {"steps": 2, "nonfinite_gradient": 1, "nonfinite_loss": 0, "nonfinite_parameter": 0, "zero_gradient": 1}
     assert optimizer.health() == twin.health() == expected
+
+
+def test_a_long_run_neither_grows_nor_drifts():
+    """The benchmark in small: the window's Gram matrix stays what it is from scratch, memory stays flat."""
+    script = Path(__file__).parents[1] / "benchmarks" / "long_run.py"
+    command = [sys.executable, str(script), "--steps", "1000", "--every", "50"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
