@@ -15,9 +15,12 @@ from l2o_runtime.gram import State
 from l2o_runtime.parts import Part
 from l2o_runtime.rule import Rule
 
+REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
+"""Why a step may not be taken."""
+
 
 class Replicas:
-    """Copies of a rule on the devices of a model; which may be spread over several."""
+    """Copies of a rule on the devices of a model, which may be spread over several."""
 
     def __init__(self, rule: Rule):
         self.rule = rule
@@ -55,6 +58,21 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
             sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
     total = torch.stack([sum_over(groups, value) for groups, value in sums.items()]).sum(0)
     return total[1:], total[0]
+
+
+def diagnose(pulse: Tensor, loss: Tensor, statistics: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Whether a step may be taken.
+
+    Args:
+        pulse: () Σ|g|.
+        loss: ().
+        statistics: (k,).
+
+    Returns:
+        () bool, and which of `REASONS` are against it, () bool each.
+    """
+    reasons = [~pulse.isfinite(), ~loss.isfinite(), ~statistics.isfinite().all(), pulse == 0]
+    return ~torch.stack(reasons).any(), reasons
 
 
 def advance(

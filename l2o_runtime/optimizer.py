@@ -15,17 +15,14 @@ from torch.optim.optimizer import ParamsT
 from l2o_runtime import safeguard as guard
 from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.distributed import mean_loss
-from l2o_runtime.engine import Replicas, advance, advance_exported, observe
+from l2o_runtime.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
 from l2o_runtime.exported import SUFFIXES, ExportedRule, load_exported
 from l2o_runtime.gram import State
-from l2o_runtime.parts import Part, make_part
+from l2o_runtime.parts import CONTEXT, Part, check_state, make_part
 from l2o_runtime.rule import Rule, zeros
 
-CONTEXT = "context_"
-"""Prefix of the context's state, which is kept beside that of the first parameter."""
-
-HEALTH = ("steps", "nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
-"""What is counted, in the order of the state `health`, which is kept there as well."""
+HEALTH = ("steps", *REASONS)
+"""What is counted, in the order of the state `health`, which is kept beside that of the first parameter."""
 
 
 class HorizonWarning(UserWarning):
@@ -111,14 +108,16 @@ class LearnedOptimizer(Optimizer):
         """Add a group of parameters; they start with a fresh state."""
         _check_group(param_group)
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            if param.is_complex() or param.layout != torch.strided:
+        added = self.param_groups[-1]["params"]
+        for wrong, kind, instead in (
+            (any(param.is_complex() for param in added), "complex", "torch.view_as_real(param)"),
+            (any(param.layout != torch.strided for param in added), "sparse", "param.to_dense()"),
+        ):
+            if wrong:
                 self.param_groups.pop()
-                kind, instead = (
-                    ("complex", "torch.view_as_real(param)") if param.is_complex() else ("sparse", "param.to_dense()")
-                )
                 raise ValueError(f"{kind} parameters are not supported: optimize {instead} instead")
-            if self._replicas is not None:
+        if self._replicas is not None:
+            for param in added:
                 self._replicas.on(param.device)  # now rather than in `step`, which may be compiled
 
     @overload
@@ -153,7 +152,8 @@ class LearnedOptimizer(Optimizer):
             self._warn(loss)
             value = self._loss_value(loss, parts[0].param.device)
             statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
-            good = self._diagnose(pulse, value, statistics)
+            good, reasons = diagnose(pulse, value, statistics)
+            self._count(good, reasons)
             if self._safeguard is None:
                 self._learned_step(parts, statistics, value, good)
             else:
@@ -172,7 +172,7 @@ class LearnedOptimizer(Optimizer):
             was given, and how many windows were `undone`. Counted since the start of training: the counters travel
             in the state dict.
         """
-        overall = self.state[self._first]
+        overall = self.state.get(self._first, {})
         counters = overall["health"].tolist() if "health" in overall else [0] * len(HEALTH)
         found = dict(zip(HEALTH, counters, strict=True))
         if self._safeguard is not None:
@@ -215,9 +215,8 @@ class LearnedOptimizer(Optimizer):
         self._calls += 1
         horizon = self._rule.config.horizon
         if self._calls == horizon + 1 and self._safeguard is None:
-            message = (
-                f"step {self._calls}: the rule was meta-trained for runs of {horizon} steps and extrapolates from here"
-            )
+            reached = f"step {self._calls}: the rule was meta-trained for runs of {horizon} steps"
+            message = f"{reached} and extrapolates from here"
             warnings.warn(message, HorizonWarning, stacklevel=5)
 
     def _loss_value(self, loss: Tensor | float | None, device: torch.device) -> Tensor:
@@ -228,19 +227,9 @@ class LearnedOptimizer(Optimizer):
         value = mean_loss(value.reshape(()), loss is not None, self._process_group)
         return -value if self.param_groups[0]["maximize"] else value
 
-    def _diagnose(self, pulse: Tensor, loss: Tensor, statistics: Tensor) -> Tensor:
-        """Whether this step may be taken, () bool; counted. Without a branch, no device has to be waited for.
-
-        Args:
-            pulse: () Σ|g|.
-            loss: ().
-            statistics: (k,).
-        """
-        reasons = [~pulse.isfinite(), ~loss.isfinite(), ~statistics.isfinite().all(), pulse == 0]
-        good = ~torch.stack(reasons).any()
+    def _count(self, good: Tensor, reasons: list[Tensor]) -> None:
         counted = torch.stack([good, *reasons]).long()
         self.state[self._first].setdefault("health", torch.zeros_like(counted)).add_(counted)
-        return good
 
     def _learned_step(self, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
         reach = None if self._safeguard is None else guard.REACH
@@ -293,7 +282,7 @@ class LearnedOptimizer(Optimizer):
                 exact[param] = saved["state"].get(index, {}).copy()
                 if isinstance(exact[param].get("step"), int | float):
                     exact[param]["step"] = torch.tensor(float(exact[param]["step"]), dtype=torch.float32)
-                self._check_state(exact[param], param)
+                check_state(exact[param], param, self._coordinate_spec, self._context_spec)
 
         def restore(_: Optimizer) -> None:
             """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""
@@ -311,18 +300,6 @@ class LearnedOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _check_state(self, state: dict[str, Any], param: Tensor) -> None:
-        wanted = {key: (*param.shape, *shape) for key, (shape, _) in self._coordinate_spec.items()}
-        wanted = (
-            {"step": ()} | {key: shape for key, shape in wanted.items() if key != "step"} if "step" in state else {}
-        )
-        if any(key.startswith(CONTEXT) for key in state):
-            wanted |= {CONTEXT + key: shape for key, (shape, _) in self._context_spec.items()}
-        for key, shape in wanted.items():
-            found = tuple(state[key].shape) if key in state else None
-            if found != shape:
-                raise ValueError(f"state {key} is {found}, this rule needs {shape}: it was saved with another rule")
 
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""

@@ -13,6 +13,9 @@ from l2o_runtime.gram import State, StateSpec
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
 
+CONTEXT = "context_"
+"""Prefix of the context's state, which is kept beside that of the first parameter."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -121,3 +124,25 @@ def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec:
         offset=start + first_index(param),
         groups=shard_groups(param),
     )
+
+
+def check_state(state: dict[str, Any], param: Tensor, coordinates: StateSpec, context: StateSpec) -> None:
+    """Does a parameter's saved state, which may be empty, fit a rule?
+
+    Args:
+        state: of a parameter; of the first one with the context's.
+        param: the parameter.
+        coordinates, context: the rule's states.
+
+    Raises:
+        ValueError: it does not.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    if "step" in state:
+        wanted |= {key: (*param.shape, *shape) for key, (shape, _) in coordinates.items()} | {"step": ()}
+    if any(key.startswith(CONTEXT) for key in state):
+        wanted |= {CONTEXT + key: shape for key, (shape, _) in context.items()}
+    for key, shape in wanted.items():
+        found = tuple(state[key].shape) if key in state else None
+        if found != shape:
+            raise ValueError(f"state {key} is {found}, this rule needs {shape}: it was saved with another rule")

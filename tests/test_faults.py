@@ -180,3 +180,10 @@ def test_a_long_run_neither_grows_nor_drifts():
     command = [sys.executable, str(script), "--steps", "1000", "--every", "50"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_asking_for_the_health_leaves_no_state():
+    """An empty entry would keep torch.distributed.checkpoint from making the state."""
+    optimizer = LearnedOptimizer([nn.Parameter(torch.ones(3))])
+    optimizer.health()
+    assert not optimizer.state
