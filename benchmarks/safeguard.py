@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import math
+import statistics
 import tempfile
 import time
 import warnings
@@ -28,6 +29,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer, load_rule, save_rule
+from l2o_runtime.safeguard import Referee
 
 BOUND = 1.05
 LAST = 50
@@ -178,16 +180,47 @@ def climbing_rule(folder: str) -> Path:
     return path
 
 
+def overhead(size: int = 1_200_000, steps: int = 10) -> None:
+    """What a step costs on one large tensor, while Adam acts and while the rule does."""
+    state = Referee(learned=True, worst=math.inf, age=-(10**6)).to_tensor()
+    contenders: dict[str, Callable] = {
+        "Adam": torch.optim.Adam,
+        "guarded, Adam acting": lambda p: LearnedOptimizer(p, safeguard="adam"),
+        "learned": LearnedOptimizer,
+        "guarded, rule acting": lambda p: LearnedOptimizer(p, safeguard="adam"),
+    }
+    table = Table("", "ms per step", title=f"one tensor of {size} numbers, median of {steps} steps")
+    for name, make in contenders.items():
+        param = nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0)))
+        param.grad = torch.ones_like(param)
+        optimizer = make([param])
+        step = functools.partial(optimizer.step, **({"loss": 1.0} if isinstance(optimizer, LearnedOptimizer) else {}))
+        step()
+        if name == "guarded, rule acting":
+            optimizer.state[param]["safeguard"].copy_(state)
+        times = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            step()
+            times.append((time.perf_counter() - started) * 1000)
+        table.add_row(name, f"{statistics.median(times):.1f}")
+    Console(width=100).print(table)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lr", type=float, default=0.001, help="of Adam")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--overhead", action="store_true", help="only what a step costs on a large tensor")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", HorizonWarning)
+    if args.overhead:
+        overhead()
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         climbing = climbing_rule(folder)
         guarded = {"safeguard": "adam", "safeguard_lr": args.lr}
