@@ -34,8 +34,8 @@ def _check_group(group: dict[str, Any]) -> None:
         value = group.get(key, 0.0)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{key}: expected a number or a tensor of one element, got shape {tuple(value.shape)}")
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{key}: expected a finite number, 0 or more, got {value}")
+        if not (isinstance(value, Tensor | int | float) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{key}: expected a finite number, 0 or more, got {value!r}")
 
 
 class LearnedOptimizer(Optimizer):
@@ -95,6 +95,8 @@ class LearnedOptimizer(Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         _check_group(defaults)
         self._safeguard = safeguard
+        if not isinstance(rule, str | Path):
+            raise TypeError(f"rule: expected a name or a path, got {rule!r}; the learning rate goes by keyword, lr=")
         path = find_rule(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
         self._coordinate_spec, self._context_spec = self._rule.coordinate_spec, self._rule.context_spec
@@ -140,10 +142,13 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse.
+            TypeError: the closure cannot be called.
             ValueError: the loss is more than one number, or missing where a safeguard needs it.
         """
         returned = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError("step: expected a closure; pass the loss by keyword, step(loss=loss)")
             with torch.enable_grad():
                 returned = closure()
             loss = returned if loss is None else loss

@@ -145,4 +145,6 @@ def check_state(state: dict[str, Any], param: Tensor, coordinates: StateSpec, co
     for key, shape in wanted.items():
         found = tuple(state[key].shape) if key in state else None
         if found != shape:
-            raise ValueError(f"state {key} is {found}, this rule needs {shape}: it was saved with another rule")
+            raise ValueError(
+                f"state {key} is {found}, expected {shape}: it was saved with another rule, or for another model"
+            )

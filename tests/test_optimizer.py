@@ -225,11 +225,20 @@ def test_a_rule_that_needs_the_loss_says_so_once(tmp_path):
         ({"lr": float("nan")}, "lr"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"lr": torch.ones(2)}, "one element"),
+        ({"lr": "0.1"}, "lr: expected a finite number"),
     ],
 )
 def test_bad_hyper_parameters_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         LearnedOptimizer([nn.Parameter(torch.ones(2))], **arguments)
+
+
+def test_habits_from_other_optimizers_are_answered():
+    parameters = [nn.Parameter(torch.ones(2))]
+    with pytest.raises(TypeError, match="lr="):
+        LearnedOptimizer(parameters, 0.01)
+    with pytest.raises(TypeError, match=r"step\(loss=loss\)"):
+        LearnedOptimizer(parameters).step(torch.tensor(1.0))
 
 
 def test_unsupported_parameters_and_gradients_are_refused():
