@@ -22,6 +22,7 @@ from l2o_runtime.contexts import KAE
 from l2o_runtime.rule import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.data import load_dataset
+from l2o_training.fused import fuse
 from l2o_training.tasks import Task, make_task
 from l2o_training.unroll import begin, rollout, unroll
 
@@ -105,7 +106,7 @@ class Trainer:
 
         self.tasks: list[Task] = [make_task(task, load, self.device) for task in config.tasks]
         torch.manual_seed(config.seed)
-        self.rule = Rule(config.trained_rule).to(self.device)
+        self.rule = fuse(Rule(config.trained_rule).to(self.device))
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
         self.epoch, self.best, self.seconds = 0, float("inf"), 0.0
         self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}

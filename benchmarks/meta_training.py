@@ -1,0 +1,121 @@
+"""How fast is meta-training, forward and backward, next to the same loop written plainly?
+
+Plainly: two nn.LSTMCell, one task instance at a time, the meta-loss the sum of the losses along the trajectory (the
+optimizee's gradient a constant, as here), its graph kept to the end of the truncation. Both train the 2 × 20 rule with
+normalized features on the same network over scikit-learn's digits; the figure is inner steps × coordinates per second,
+from the best of several truncations, contenders taking turns.
+
+    python benchmarks/meta_training.py --threads 1
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from l2o_runtime.config import RuleConfig
+from l2o_runtime.rule import Rule
+from l2o_training.data import load_dataset
+from l2o_training.fused import fuse
+from l2o_training.tasks import MLPConfig, make_task
+from l2o_training.unroll import begin, unroll
+
+DIGITS = load_dataset("digits", Path("data"))
+
+
+class PlainRule(nn.Module):
+    """The rule as one writes it down first."""
+
+    def __init__(self, hidden: int = 20):
+        super().__init__()
+        self.first, self.second = nn.LSTMCell(2, hidden), nn.LSTMCell(hidden, hidden)
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, grad: Tensor, m: Tensor, v: Tensor, states: list, step: int):
+        m, v = 0.95 * m + 0.05 * grad, 0.95 * v + 0.05 * grad**2
+        root = (v / (1 - 0.95**step)).sqrt() + 1e-8
+        features = torch.stack([m / (1 - 0.95**step) / root, grad / root], dim=-1)
+        one = self.first(features, states[0])
+        two = self.second(one[0], states[1])
+        return 0.1 * self.head(two[0]).squeeze(-1), m, v, [one, two]
+
+
+def plain(hidden: int, steps: int) -> tuple[Callable[[], None], int]:
+    """One truncation of the plain loop; and the coordinates it advances."""
+    rule, sizes = PlainRule(), [(hidden, 64), (hidden,), (10, hidden), (10,)]
+    optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
+    n = sum(torch.Size(size).numel() for size in sizes)
+
+    def loss_of(theta: Tensor) -> Tensor:
+        images, labels = DIGITS.batch(torch.randint(len(DIGITS.labels), (64,)))
+        parts = theta.split([torch.Size(size).numel() for size in sizes])
+        w1, b1, w2, b2 = (part.view(size) for part, size in zip(parts, sizes, strict=True))
+        return F.cross_entropy(F.linear(F.linear(images.flatten(1), w1, b1).sigmoid(), w2, b2), labels)
+
+    def truncation() -> None:
+        theta = (0.1 * torch.randn(n)).requires_grad_()
+        m, v, states = torch.zeros(n), torch.zeros(n), [None, None]
+        meta_loss, loss = 0.0, loss_of(theta)
+        for step in range(1, steps + 1):
+            grad = torch.autograd.grad(loss, theta, retain_graph=True)[0].detach()
+            delta, m, v, states = rule(grad, m, v, states, step)
+            theta = theta + delta
+            loss = loss_of(theta)
+            meta_loss = meta_loss + loss
+        optimizer.zero_grad()
+        meta_loss.backward()
+        optimizer.step()
+
+    return truncation, n
+
+
+def ours(hidden: int, steps: int, batch: int) -> tuple[Callable[[], None], int]:
+    """One truncation as `l2o train` does it, for `batch` instances at once."""
+    rule = fuse(Rule(RuleConfig(features="normalized")))
+    optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
+    task = make_task(MLPConfig(hidden=(hidden,), batch_size=64), lambda name: DIGITS, torch.device("cpu"))
+    inner = begin(rule, task.instances(batch, seed=0))
+
+    def truncation() -> None:
+        segment = unroll(rule, inner, steps)
+        optimizer.zero_grad()
+        segment.objective.backward()
+        optimizer.step()
+
+    return truncation, inner.params.numel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--hidden", type=int, default=20, help="of the optimizee: 75 · hidden + 10 coordinates")
+    parser.add_argument("--steps", type=int, default=20, help="of a truncation")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    contenders = {"plain, one instance": plain(args.hidden, args.steps)}
+    contenders |= {f"ours, {b} at once": ours(args.hidden, args.steps, b) for b in (1, 4, 16)}
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(args.rounds):
+        for name, (truncation, _) in contenders.items():
+            started = time.perf_counter()
+            truncation()
+            best[name] = min(best[name], time.perf_counter() - started)
+    title = f"{75 * args.hidden + 10} coordinates, truncations of {args.steps}, threads: {args.threads}"
+    table = Table("", "10⁶ coordinates · steps / s", "ns", "ratio to plain", title=title)
+    rates = {name: contenders[name][1] * args.steps / best[name] for name in contenders}
+    for name, rate in rates.items():
+        ratio = rate / rates["plain, one instance"]
+        table.add_row(name, f"{rate / 1e6:.3f}", f"{1e9 / rate:.0f}", f"{ratio:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

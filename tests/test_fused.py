@@ -1,0 +1,93 @@
+"""The cell that meta-training uses on CPUs, against the plain one."""
+
+import copy
+
+import pytest
+import torch
+from rules import RULES
+
+pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
+
+from l2o_runtime.rule import Rule
+from l2o_training import fused, gates
+from l2o_training.data import load_dataset
+from l2o_training.tasks import MLPConfig, make_task
+from l2o_training.unroll import begin, rollout, unroll
+
+
+def pair(name):
+    torch.manual_seed(0)
+    plain = Rule(RULES[name])
+    return plain, fused.fuse(copy.deepcopy(plain))
+
+
+def instances(count=3, hidden=4):
+    task = make_task(MLPConfig(hidden=(hidden,), batch_size=8), load_dataset, torch.device("cpu"))
+    return task.instances(count, seed=5)
+
+
+@pytest.mark.parametrize("block", [7, 50, 4096])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("name", ["none-normalized", "placebo-log_sign", "kae-normalized"])
+def test_one_step_and_its_gradients(monkeypatch, name, lead, block):
+    """Outputs, new states, and the derivatives by all parameters, old states and the context."""
+    monkeypatch.setattr(fused, "BLOCK", block)
+    cells = [rule.cell for rule in pair(name)]
+    assert isinstance(cells[1], fused.FusedLSTM)
+    width = cells[0].weight_context.shape[1]
+    context = torch.randn(*lead, width, requires_grad=True)
+    features = 2 * torch.randn(*lead, 50, 2)
+    state = {key: torch.randn(*lead, 50, 20, requires_grad=True) for key in ("h0", "c0", "h1", "c1")}
+    results = []
+    for cell in cells:
+        output, new = cell(features, context, state)
+        loss = (output * torch.arange(50)).sum() + sum((k + 1) * new[key].sin().sum() for k, key in enumerate(state))
+        wanted = [p for p in cell.parameters() if p.numel()] + list(state.values()) + ([context] if width else [])
+        results.append([output, *(new[key] for key in state), *torch.autograd.grad(loss, wanted)])
+    for ours, expected in zip(reversed(results[1]), reversed(results[0]), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize("name", ["none-log_sign", "dmd-exact-normalized", "kae-log_sign"])
+def test_the_meta_gradient_of_a_truncation(name):
+    grads = []
+    for rule in pair(name):
+        unroll(rule, begin(rule, instances()), 8).objective.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in rule.parameters() if p.grad is not None]))
+    assert (grads[1] - grads[0]).norm() <= 1e-5 * grads[0].norm()
+
+
+def test_without_gradients_it_is_the_plain_cell_bit_for_bit():
+    plain, ours = pair("dmd-sketch-normalized")
+    assert torch.equal(rollout(plain, instances(), 12), rollout(ours, instances(), 12))
+
+
+def test_a_fused_rule_is_saved_like_any_other(tmp_path):
+    plain, ours = pair("kae-normalized")
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
+
+
+def test_what_is_not_finite_stays_so():
+    """A diverged instance must not come back with numbers that look right."""
+    _, ours = pair("none-log_sign")
+    state = {key: torch.zeros(5, 20, requires_grad=True) for key in ("h0", "c0", "h1", "c1")}
+    features = torch.zeros(5, 2)
+    features[2] = float("nan")
+    output, _ = ours.cell(features, torch.zeros(0), state)
+    assert output[2].isnan()
+    assert output[[0, 1, 3, 4]].isfinite().all()
+
+
+def test_tanh_is_close_everywhere():
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.tensor([-1e30, -1e-30, 0.0, 1e-30, 1e30])])
+    sums = torch.zeros(len(x), 4)
+    sums[:, 2] = x  # g; i = σ(large) = 1 and f c = 0, so c' = tanh(g)
+    sums[:, 0] = 100
+    c = torch.zeros(len(x), 1)
+    arrays = [
+        t.numpy() for t in (sums, torch.zeros(4), c, torch.empty_like(sums), torch.empty_like(c), torch.empty_like(c))
+    ]
+    gates.forward(*arrays)
+    squashed = torch.from_numpy(arrays[3])[:, 2]
+    assert (squashed.double() - x.double().tanh()).abs().max() < 5e-7
