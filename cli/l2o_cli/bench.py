@@ -21,6 +21,9 @@ def bench(
     ] = None,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/bench"),
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GB that may be used. [default: nine tenths of what is free]")
+    ] = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +53,7 @@ def bench(
                 steps=steps,
                 seconds=seconds,
                 device=place,
+                memory=None if memory is None else round(memory * 1e9),
                 out=out_dir,
                 settings={"rule": rule, "extra": extra or []},
                 report=lambda text: status.update(text),

@@ -124,11 +124,13 @@ def bench_size(
     steps: int,
     seconds: float,
     device: torch.device,
+    memory: int | None,
     report: Report,
 ) -> tuple[list[Result], dict[str, float]]:
     """All contenders at one size, in the order given, and the machine's rates in the first group."""
     n = count(shapes)
-    groups, skipped = plan(contenders, needs, n, available_bytes(device))
+    free = available_bytes(device)
+    groups, skipped = plan(contenders, needs, n, free if memory is None else min(free, memory))
     found: dict[str, Result] = {}
     machine: dict[str, float] = {}
     for number, group in enumerate(groups):
@@ -150,6 +152,7 @@ def bench(
     steps: int = 20,
     seconds: float = 60.0,
     device: torch.device,
+    memory: int | None = None,
     out: Path,
     settings: dict[str, Any],
     report: Report = lambda text: None,
@@ -162,6 +165,7 @@ def bench(
         steps: timed steps of every optimizer at most.
         seconds: after which no further round of a group is begun.
         device: where.
+        memory: bytes that may be used; what is free if that is less, or if None.
         out: folder; made if needed.
         settings: written into results.json.
         report: told what is going on.
@@ -179,11 +183,26 @@ def bench(
         report(f"{contender.name}: how much memory does it take?")
         needs[contender.name] = pilot(contender, device)
     out.mkdir(parents=True, exist_ok=True)
-    content = {**settings, "steps": steps, "seconds": seconds, "sizes": sizes, "machine": describe_machine(device)}
+    content = {
+        **settings,
+        "steps": steps,
+        "seconds": seconds,
+        "sizes": sizes,
+        "memory": memory,
+        "machine": describe_machine(device),
+    }
     content |= {"rates": {}, "results": []}
     for size in sizes:
         results, rates = bench_size(
-            size, shapes_of(size), contenders, needs, steps=steps, seconds=seconds, device=device, report=report
+            size,
+            shapes_of(size),
+            contenders,
+            needs,
+            steps=steps,
+            seconds=seconds,
+            device=device,
+            memory=memory,
+            report=report,
         )
         content["rates"][size] = rates
         content["results"] += [asdict(result) for result in results]
