@@ -77,7 +77,7 @@ def power_of_beta(step):
 def log_sign(g):
     """The two features of Andrychowicz et al. 2016."""
     magnitude = tl.abs(g)
-    sign = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
+    sign = tl.where(g < 0, -1.0, 1.0)
     logarithm = tl.log(tl.maximum(magnitude, THRESHOLD)) * INVERSE_P
     return logarithm, sign * (tl.minimum(magnitude, THRESHOLD) / THRESHOLD)
 
