@@ -1,0 +1,1 @@
+"""Fused kernels: one pass over the coordinates in place of many."""
