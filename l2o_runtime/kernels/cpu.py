@@ -81,10 +81,10 @@ class Scratch:
     """
 
     def __init__(self, widths: list[int]):
-        self.grad = torch.zeros(CHUNK)
-        self.delta = torch.zeros(CHUNK)
-        self.states = [torch.zeros(ROWS, width) for width in widths]
-        self.tile = torch.zeros(2, ROWS)
+        self.grad = torch.zeros(CHUNK, dtype=torch.float32)
+        self.delta = torch.zeros(CHUNK, dtype=torch.float32)
+        self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
+        self.tile = torch.zeros(2, ROWS, dtype=torch.float32)
         self._wide: dict[torch.dtype, Tensor] = {}
 
     def wide(self, dtype: torch.dtype) -> Tensor:

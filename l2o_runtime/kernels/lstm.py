@@ -76,7 +76,7 @@ def pack(weight: Tensor, shape: Shape) -> Tensor:
     Returns:
         (groups, k, vectors · width) or (groups, 1, vectors · width), contiguous.
     """
-    half = torch.tensor([0.5, 0.5, 1.0, 0.5], device=weight.device)
+    half = torch.tensor([0.5, 0.5, 1.0, 0.5], dtype=weight.dtype, device=weight.device)
     scaled = weight.reshape(GATES, shape.hidden, -1) * half[:, None, None]
     split = scaled.reshape(GATES, shape.groups, shape.vectors, shape.units, -1)
     return split.permute(1, 4, 2, 0, 3).reshape(shape.groups, -1, shape.vectors * shape.width).contiguous()
