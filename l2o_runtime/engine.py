@@ -5,6 +5,7 @@ device has to be waited for and a compiled step is one graph.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from l2o_runtime.distributed import Groups, sum_over
 from l2o_runtime.exported import ExportedRule
 from l2o_runtime.gram import State
+from l2o_runtime.kernels import Kernel, fits, select
 from l2o_runtime.parts import Part
 from l2o_runtime.rule import Rule
 
@@ -25,12 +27,26 @@ class Replicas:
     def __init__(self, rule: Rule):
         self.rule = rule
         self.copies: dict[torch.device, Rule] = {}
+        self.kernels: dict[torch.device, Kernel | None] = {}
 
     def on(self, device: torch.device) -> Rule:
         """The rule on a device."""
         if device not in self.copies:
             self.copies[device] = copy.deepcopy(self.rule).to(device)
         return self.copies[device]
+
+    def kernel(self, part: Part) -> Kernel | None:
+        """The fast update for a part, None where only the plain loop will do."""
+        if torch.compiler.is_compiling() or not fits(part):
+            return None
+        device = part.param.device
+        if device not in self.kernels:
+            self.kernels[device] = select(self.on(device), device)
+        return self.kernels[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make their own kernels."""
+        return self.__dict__ | {"kernels": {}}
 
 
 def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
@@ -102,7 +118,10 @@ def advance(
     for part in parts:
         device = part.param.device
         here, fine = context.to(device), good.to(device)
-        for piece in part.chunks():
+        kernel = rule.kernel(part)
+        if kernel is not None:
+            kernel(part, here, fine, reach)
+        for piece in part.chunks() if kernel is None else ():
             with torch.autocast(device.type, enabled=False):
                 delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, piece.state)
             _write(piece.state, new, fine)

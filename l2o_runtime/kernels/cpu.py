@@ -1,0 +1,232 @@
+"""The CPU kernel: machine code made by LLVM for this processor and this rule, on several threads."""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.config import RuleConfig
+from l2o_runtime.features import BETA
+from l2o_runtime.kernels.emit import Compiled, widest
+from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, tanh_module, update_module
+from l2o_runtime.parts import Part
+from l2o_runtime.rule import Rule
+
+LARGEST = 64
+"""Hidden units up to which the weights of a layer stay in the nearest caches; larger rules take the plain path."""
+
+CHUNK = 16384
+"""Coordinates that a thread advances at a time; a multiple of ROWS."""
+
+SMALLEST = 2048
+"""Fewer coordinates are not worth a second thread."""
+
+
+@functools.cache
+def compile_update(config: RuleConfig, shape: Shape) -> tuple[Callable[..., None], Compiled]:
+    """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
+    module = update_module(config, shape)
+    pointers = len(module.get_global("update").args) - 2
+    compiled = Compiled(module)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_float, *[ctypes.c_void_p] * pointers)
+    return kind(compiled.address("update")), compiled
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The kernel's tanh, for comparison.
+
+    Args:
+        x: (n,) float32.
+    """
+    width = widest()
+    compiled = Compiled(tanh_module(width))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    padded = torch.nn.functional.pad(x, (0, -len(x) % width + width))
+    result = torch.empty_like(padded)
+    kind(compiled.address("tanh"))(len(padded) // width, padded.data_ptr(), result.data_ptr())
+    return result[: len(x)]
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Threads for all kernels, which are started when they are needed."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count() or 1, "l2o")
+    return _pool
+
+
+def _forget_threads() -> None:
+    """Threads do not survive a fork."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+class Scratch:
+    """What a thread needs besides the states: a chunk's gradients and steps, and one padded tile.
+
+    Args:
+        widths: floats per coordinate of each state.
+    """
+
+    def __init__(self, widths: list[int]):
+        self.grad = torch.zeros(CHUNK, dtype=torch.float32)
+        self.delta = torch.zeros(CHUNK, dtype=torch.float32)
+        self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
+        self.tile = torch.zeros(2, ROWS, dtype=torch.float32)
+        self._wide: dict[torch.dtype, Tensor] = {}
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """A chunk of another type."""
+        if dtype not in self._wide:
+            self._wide[dtype] = torch.zeros(CHUNK, dtype=dtype)
+        return self._wide[dtype]
+
+
+class CPUKernel:
+    """The update of one rule; see `l2o_runtime.kernels.Kernel`.
+
+    Args:
+        rule: frozen, on the CPU, in float32.
+    """
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        config, cell = rule.config, rule.cell
+        shape = choose_shape(config.hidden, widest())
+        self.update, _ = compile_update(_architecture(config), shape)
+        rows = [torch.cat([cell.weight_ih[i], cell.weight_hh[i]], 1) for i in range(config.layers)]
+        packed = [pack(row, shape).reshape(-1) for row in rows]
+        self.weights = torch.cat([*packed, cell.head.weight.reshape(-1), cell.head.bias]).detach()
+        self.bias = torch.cat([pack(bias, shape).reshape(-1) for bias in cell.bias]).detach()
+        self.first_bias = self.bias[: 4 * config.hidden]
+        self.fixed_bias = self.first_bias.clone()
+        columns = [pack(column, shape).reshape(-1) for column in cell.weight_context.unbind(1)]
+        self.weight_context = torch.stack(columns, 1).detach() if columns else None
+        averages = ["m", "v"] if config.features == "normalized" else []
+        self.keys = averages + [f"{name}{layer}" for layer in range(config.layers) for name in "hc"]
+        self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
+        self.scratch: list[Scratch] = []
+
+    def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+        """Advance a part; its chunks are dealt out to as many threads as torch uses."""
+        n = len(part.theta)
+        if n == 0 or not bool(good):
+            return
+        if self.weight_context is not None:
+            with torch.autocast("cpu", enabled=False):
+                torch.addmv(self.fixed_bias, self.weight_context, context, out=self.first_bias)
+        step = 1 + float(part.state["step"])
+        states = [part.state[key].view(n, -1) for key in self.keys]
+        job = _Job(part, states, 1 - BETA**step, reach)
+        threads = torch.get_num_threads()
+        size = min(CHUNK, max(SMALLEST, -(-n // (2 * threads * ROWS)) * ROWS))
+        starts = iter(range(0, n, size))
+        helpers = min(threads, -(-n // size)) - 1
+        while len(self.scratch) <= helpers:
+            self.scratch.append(Scratch(self.widths))
+        futures = [_threads().submit(self._work, job, starts, size, self.scratch[1 + i]) for i in range(helpers)]
+        try:
+            self._work(job, starts, size, self.scratch[0])
+        finally:
+            for future in futures:
+                future.result()
+
+    def _work(self, job: "_Job", starts: Iterator[int], size: int, scratch: Scratch) -> None:
+        """Advance chunks until none is left; taking the next one is atomic."""
+        with torch.no_grad():
+            for start in starts:
+                self._chunk(job, start, min(start + size, len(job.part.theta)), scratch)
+
+    def _chunk(self, job: "_Job", start: int, stop: int, scratch: Scratch) -> None:
+        piece = slice(start, stop)
+        theta = job.part.theta[piece]
+        grad = _gradient(job.part, piece, scratch)
+        delta = scratch.delta[: stop - start]
+        full = (stop - start) // ROWS
+        if full:
+            states = [address + 4 * start * width for address, width in zip(job.addresses, self.widths, strict=True)]
+            self._call(full, job.correction, grad.data_ptr(), delta.data_ptr(), states)
+        if (stop - start) % ROWS:
+            self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
+        remembered = self.rule.context.remember(theta.float(), _rows(job.part.state, piece)) if job.window else {}
+        for key, value in remembered.items():
+            job.part.state[key][piece].copy_(value)
+        _move(job.part, theta, delta, job.reach, scratch)
+
+    def _tail(self, job: "_Job", grad: Tensor, delta: Tensor, start: int, scratch: Scratch) -> None:
+        """The last coordinates, fewer than a tile's, on a padded copy."""
+        count = len(grad)
+        scratch.tile[0, :count].copy_(grad)
+        for state, copy in zip(job.states, scratch.states, strict=True):
+            copy[:count].copy_(state[start:])
+        states = [copy.data_ptr() for copy in scratch.states]
+        self._call(1, job.correction, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), states)
+        delta.copy_(scratch.tile[1, :count])
+        for state, copy in zip(job.states, scratch.states, strict=True):
+            state[start:].copy_(copy[:count])
+
+    def _call(self, tiles: int, correction: float, grad: int, delta: int, states: list[int]) -> None:
+        self.update(tiles, correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
+
+
+class _Job:
+    """One part in one step."""
+
+    def __init__(self, part: Part, states: list[Tensor], correction: float, reach: float | None):
+        self.part, self.states, self.correction, self.reach = part, states, correction, reach
+        self.addresses = [state.data_ptr() for state in states]
+        self.window = "window" in part.state
+
+
+def _architecture(config: RuleConfig) -> RuleConfig:
+    """What the code depends on, so that rules that differ in nothing else share it."""
+    keys = ("features", "hidden", "layers", "output", "output_scale")
+    return RuleConfig(**{key: getattr(config, key) for key in keys})
+
+
+def _rows(state: dict[str, Tensor], piece: slice) -> dict[str, Tensor]:
+    return {key: value if key == "step" else value[piece] for key, value in state.items()}
+
+
+def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
+    """The direction to go down, contiguous float32, as in `Part.chunks`."""
+    grad = part.grad[piece]
+    if grad.dtype == torch.float32 and grad.is_contiguous() and not part.group["maximize"]:
+        return grad
+    copy = scratch.grad[: len(grad)].copy_(grad)
+    return copy.neg_() if part.group["maximize"] else copy
+
+
+def _move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:
+    """`Part.move` of a good step, without new memory."""
+    group: dict[str, Any] = part.group
+    lr, decay = float(group["lr"]), float(group["weight_decay"])
+    if decay:
+        theta.mul_(1 - lr * decay)
+    if reach is not None:
+        bound = reach * float(group["safeguard_lr"])
+        delta.clamp_(-bound, bound)
+    if theta.dtype == torch.float32:
+        theta.add_(delta, alpha=lr)
+    elif theta.dtype == torch.float64:
+        theta.add_(scratch.wide(torch.float64)[: len(delta)].copy_(delta), alpha=lr)
+    else:  # half precision is rounded once, at the end
+        theta.copy_(scratch.wide(torch.float32)[: len(delta)].copy_(theta).add_(delta, alpha=lr))
+
+
+def make_kernel(rule: Rule) -> CPUKernel | None:
+    """The kernel of a rule on the CPU; None for rules that are too large or not in float32."""
+    small = rule.config.hidden <= LARGEST
+    return CPUKernel(rule) if small and all(p.dtype == torch.float32 for p in rule.parameters()) else None

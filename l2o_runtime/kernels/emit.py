@@ -1,0 +1,219 @@
+"""Vectors of float32 as Python values: what is computed with them becomes LLVM code.
+
+LLVM turns the vectors into whatever registers the machine has, so the code that is written with them is portable.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, Union
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+F32, I32, I64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
+POINTER = F32.as_pointer()
+
+Number: TypeAlias = Union["Vector", float]
+Body: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
+
+BOUND = 8.2
+"""tanh is 1 − 1.5e-7 there; beyond, that is taken for it."""
+
+NUMERATOR = (0.999999962, 0.134255241, 0.00354893678, 2.1512518e-05, 1.46711673e-08)
+DENOMINATOR = (1.0, 0.467588416, 0.0260785987, 0.000337389687, 8.30064351e-07)
+"""P and Q of x P(x²) / Q(x²), the rational function nearest to tanh on ± BOUND: 7.4e-9 off, before rounding."""
+
+
+class Vector:
+    """A vector of float32, or a single one, with arithmetic."""
+
+    def __init__(self, builder: Any, value: Any):
+        self.builder = builder
+        self.value = value
+
+    def like(self, other: Number) -> "Vector":
+        """A number as a vector of this type."""
+        return other if isinstance(other, Vector) else Vector(self.builder, constant(self.value.type, other))
+
+    def __add__(self, other: Number) -> "Vector":
+        return Vector(self.builder, self.builder.fadd(self.value, self.like(other).value))
+
+    def __sub__(self, other: Number) -> "Vector":
+        return Vector(self.builder, self.builder.fsub(self.value, self.like(other).value))
+
+    def __mul__(self, other: Number) -> "Vector":
+        return Vector(self.builder, self.builder.fmul(self.value, self.like(other).value))
+
+    def __truediv__(self, other: Number) -> "Vector":
+        return Vector(self.builder, self.builder.fdiv(self.value, self.like(other).value))
+
+    def fma(self, factor: Number, term: Number) -> "Vector":
+        """self · factor + term, in one instruction where there is one."""
+        return self._call("llvm.fmuladd", self.like(factor), self.like(term))
+
+    def sqrt(self) -> "Vector":
+        """Square root."""
+        return self._call("llvm.sqrt")
+
+    def abs(self) -> "Vector":
+        """Magnitude."""
+        return self._call("llvm.fabs")
+
+    def sign_of(self, other: "Vector") -> "Vector":
+        """This magnitude with the sign of another."""
+        return self._call("llvm.copysign", other)
+
+    def where_less(self, than: Number, one: Number, other: Number) -> "Vector":
+        """`one` where self < than, `other` elsewhere and where either is NaN."""
+        less = self.builder.fcmp_ordered("<", self.value, self.like(than).value)
+        return Vector(self.builder, self.builder.select(less, self.like(one).value, self.like(other).value))
+
+    def clamp(self, low: float, high: float) -> "Vector":
+        """Between two bounds; NaN stays NaN."""
+        cut = self.where_less(low, low, self)
+        return cut.like(high).where_less(cut, high, cut)
+
+    def polynomial(self, coefficients: Sequence[float]) -> "Vector":
+        """Σ c_k selfᵏ, by Horner's rule."""
+        total = self.like(coefficients[-1])
+        for coefficient in reversed(coefficients[:-1]):
+            total = total.fma(self, coefficient)
+        return total
+
+    def tanh_ratio(self) -> tuple["Vector", "Vector"]:
+        """Numerator and denominator of tanh; both are finite, the latter at least 1."""
+        x = self.clamp(-BOUND, BOUND)
+        square = x * x
+        return x * square.polynomial(NUMERATOR), square.polynomial(DENOMINATOR)
+
+    def tanh(self) -> "Vector":
+        """tanh, to 5e-7."""
+        numerator, denominator = self.tanh_ratio()
+        return numerator / denominator
+
+    def log(self) -> "Vector":
+        """Natural logarithm of positive normal numbers: e ln 2 + 2 artanh((m − 1) / (m + 1)), √½ ≤ m < √2."""
+        builder, width = self.builder, self.value.type
+        integers = ir.VectorType(I32, width.count)
+        bits = builder.bitcast(self.value, integers)
+        half = ir.Constant(integers, [0x3F3504F3] * width.count)
+        exponent = builder.ashr(builder.sub(bits, half), ir.Constant(integers, [23] * width.count))
+        shifted = builder.shl(exponent, ir.Constant(integers, [23] * width.count))
+        mantissa = Vector(builder, builder.bitcast(builder.sub(bits, shifted), width))
+        ratio = (mantissa - 1.0) / (mantissa + 1.0)
+        series = (ratio * ratio).polynomial([2 / k for k in (1, 3, 5, 7, 9, 11)])
+        return Vector(builder, builder.sitofp(exponent, width)).fma(math.log(2), ratio * series)
+
+    def _call(self, name: str, *others: "Vector") -> "Vector":
+        """Call an intrinsic, which takes and gives vectors of one type."""
+        kind, module = self.value.type, self.builder.module
+        name = f"{name}.v{kind.count}f32"
+        if name not in module.globals:
+            ir.Function(module, ir.FunctionType(kind, [kind] * (1 + len(others))), name=name)
+        arguments = [self.value, *(other.value for other in others)]
+        return Vector(self.builder, self.builder.call(module.globals[name], arguments))
+
+
+def constant(kind: Any, number: float) -> Any:
+    """A number as a constant of a scalar or vector type."""
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def load(builder: Any, pointer: Any, width: int) -> Vector:
+    """`width` floats from an address that need not be aligned."""
+    kind = ir.VectorType(F32, width)
+    return Vector(builder, builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4))
+
+
+def store(builder: Any, vector: Vector, pointer: Any) -> None:
+    """Write a vector to an address that need not be aligned."""
+    builder.store(vector.value, builder.bitcast(pointer, vector.value.type.as_pointer()), align=4)
+
+
+def broadcast(builder: Any, pointer: Any, width: int) -> Vector:
+    """One float from memory, `width` times."""
+    kind = ir.VectorType(F32, width)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.load(pointer, align=4), I32(0))
+    return shuffle(Vector(builder, first), None, [0] * width)
+
+
+def shuffle(one: Vector, other: Vector | None, indices: Sequence[int]) -> Vector:
+    """Pick elements of two vectors of the same width, counted through."""
+    second = ir.Constant(one.value.type, ir.Undefined) if other is None else other.value
+    mask = ir.Constant(ir.VectorType(I32, len(indices)), list(indices))
+    return Vector(one.builder, one.builder.shuffle_vector(one.value, second, mask))
+
+
+def join(parts: Sequence[Vector]) -> Vector:
+    """Vectors of one width end to end; a power of two of them."""
+    while len(parts) > 1:
+        width = 2 * parts[0].value.type.count
+        parts = [shuffle(a, b, range(width)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def loop(
+    builder: Any, count: Any, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]
+) -> list[Any]:
+    """Run `body` for i = 0 … count − 1, at least once.
+
+    Args:
+        builder: where to write.
+        count: i64.
+        carried: values that one turn hands to the next.
+        body: from i and the carried values to the new ones.
+
+    Returns:
+        The values carried out of the last turn.
+    """
+    before, inside = builder.block, builder.append_basic_block()
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    index = builder.phi(I64)
+    index.add_incoming(I64(0), before)
+    phis = [builder.phi(value.type) for value in carried]
+    for phi, value in zip(phis, carried, strict=True):
+        phi.add_incoming(value, before)
+    new = body(index, list(phis))
+    following, end = builder.add(index, I64(1)), builder.block
+    index.add_incoming(following, end)
+    for phi, value in zip(phis, new, strict=True):
+        phi.add_incoming(value, end)
+    after = builder.append_basic_block()
+    builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+    builder.position_at_end(after)
+    return list(new)
+
+
+class Compiled:
+    """Machine code for this processor; it lives as long as this object.
+
+    Args:
+        module: LLVM code.
+    """
+
+    def __init__(self, module: Any):
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        features = llvm.get_host_cpu_features().flatten()
+        target = llvm.Target.from_default_triple()
+        machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
+        code = llvm.parse_assembly(str(module))
+        code.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = options.slp_vectorization = False
+        passes = llvm.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(code, passes)
+        self.code = code
+        self.engine = llvm.create_mcjit_compiler(code, machine)
+        self.engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """Where a function starts."""
+        return int(self.engine.get_function_address(name))
+
+
+def widest() -> int:
+    """Floats in a vector register of this processor: 16, 8 or 4."""
+    features = llvm.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4

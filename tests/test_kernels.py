@@ -1,0 +1,298 @@
+"""Every fast path gives what the plain loop gives, up to rounding."""
+
+import copy
+import os
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rules import RULES, make_rule
+from torch import nn
+
+from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
+from l2o_runtime.config import DMDConfig
+from l2o_runtime.engine import Replicas, advance
+from l2o_runtime.features import LARGEST
+from l2o_runtime.kernels import fits, select
+from l2o_runtime.parts import Part, make_part
+from l2o_runtime.rule import zeros
+
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+
+from l2o_runtime.kernels import cpu, emit, lstm
+
+CPU = torch.device("cpu")
+SHAPES = {
+    "one-layer": RuleConfig(hidden=20, layers=1),
+    "three-layers": RuleConfig(hidden=8, layers=3, features="normalized"),
+    "bounded": RuleConfig(hidden=20, output="tanh", output_scale=0.7),
+    "odd": RuleConfig(hidden=7),
+    "even": RuleConfig(hidden=6, features="normalized"),
+    "one-unit": RuleConfig(hidden=1, layers=2),
+    "groups": RuleConfig(hidden=32),
+    "largest": RuleConfig(hidden=64, layers=1),
+}
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Turns the kernels off and on."""
+
+    def turn(off: bool) -> None:
+        monkeypatch.setenv("L2O_KERNELS", "plain" if off else "")
+
+    return turn
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def group(**changes) -> dict:
+    return {"lr": 0.3, "weight_decay": 0.0, "maximize": False, "safeguard_lr": 1e-3} | changes
+
+
+def random_part(rule: Rule, n: int, dtype=torch.float32, seed: int = 0, **changes) -> Part:
+    """A parameter of n coordinates in the middle of an optimization; gradients of all magnitudes."""
+    rng = torch.Generator().manual_seed(seed)
+    param = nn.Parameter(torch.randn(n, generator=rng).to(dtype))
+    param.grad = (torch.randn(n, generator=rng) * 10 ** (12 * torch.rand(n, generator=rng) - 9)).to(dtype)
+    param.grad[::5] = 0
+    state = {}
+    for key, (shape, kind) in rule.coordinate_spec.items():
+        state[key] = torch.randn(n, *shape, generator=rng).to(kind)
+    state |= {"step": torch.tensor(3.0)}
+    if "v" in state:
+        state["v"] = state["v"].square()
+    return make_part(group(**changes), param, state, rule.coordinate_spec, 0)
+
+
+def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, reach=None, **changes) -> list[Part]:
+    """The same part, advanced by the plain loop and by the kernel."""
+    parts = []
+    for kernel in (None, cpu.make_kernel(rule)):
+        part = random_part(rule, n, dtype, **changes)
+        replicas = Replicas(rule)
+        replicas.kernels[CPU] = kernel
+        context = zeros(rule.context_spec, ())
+        width = len(rule.observe(part.theta.float(), part.grad.float(), part.state))
+        statistics = torch.linspace(-1, 1, width)
+        with torch.no_grad():
+            advance(replicas, [part], statistics, torch.tensor(0.5), context, torch.tensor(good), reach)
+        parts.append(part)
+    return parts
+
+
+def assert_same(parts: list[Part]) -> None:
+    slow, fast = parts
+    for key, value in slow.state.items():
+        torch.testing.assert_close(fast.state[key], value, rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+    half = slow.theta.dtype in (torch.float16, torch.bfloat16)
+    tolerance = {"rtol": torch.finfo(slow.theta.dtype).eps, "atol": 1e-6} if half else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(fast.theta, slow.theta, **tolerance)
+    assert fast.theta.isfinite().all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 100])
+def test_equals_the_plain_loop_for_every_rule(rule, n):
+    assert_same(both(rule, n))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("n", [1, 4, 101])
+def test_equals_the_plain_loop_for_every_shape(name, n):
+    assert_same(both(make_rule(SHAPES[name]), n))
+
+
+@pytest.mark.parametrize("widest", [4, 8, 16])
+def test_equals_the_plain_loop_for_narrower_processors(widest, monkeypatch):
+    monkeypatch.setattr(cpu, "widest", lambda: widest)
+    for config in (RULES["none-log_sign"], RULES["placebo-normalized"], SHAPES["groups"], SHAPES["odd"]):
+        assert_same(both(make_rule(config), 21))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"maximize": True}, {"weight_decay": 0.1}, {"lr": torch.tensor([0.2])}], ids=str
+)
+def test_equals_the_plain_loop_for_every_dtype_and_option(dtype, changes):
+    rule = make_rule(RULES["none-normalized"])
+    assert_same(both(rule, 37, dtype, **changes))
+    assert_same(both(rule, 37, dtype, reach=2.0, **changes))
+
+
+@pytest.mark.parametrize("size", [cpu.SMALLEST, cpu.CHUNK])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_equals_the_plain_loop_around_chunks(size, more, threads):
+    assert_same(both(make_rule(RULES["none-normalized"]), 2 * size + more))
+
+
+def test_the_number_of_threads_changes_nothing():
+    rule, thetas = make_rule(RULES["dmd-sketch-normalized"]), []
+    before = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        thetas.append(both(rule, 50_001)[1].theta)
+    torch.set_num_threads(before)
+    assert torch.equal(thetas[0], thetas[1])
+    assert torch.equal(thetas[0], thetas[2])
+
+
+def test_a_bad_step_changes_nothing(rule):
+    slow, fast = both(rule, 50, good=False, weight_decay=0.5)
+    untouched = random_part(rule, 50)
+    assert torch.equal(fast.theta, untouched.theta)
+    assert torch.equal(slow.theta, untouched.theta)
+    for key, value in untouched.state.items():
+        assert torch.equal(fast.state[key], value), key
+
+
+def test_extreme_gradients(plain):
+    """The largest and smallest floats, zeros of both signs, both sides of the feature maps' thresholds."""
+    values = [0.0, -0.0, 1e-45, -1e-38, 3e38, -3e38, LARGEST, -2 * LARGEST, 4.5e-5, -4.6e-5, 1.0]
+    for name in ("none-log_sign", "none-normalized"):
+        rule, parts = make_rule(RULES[name]), []
+        for kernel in (None, cpu.make_kernel(rule)):
+            param = nn.Parameter(torch.zeros(len(values)))
+            param.grad = torch.tensor(values)
+            part = make_part(group(), param, {}, rule.coordinate_spec, 0)
+            replicas = Replicas(rule)
+            replicas.kernels[CPU] = kernel
+            for _ in range(5):
+                with torch.no_grad():
+                    advance(replicas, [part], torch.zeros(0), torch.tensor(0.0), {}, torch.tensor(True))
+            parts.append(part)
+        assert_same(parts)
+
+
+def digits_run(steps: int, **options) -> list[torch.Tensor]:
+    """θ of every step of a real optimization with the bundled rule."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images, labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.Sigmoid(), nn.Linear(16, 10))
+    optimizer = LearnedOptimizer(model.parameters(), **options)
+    seen = []
+    for _ in range(steps):
+        index = torch.randint(len(images), (64,))
+        loss = F.cross_entropy(model(images[index]), labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss)
+        seen.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
+    return seen
+
+
+def test_equals_the_plain_loop_on_a_real_trajectory(plain):
+    plain(True)
+    slow = digits_run(200)
+    plain(False)
+    fast = digits_run(200)
+    assert not torch.equal(slow[-1], fast[-1]), "both took the plain path"
+    for step in (1, 10, 50, 100, 200):
+        distance = (fast[step - 1] - slow[step - 1]).norm() / slow[step - 1].norm()
+        assert distance < 1e-5, f"step {step}: {distance}"
+
+
+def test_tanh_is_bounded():
+    x = torch.cat([torch.linspace(-12, 12, 2_000_001), torch.logspace(-37, 38, 100_001)])
+    x = torch.cat([x, -x])
+    y = cpu.tanh(x)
+    assert (y.double() - x.double().tanh()).abs().max() < 5e-7
+    small = x.abs() < 1e-2
+    assert ((y - x.tanh()).abs() <= 5e-7 * x.abs())[small].all(), "relative, near zero"
+    assert (y.abs() <= 1 + 1.2e-7).all()
+    inf = float("inf")
+    special = cpu.tanh(torch.tensor([inf, -inf, float("nan"), 0.0]))
+    torch.testing.assert_close(special, torch.tensor([1.0, -1.0, float("nan"), 0.0]), equal_nan=True, rtol=0, atol=5e-7)
+
+
+def test_no_memory_is_taken_after_the_first_step():
+    """Neither by torch, whatever the dtype, nor from the system."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        rule = make_rule(RULES["placebo-normalized"])
+        kernel = cpu.make_kernel(rule)
+        part = random_part(rule, 40_001, dtype, weight_decay=0.1)
+        context, good = torch.zeros(3), torch.tensor(True)
+        kernel(part, context, good, 1.0)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            kernel(part, context, good, 1.0)
+        taken = sum(max(0, event.self_device_memory_usage, event.self_cpu_memory_usage) for event in seen.events())
+        assert taken <= 256, f"{dtype}: {taken} bytes"  # numbers of no dimension
+
+
+def test_a_long_run_does_not_grow():
+    rule = make_rule(RULES["none-normalized"])
+    kernel, part = cpu.make_kernel(rule), random_part(make_rule(RULES["none-normalized"]), 5_001)
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not os.path.exists("/proc/self/statm"):  # noqa: PTH110
+        pytest.skip("needs /proc/self/statm to see its own memory")
+    for step in range(300):
+        kernel(part, torch.zeros(0), torch.tensor(True), None)
+        if step == 100:
+            before = resident()
+    assert resident() - before < 2**20
+
+
+def test_what_kernels_are_not_for():
+    rule = make_rule(RULES["none-log_sign"])
+    assert fits(random_part(rule, 5))
+    part = random_part(rule, 5)
+    part.state["h0"] = part.state["h0"].double()
+    assert not fits(part)
+    assert select(make_rule(RuleConfig(hidden=cpu.LARGEST + 4)), CPU) is None
+    assert select(rule.double(), CPU) is None
+    assert select(rule, torch.device("meta")) is None
+
+
+def test_the_environment_turns_kernels_off(plain):
+    rule = make_rule(RULES["none-log_sign"])
+    plain(False)
+    assert select(rule, CPU) is not None
+    plain(True)
+    assert select(rule, CPU) is None
+
+
+def test_without_llvm_the_plain_loop_is_taken(monkeypatch):
+    monkeypatch.setattr("l2o_runtime.kernels.find_spec", lambda name: None)
+    assert select(make_rule(RULES["none-log_sign"]), CPU) is None
+
+
+def test_copies_and_pickles_make_their_own_kernel(tmp_path):
+    save_rule(tmp_path / "rule.safetensors", make_rule(RuleConfig(context=DMDConfig(window=4, rank=1))))
+    param = nn.Parameter(torch.ones(9))
+    param.grad = torch.ones(9)
+    optimizer = LearnedOptimizer([param], rule=tmp_path / "rule.safetensors")
+    optimizer.step(loss=1.0)
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        theirs = twin.param_groups[0]["params"][0]
+        theirs.grad = torch.ones(9)
+        start = theirs.detach().clone()
+        twin.step(loss=1.0)
+        assert not torch.equal(theirs, start)
+
+
+def test_packing_keeps_every_weight():
+    for config in SHAPES.values():
+        for widest in (4, 8, 16):
+            shape = lstm.choose_shape(config.hidden, widest)
+            assert shape.units * shape.vectors * shape.groups == config.hidden
+            weight = torch.arange(4.0 * config.hidden * 3).view(-1, 3)
+            packed = lstm.pack(weight, shape)
+            assert packed.shape == (shape.groups, 3, shape.vectors * shape.width)
+            halves = weight.view(4, -1) * torch.tensor([0.5, 0.5, 1, 0.5])[:, None]
+            assert torch.equal(packed.reshape(-1).sort().values, halves.reshape(-1).sort().values)
+    assert emit.widest() in (4, 8, 16)
