@@ -17,6 +17,7 @@ from l2o_runtime.features import LARGEST
 from l2o_runtime.kernels import fits, select
 from l2o_runtime.parts import Part, make_part
 from l2o_runtime.rule import zeros
+from l2o_runtime.sketch import count_sketch
 
 pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
 
@@ -296,3 +297,13 @@ def test_packing_keeps_every_weight():
             halves = weight.view(4, -1) * torch.tensor([0.5, 0.5, 1, 0.5])[:, None]
             assert torch.equal(packed.reshape(-1).sort().values, halves.reshape(-1).sort().values)
     assert emit.widest() in (4, 8, 16)
+
+
+@pytest.mark.parametrize("size", [8, 1000, 1024, 65536])
+@pytest.mark.parametrize("offset", [0, 5, 2**31 - 3, 2**33 + 7])
+def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset):
+    """A batch is sketched by torch's operations, a vector by the compiled pass."""
+    pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
+    for n in (0, 1, 7, 5000):
+        vector = torch.randn(n, generator=torch.Generator().manual_seed(n))
+        assert torch.equal(count_sketch(vector, size, offset), count_sketch(vector[None], size, offset)[0])
