@@ -26,6 +26,8 @@ class TrainConfig:
         horizon: T, inner steps per epoch.
         unroll: u, inner steps per truncation, that is per outer update.
         batch: task instances advanced together.
+        recompute: keep only the states of the steps of a truncation, and compute the rest again for the gradient:
+            slower, but long truncations of large tasks need a fraction of the memory.
         lr: learning rate of the outer Adam.
         clip: bound on the norm of the meta-gradient.
         weights: w_τ of the losses in a truncation: all 1, or only the last.
@@ -43,6 +45,7 @@ class TrainConfig:
     horizon: int = 100
     unroll: int = 20
     batch: int = 1
+    recompute: bool = False
     lr: float = 0.003
     clip: float = 1.0
     weights: Literal["uniform", "last"] = "uniform"

@@ -154,7 +154,7 @@ class Trainer:
         inner = begin(self.rule, instances, torch.tensor(shown, device=self.device))
         losses, koopman = [], []
         for _ in range(config.horizon // config.unroll):
-            segment = unroll(self.rule, inner, config.unroll, config.weights)
+            segment = unroll(self.rule, inner, config.unroll, config.weights, recompute=config.recompute)
             objective = segment.objective
             if isinstance(self.rule.context, KAE) and segment.features is not None:
                 koopman_loss = self.rule.context.koopman_loss(segment.features)

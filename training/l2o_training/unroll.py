@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from l2o_runtime.gram import State
 from l2o_runtime.rule import Rule, zeros
@@ -63,7 +64,14 @@ def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> In
     )
 
 
-def unroll(rule: Rule, inner: Inner, steps: int, weights: Literal["uniform", "last"] = "uniform") -> Segment:
+def unroll(
+    rule: Rule,
+    inner: Inner,
+    steps: int,
+    weights: Literal["uniform", "last"] = "uniform",
+    *,
+    recompute: bool = False,
+) -> Segment:
     """Advance `inner` by `steps` steps and give the meta-loss Σ_τ w_τ L(θ_τ) in differentiable form.
 
     The optimizee's gradients are constants of the rule (first order, as in the paper), so that
@@ -76,14 +84,14 @@ def unroll(rule: Rule, inner: Inner, steps: int, weights: Literal["uniform", "la
         inner: state, replaced by the (detached) state after the steps.
         steps: u.
         weights: w_τ = 1, or 1 for the last step only.
+        recompute: keep only the states between steps, and compute everything else again for the gradient.
     """
     params, loss, grad = inner.params, inner.loss, inner.grad
     coordinates, optimization = inner.coordinates, inner.optimization
     objective, losses, features = params.new_zeros(()), [], []
     for step in range(steps):
-        delta, coordinates, optimization = rule(
-            params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
-        )
+        seen = params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
+        delta, coordinates, optimization = checkpoint(rule, *seen, use_reentrant=False) if recompute else rule(*seen)
         if "features" in optimization:
             features.append(optimization["features"])
         params = params + delta
