@@ -131,7 +131,7 @@ class CPUKernel:
         states = [part.state[key].view(n, -1) for key in self.keys]
         job = _Job(part, states, 1 - BETA**step, reach)
         threads = torch.get_num_threads()
-        size = min(CHUNK, max(SMALLEST, -(-n // (2 * threads * ROWS)) * ROWS))
+        size = _chunk_size(n, threads)
         starts = iter(range(0, n, size))
         helpers = min(threads, -(-n // size)) - 1
         while len(self.scratch) <= helpers:
@@ -169,23 +169,32 @@ class CPUKernel:
         """The last coordinates, fewer than a tile's, on a padded copy."""
         count = len(grad)
         scratch.tile[0, :count].copy_(grad)
-        for state, copy in zip(job.states, scratch.states, strict=True):
-            copy[:count].copy_(state[start:])
-        states = [copy.data_ptr() for copy in scratch.states]
-        self._call(1, job.correction, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), states)
+        copies = [copy.data_ptr() for copy in scratch.states]
+        places = [address + 4 * start * width for address, width in zip(job.addresses, self.widths, strict=True)]
+        sizes = [4 * count * width for width in self.widths]
+        for place, copy, size in zip(places, copies, sizes, strict=True):
+            ctypes.memmove(copy, place, size)  # a tenth of the time of a tensor's copy_
+        self._call(1, job.correction, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), copies)
         delta.copy_(scratch.tile[1, :count])
-        for state, copy in zip(job.states, scratch.states, strict=True):
-            state[start:].copy_(copy[:count])
+        for place, copy, size in zip(places, copies, sizes, strict=True):
+            ctypes.memmove(place, copy, size)
 
     def _call(self, tiles: int, correction: float, grad: int, delta: int, states: list[int]) -> None:
         self.update(tiles, correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
+
+
+def _chunk_size(n: int, threads: int) -> int:
+    """Coordinates of a chunk, so that all threads get as many chunks of one size as they share the work."""
+    rounds = -(-n // (threads * CHUNK)) if n > threads * SMALLEST else 0
+    chunks = max(1, threads * rounds if rounds else n // SMALLEST)
+    return -(-n // (chunks * ROWS)) * ROWS
 
 
 class _Job:
     """One part in one step."""
 
     def __init__(self, part: Part, states: list[Tensor], correction: float, reach: float | None):
-        self.part, self.states, self.correction, self.reach = part, states, correction, reach
+        self.part, self.correction, self.reach = part, correction, reach
         self.addresses = [state.data_ptr() for state in states]
         self.window = "window" in part.state
 
