@@ -1,9 +1,11 @@
 """CountSketch on the CPU in one compiled pass; `l2o_runtime.sketch` is its definition."""
 
 import numba
+import numpy as np
 from numba import int64, uint64
 
 PRIME = 2**31 - 1
+BLOCK = 512
 
 
 @numba.njit(inline="always")
@@ -11,7 +13,7 @@ def _reduce(value):  # type: ignore[no-untyped-def]
     """A number below 2⁶² modulo 2³¹ − 1: a Mersenne prime needs no division."""
     value = (value & uint64(PRIME)) + (value >> uint64(31))
     value = (value & uint64(PRIME)) + (value >> uint64(31))
-    return value - uint64(PRIME) if value >= uint64(PRIME) else value
+    return min(value, value - uint64(PRIME))  # unsigned: what is below 0 wraps around
 
 
 @numba.njit(inline="always")
@@ -33,9 +35,17 @@ def add_sketch(vector, start, buckets, signs, out):  # type: ignore[no-untyped-d
     """
     size = uint64(len(out))
     mask = size - uint64(1) if size & (size - uint64(1)) == uint64(0) else uint64(0)
-    for i in range(len(vector)):
-        index = _reduce(uint64(start + i))
-        place = _hash(index, buckets[0], buckets[1], buckets[2], buckets[3])
-        place = place & mask if mask else place % size
-        odd = _hash(index, signs[0], signs[1], signs[2], signs[3]) & uint64(1)
-        out[int64(place)] += -vector[i] if odd else vector[i]
+    places, odd = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
+    a0, a1, a2, a3 = buckets
+    b0, b1, b2, b3 = signs
+    for first in range(0, len(vector), BLOCK):
+        count = min(BLOCK, len(vector) - first)
+        # Hashes first, in a loop that compiles to vector instructions; additions, which may collide, after them.
+        for i in range(count):
+            index = _reduce(uint64(start + first + i))
+            places[i] = _hash(index, a0, a1, a2, a3)
+            odd[i] = _hash(index, b0, b1, b2, b3) & uint64(1)
+        for i in range(count):
+            place = places[i] & mask if mask else places[i] % size
+            value = vector[first + i]
+            out[int64(place)] += -value if odd[i] else value
