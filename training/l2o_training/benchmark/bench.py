@@ -1,6 +1,7 @@
 """Run the benchmark over sizes and write what came out."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -140,6 +141,8 @@ def bench_size(
         machine = machine or {"gemm_flops_per_s": rates.gemm, "copy_bytes_per_s": rates.copy}
         for result in summarise(size, n, lanes, rates, number):
             found.setdefault(result.optimizer, result)  # a reference counts where it was timed first
+        del lanes  # before the next group is made: each may take most of the memory
+        gc.collect()
     for name, reason in skipped.items():
         found[name] = Result(size, n, name, skipped=reason)
     return [found[contender.name] for contender in contenders], machine
