@@ -62,7 +62,7 @@ def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
     """
     compiled = _compiled(vector, offset)
     if compiled is not None:
-        out = torch.zeros(size)
+        out = torch.zeros(size, dtype=torch.float32)
         compiled(vector.detach().numpy(), offset, *_COEFFICIENTS, out.numpy())
         return out
     index = torch.arange(vector.shape[-1], device=vector.device) + offset
