@@ -5,6 +5,7 @@ python examples/compare_formats.py runs/demo/export
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import nn
 
-from l2o_runtime import LearnedOptimizer
+from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_training.evaluation.plots import loss_curves
+
+warnings.simplefilter("ignore", HorizonWarning)  # twice as long as in meta-training: that is what the demo shows
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", type=Path, help="what `l2o export` wrote")
