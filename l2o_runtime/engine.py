@@ -121,11 +121,12 @@ def advance(
         kernel = rule.kernel(part)
         if kernel is not None:
             kernel(part, here, fine, reach)
-        for piece in part.chunks() if kernel is None else ():
-            with torch.autocast(device.type, enabled=False):
-                delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, piece.state)
-            _write(piece.state, new, fine)
-            part.move(piece.theta, delta, fine, reach)
+        else:
+            for piece in part.chunks():
+                with torch.autocast(device.type, enabled=False):
+                    delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, piece.state)
+                _write(piece.state, new, fine)
+                part.move(piece.theta, delta, fine, reach)
         part.finish(fine)
 
 

@@ -63,7 +63,7 @@ class Part:
             yield Chunk(
                 self.theta[piece],
                 -self.grad[piece].float() if self.group["maximize"] else self.grad[piece].float(),
-                {key: value if key == "step" else value[piece] for key, value in self.state.items()},
+                rows(self.state, piece),
                 start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset),
             )
 
@@ -91,6 +91,11 @@ class Part:
         self.state["step"].add_(good)
         if not self.param.is_contiguous():
             self.param.copy_(self.theta.view(self.param.shape))
+
+
+def rows(state: State, piece: slice) -> State:
+    """The state of some coordinates; a scalar (the step count) belongs to all of them."""
+    return {key: value if key == "step" else value[piece] for key, value in state.items()}
 
 
 def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, start: int) -> Part:

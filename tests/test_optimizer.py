@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from problems import flat
 from rules import RULES, make_rule
 from torch import nn
 
@@ -33,10 +34,6 @@ def steps(model, optimizer, loss_of, count, pass_loss=True):
         loss = loss_of()
         loss.backward()
         optimizer.step(loss=loss if pass_loss else None)
-
-
-def flat(model) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
 
 def test_equals_the_rule_on_the_flat_vector(rule, rule_file):

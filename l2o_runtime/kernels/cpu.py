@@ -14,7 +14,7 @@ from l2o_runtime.config import RuleConfig
 from l2o_runtime.features import BETA
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, tanh_module, update_module
-from l2o_runtime.parts import Part
+from l2o_runtime.parts import Part, rows
 from l2o_runtime.rule import Rule
 
 LARGEST = 64
@@ -160,7 +160,7 @@ class CPUKernel:
             self._call(full, job.correction, grad.data_ptr(), delta.data_ptr(), states)
         if (stop - start) % ROWS:
             self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
-        remembered = self.rule.context.remember(theta.float(), _rows(job.part.state, piece)) if job.window else {}
+        remembered = self.rule.context.remember(theta.float(), rows(job.part.state, piece)) if job.window else {}
         for key, value in remembered.items():
             job.part.state[key][piece].copy_(value)
         _move(job.part, theta, delta, job.reach, scratch)
@@ -203,10 +203,6 @@ def _architecture(config: RuleConfig) -> RuleConfig:
     """What the code depends on, so that rules that differ in nothing else share it."""
     keys = ("features", "hidden", "layers", "output", "output_scale")
     return RuleConfig(**{key: getattr(config, key) for key in keys})
-
-
-def _rows(state: dict[str, Tensor], piece: slice) -> dict[str, Tensor]:
-    return {key: value if key == "step" else value[piece] for key, value in state.items()}
 
 
 def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:

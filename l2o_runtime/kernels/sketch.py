@@ -4,7 +4,8 @@ import numba
 import numpy as np
 from numba import int64, uint64
 
-PRIME = 2**31 - 1
+from l2o_runtime.sketch import PRIME
+
 BLOCK = 512
 
 

@@ -70,9 +70,7 @@ class _Step(torch.autograd.Function):
             x = features[b, rows]
             for k in range(layers):
                 h, c, new_h, new_c = (s[b, rows] for s in (*states[2 * k : 2 * k + 2], *new[2 * k : 2 * k + 2]))
-                sums = torch.cat([x, h], dim=1) @ weights[k].mT
-                given = (sums, biases[k][b], c, torch.empty_like(sums), new_h, new_c)
-                gates.forward(*(t.numpy() for t in given))
+                _layer(x, h, c, weights[k], biases[k][b], new_h, new_c)
                 x = new_h
             torch.addmv(head[-1:], x, head[:-1], out=output[b, rows])
         ctx.layers = layers
@@ -91,11 +89,9 @@ class _Step(torch.autograd.Function):
             passed, x = [], features[b, rows]
             for k in range(layers):
                 h, c = states[2 * k][b, rows], states[2 * k + 1][b, rows]
-                inputs = torch.cat([x, h], dim=1)
-                sums = inputs @ weights[k].mT
-                squashed, x, new_c = torch.empty_like(sums), torch.empty_like(h), torch.empty_like(c)
-                gates.forward(*(t.numpy() for t in (sums, biases[k][b], c, squashed, x, new_c)))
-                passed.append((inputs, squashed, new_c))
+                new_h, new_c = torch.empty_like(h), torch.empty_like(c)
+                passed.append((*_layer(x, h, c, weights[k], biases[k][b], new_h, new_c), new_c))
+                x = new_h
             here = grad_output[b, rows]
             grad_head[:-1] += here @ x
             grad_head[-1] += here.sum()
@@ -109,12 +105,20 @@ class _Step(torch.autograd.Function):
                 gates.backward(*(t.numpy() for t in (squashed, old_c, new_c, down, grad_c, pre, grad_old)))
                 grads[k].addmm_(pre.mT, inputs)
                 grads[layers + k][b] += pre.sum(0)
-                split = inputs.shape[1] - head.shape[0] + 1
-                whole = pre @ weights[k]
-                down = whole[:, :split]
-                grads[2 * layers + 2 * k][b, rows] = whole[:, split:]
+                down, grads[2 * layers + 2 * k][b, rows] = (pre @ weights[k]).tensor_split([-h.shape[1]], dim=1)
                 down = down.contiguous()
         return None, grad_head, None, *grads
+
+
+def _layer(
+    x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor, new_h: Tensor, new_c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Advance a block by one layer, into h' and c'; gives [x, h] and the squashed gates."""
+    inputs = torch.cat([x, h], dim=1)
+    sums = inputs @ weight.mT
+    squashed = torch.empty_like(sums)
+    gates.forward(*(t.numpy() for t in (sums, bias, c, squashed, new_h, new_c)))
+    return inputs, squashed
 
 
 def _blocks(features: Tensor) -> Iterator[tuple[int, slice]]:

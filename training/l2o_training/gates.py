@@ -1,18 +1,19 @@
 """What is between the matrix products of an LSTM layer, compiled: the gates forward, and their derivatives.
 
-σ(x) = ½ tanh(x/2) + ½, and tanh is a rational function x P(x²) / Q(x²), the nearest on ± 8.2; 7.4e-9 off before
-rounding.
+σ(x) = ½ tanh(x/2) + ½, and tanh is the rational function of `l2o_runtime.kernels.emit`.
 """
 
 import numba
 from numba import float32 as f32
 
+from l2o_runtime.kernels.emit import BOUND, DENOMINATOR, NUMERATOR
+
 # The layer that survives a fork; only the thread that trains calls what is compiled here.
 numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
 
 FAST = {"contract", "arcp", "nsz"}
-P0, P1, P2, P3, P4 = 0.999999962, 0.134255241, 0.00354893678, 2.1512518e-05, 1.46711673e-08
-Q1, Q2, Q3, Q4 = 0.467588416, 0.0260785987, 0.000337389687, 8.30064351e-07
+P0, P1, P2, P3, P4 = NUMERATOR
+Q0, Q1, Q2, Q3, Q4 = DENOMINATOR
 
 
 def set_threads(count: int) -> None:
@@ -22,11 +23,11 @@ def set_threads(count: int) -> None:
 
 @numba.njit(fastmath=FAST, inline="always")
 def _tanh(x):  # type: ignore[no-untyped-def]
-    x = f32(8.2) if x > f32(8.2) else x  # unlike min and max, these compile to vector instructions
-    x = f32(-8.2) if x < f32(-8.2) else x
+    x = f32(BOUND) if x > f32(BOUND) else x  # unlike min and max, these compile to vector instructions
+    x = f32(-BOUND) if x < f32(-BOUND) else x
     s = x * x
     p = f32(P0) + s * (f32(P1) + s * (f32(P2) + s * (f32(P3) + s * f32(P4))))
-    q = f32(1) + s * (f32(Q1) + s * (f32(Q2) + s * (f32(Q3) + s * f32(Q4))))
+    q = f32(Q0) + s * (f32(Q1) + s * (f32(Q2) + s * (f32(Q3) + s * f32(Q4))))
     return x * p / q
 
 
