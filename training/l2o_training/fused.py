@@ -3,7 +3,7 @@
 Written with tensor operations, a step and its gradient carry some 1,500 numbers per coordinate through memory, and
 that is what meta-training waits for. Here a block of coordinates goes through all layers before the next one comes;
 only the states are kept for the gradient, which computes the gates again. Matrix products are torch's; what is between
-them is one loop each way, compiled by numba.
+them is one loop each way, compiled by LLVM.
 """
 
 from collections.abc import Iterator
@@ -20,17 +20,16 @@ from l2o_runtime.rule import Rule
 
 try:
     from l2o_training import gates
-except ImportError:  # numba is not installed
+except ImportError:  # llvmlite is not installed
     gates = None  # type: ignore[assignment]
 
-BLOCK = 4096
-"""Coordinates at a time: their gates take 1.3 MB."""
+BLOCK = 2048
+"""Coordinates at a time, at most: their gates take 640 KiB, and as much again for the gradient."""
 
 
 def fuse(rule: Rule) -> Rule:
-    """Give a rule on the CPU the fast cell, with the same parameters, if numba is there; else leave it as it is."""
+    """Give a rule on the CPU the fast cell, with the same parameters, if llvmlite is there; else leave it as it is."""
     if gates is not None and next(rule.parameters()).device.type == "cpu":
-        gates.set_threads(torch.get_num_threads())
         fused = object.__new__(FusedLSTM)
         fused.__dict__ = rule.cell.__dict__
         rule.cell = fused
@@ -42,87 +41,91 @@ class FusedLSTM(CoordinateLSTM):
 
     def forward(self, features: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """As `CoordinateLSTM.forward`; the features are constants of the rule, and get no gradient."""
-        if not torch.is_grad_enabled():
-            return super().forward(features, context, state)
         lead, n = features.shape[:-2], features.shape[-2]
+        if n < gates.LEAST:
+            return super().forward(features, context, state)
         groups = lead.numel()
         biases = [bias.expand(groups, -1) for bias in self.bias]
         if self.weight_context.shape[1]:
             biases[0] = F.linear(context, self.weight_context, self.bias[0]).reshape(groups, -1)
-        weights = [torch.cat(pair, dim=1) for pair in zip(self.weight_ih, self.weight_hh, strict=True)]
+        weights = [
+            torch.cat([ih.expand(groups, -1, -1), hh.expand(groups, -1, -1), bias.unsqueeze(-1)], dim=-1)
+            for ih, hh, bias in zip(self.weight_ih, self.weight_hh, biases, strict=True)
+        ]
         keys = [f"{name}{layer}" for layer in range(self.layers) for name in "hc"]
-        states = [state[key].reshape(groups, n, self.hidden) for key in keys]
+        # Coordinates come last in memory; what the next step gets are views, which it need not copy.
+        states = [state[key].reshape(groups, n, self.hidden).mT.contiguous() for key in keys]
         head = torch.cat([self.head.weight.flatten(), self.head.bias])
-        flat = features.reshape(groups, n, -1)
-        output, *new = _Step.apply(flat, head, self.layers, *weights, *biases, *states)
-        return output.view(*lead, n), {key: s.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
+        output, *new = _Step.apply(features.detach().reshape(groups, n, -1).mT, head, *weights, *states)
+        return output.view(*lead, n), {key: s.mT.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
 
 
 class _Step(torch.autograd.Function):
-    """Features (B, n, f), head (H + 1,); per layer: weights (4H, k), biases (B, 4H), and h, c (B, n, H)."""
+    """Features (B, f, n), head (H + 1,); weights (B, 4H, k + H + 1) of every layer; h, c (B, H, n) of every layer."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, head: Tensor, layers: int, *rest: Tensor) -> tuple[Tensor, ...]:
-        weights, biases, states = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+    def forward(ctx: Any, features: Tensor, head: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        layers = len(rest) // 3
+        weights, states = rest[:layers], rest[layers:]
         new = [torch.empty_like(s) for s in states]
-        output = features.new_empty(features.shape[:2])
-        for b, rows in _blocks(features):
-            x = features[b, rows]
+        output = features.new_empty(features.shape[0], features.shape[2])
+        scratch = features.new_empty(weights[0].shape[1] * BLOCK)
+        for b, start, stop in _blocks(features):
+            x = features[b, :, start:stop]
             for k in range(layers):
-                h, c, new_h, new_c = (s[b, rows] for s in (*states[2 * k : 2 * k + 2], *new[2 * k : 2 * k + 2]))
-                _layer(x, h, c, weights[k], biases[k][b], new_h, new_c)
-                x = new_h
-            torch.addmv(head[-1:], x, head[:-1], out=output[b, rows])
-        ctx.layers = layers
-        ctx.save_for_backward(features, head, *rest)
+                h, c, new_h, new_c = (s[b] for s in (*states[2 * k : 2 * k + 2], *new[2 * k : 2 * k + 2]))
+                sums = _products(weights[k][b], x, h[:, start:stop], scratch)[1]
+                gates.forward(start, sums, c, new_h, new_c)
+                x = new_h[:, start:stop]
+            torch.addmv(head[-1:], x.mT, head[:-1], out=output[b, start:stop])
+        ctx.save_for_backward(features, head, *rest, *new)
         return output, *new
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *grad_new: Tensor) -> tuple[Tensor | None, ...]:
         features, head, *rest = ctx.saved_tensors
-        layers = ctx.layers
-        weights, biases, states = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
-        grads = [torch.zeros_like(t) for t in rest[: 2 * layers]] + [torch.empty_like(s) for s in states]
+        layers = len(rest) // 5
+        weights, states, new = rest[:layers], rest[layers : 3 * layers], rest[3 * layers :]
+        grad_new = tuple(g.contiguous() for g in grad_new)
+        grad_weights = [torch.zeros_like(w) for w in weights]
+        grad_states = [torch.empty_like(s) for s in states]
         grad_head = torch.zeros_like(head)
-        for b, rows in _blocks(features):
-            passed, x = [], features[b, rows]
-            for k in range(layers):
-                h, c = states[2 * k][b, rows], states[2 * k + 1][b, rows]
-                new_h, new_c = torch.empty_like(h), torch.empty_like(c)
-                passed.append((*_layer(x, h, c, weights[k], biases[k][b], new_h, new_c), new_c))
-                x = new_h
-            here = grad_output[b, rows]
-            grad_head[:-1] += here @ x
+        hidden = states[0].shape[1]
+        buffers = features.new_empty(2, 4 * hidden * BLOCK)
+        for b, start, stop in _blocks(features):
+            here, top = grad_output[b, start:stop], new[-2][b, :, start:stop]
+            grad_head[:-1] += top @ here
             grad_head[-1] += here.sum()
-            down = torch.outer(here, head[:-1])
+            down = torch.outer(head[:-1], here)
             for k in reversed(range(layers)):
-                inputs, squashed, new_c = passed[k]
-                pre = torch.empty_like(squashed)
-                down += grad_new[2 * k][b, rows]
-                grad_c = grad_new[2 * k + 1][b, rows]
-                old_c, grad_old = states[2 * k + 1][b, rows], grads[2 * layers + 2 * k + 1][b, rows]
-                gates.backward(*(t.numpy() for t in (squashed, old_c, new_c, down, grad_c, pre, grad_old)))
-                grads[k].addmm_(pre.mT, inputs)
-                grads[layers + k][b] += pre.sum(0)
-                down, grads[2 * layers + 2 * k][b, rows] = (pre @ weights[k]).tensor_split([-h.shape[1]], dim=1)
-                down = down.contiguous()
-        return None, grad_head, None, *grads
+                x = new[2 * k - 2][b, :, start:stop] if k else features[b, :, start:stop]
+                h, c, new_c, grad_h, grad_c = (
+                    s[b] for s in (*states[2 * k : 2 * k + 2], new[2 * k + 1], *grad_new[2 * k : 2 * k + 2])
+                )
+                inputs, sums = _products(weights[k][b], x, h[:, start:stop], buffers[0])
+                pre = buffers[1, : sums.numel()].view_as(sums)
+                grad_old_h, grad_old_c = grad_states[2 * k][b], grad_states[2 * k + 1][b]
+                gates.backward(start, sums, down, pre, c, new_c, grad_h, grad_c, grad_old_c)
+                grad_weights[k][b].addmm_(pre, inputs.mT)
+                back = weights[k][b].mT
+                torch.mm(back[-hidden - 1 : -1], pre, out=grad_old_h[:, start:stop])
+                if k:
+                    down = back[:hidden] @ pre
+        return None, grad_head, *grad_weights, *grad_states
 
 
-def _layer(
-    x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor, new_h: Tensor, new_c: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Advance a block by one layer, into h' and c'; gives [x, h] and the squashed gates."""
-    inputs = torch.cat([x, h], dim=1)
-    sums = inputs @ weight.mT
-    squashed = torch.empty_like(sums)
-    gates.forward(*(t.numpy() for t in (sums, bias, c, squashed, new_h, new_c)))
-    return inputs, squashed
+def _products(weight: Tensor, x: Tensor, h: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """[x; h; 1] and the pre-activations W [x; h; 1] of a block, the latter in `scratch`."""
+    inputs = torch.cat([x, h, h.new_ones(1, h.shape[1])])
+    sums = scratch[: weight.shape[0] * h.shape[1]].view(weight.shape[0], -1)
+    return inputs, torch.mm(weight, inputs, out=sums)
 
 
-def _blocks(features: Tensor) -> Iterator[tuple[int, slice]]:
-    """Instance and rows of every block."""
+def _blocks(features: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Instance, first coordinate and end of every block; the blocks are of one size, and none too small."""
+    n = features.shape[2]
+    count = -(-n // BLOCK)
     for b in range(features.shape[0]):
-        for start in range(0, features.shape[1], BLOCK):
-            yield b, slice(start, start + BLOCK)
+        for i in range(count):
+            yield b, n * i // count, n * (i + 1) // count
