@@ -38,9 +38,10 @@ class CoordinateLSTM(nn.Module):
         inputs: features per coordinate, f.
         context: width of the context, c.
         hidden, layers: size of the network.
+        outputs: numbers per coordinate.
     """
 
-    def __init__(self, inputs: int, context: int, hidden: int, layers: int):
+    def __init__(self, inputs: int, context: int, hidden: int, layers: int, outputs: int = 1):
         super().__init__()
         self.hidden = hidden
         self.layers = layers
@@ -54,7 +55,7 @@ class CoordinateLSTM(nn.Module):
         self.weight_ih = nn.ParameterList([uniform(4 * hidden, size) for size in sizes])
         self.weight_hh = nn.ParameterList([uniform(4 * hidden, hidden) for _ in sizes])
         self.bias = nn.ParameterList([uniform(4 * hidden) for _ in sizes])
-        self.head = nn.Linear(hidden, 1)
+        self.head = nn.Linear(hidden, outputs)
         self.weight_context = uniform(4 * hidden, context)
 
     @property
@@ -72,7 +73,7 @@ class CoordinateLSTM(nn.Module):
             state: h0, c0, h1, … each (..., n, hidden).
 
         Returns:
-            Output (..., n) and the new state.
+            Output (..., n, outputs) and the new state.
         """
         x, new = features, {}
         for layer in range(self.layers):
@@ -82,4 +83,4 @@ class CoordinateLSTM(nn.Module):
                 gates = gates + F.linear(context, self.weight_context).unsqueeze(-2)
             x, new[f"c{layer}"] = lstm_cell(gates, state[f"c{layer}"])
             new[f"h{layer}"] = x
-        return self.head(x).squeeze(-1), new
+        return self.head(x), new

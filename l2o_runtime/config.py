@@ -244,19 +244,21 @@ class RuleConfig:
     """Everything that fixes the architecture of a rule.
 
     Attributes:
-        features: "log_sign" (Andrychowicz et al. 2016, p = 10) or "normalized" (RNNprop, Lv et al. 2017).
+        features: "log_sign" (Andrychowicz et al. 2016, p = 10), "normalized" (RNNprop, Lv et al. 2017), or "moments":
+            averages over several spans, sizes of gradients and parameters, time and loss.
         hidden, layers: size of the coordinatewise LSTM.
-        output: "linear" (Andrychowicz) or "tanh" (RNNprop; bounds every step by output_scale · lr).
+        output: "linear" (Andrychowicz), "tanh" (RNNprop; bounds every step by output_scale · lr), or "adam": a change
+            of Adam's step; goes with "moments".
         output_scale: factor on the network's output.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
         needs_loss: the rule was meta-trained only with a loss value at every step.
     """
 
-    features: Literal["log_sign", "normalized"] = "log_sign"
+    features: Literal["log_sign", "normalized", "moments"] = "log_sign"
     hidden: int = 20
     layers: int = 2
-    output: Literal["linear", "tanh"] = "linear"
+    output: Literal["linear", "tanh", "adam"] = "linear"
     output_scale: float = 0.1
     context: ContextConfig = dataclasses.field(default_factory=NoneConfig)
     horizon: int = 100
@@ -265,6 +267,8 @@ class RuleConfig:
     def __post_init__(self) -> None:
         require(1 <= self.hidden <= 512, f"hidden: must be in 1..512, got {self.hidden}")
         require(1 <= self.layers <= 8, f"layers: must be in 1..8, got {self.layers}")
+        together = (self.features == "moments") == (self.output == "adam")
+        require(together, f"output: 'adam' goes with features 'moments', got {self.output!r} with {self.features!r}")
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,18 +65,84 @@ def normalized(grad: Tensor, state: State) -> tuple[Tensor, State]:
     return torch.stack([m / correction / root, grad / root], dim=-1), {"m": m, "v": v, "step": step}
 
 
-WIDTH = 2
-"""Every feature map gives two numbers per coordinate."""
+class Moments(NamedTuple):
+    """What the `moments` rule sees of its gradients.
+
+    Attributes:
+        features: (..., n, 11) for the network.
+        directions: (..., n, 4) that its output combines: m̂/√v̂, 1, m̂'/√v̂, g/√v̂, each 0 where there was no gradient yet.
+        state: new averages.
+    """
+
+    features: Tensor
+    directions: Tensor
+    state: State
+
+
+def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments:
+    """Averages of gradients over 10 and 100 steps, of their squares over 10, 100 and 1000, and the parameter.
+
+    With r = √v̂₁₀₀₀ + 10⁻⁶ e^level the features are g/r, m̂₁₀/r, m̂₁₀₀/r, their product g m̂₁₀/r², ½ log(v̂₁₀/v̂₁₀₀),
+    ½ log(v̂₁₀₀/v̂₁₀₀₀), log r − level, log |m̂₁₀₀/r|, log |θ|, θ, and whether there was a gradient yet; scaled to the
+    order of 1 and clipped. Nothing changes with the scale of all gradients.
+
+    Args:
+        grad, param: (..., n).
+        level: (..., 1) log of the root mean square of all gradients, over some 100 steps.
+        state: m10, m100, v10, v100, v1000 (..., n) and step (..., n) or (..., 1).
+
+    Source: features as in Metz et al. 2020 (arXiv 2009.11243), section 3.3, and Adam's direction.
+    """
+    step = state["step"] + 1
+    grad = grad.clamp(-LARGEST, LARGEST)
+    square, new, hat = grad.square(), {"step": step}, {}
+    for kind, value in (("m", grad), ("v", square)):
+        for span in MOMENT_SPANS[kind]:
+            beta, key = 1 - 1 / span, f"{kind}{span}"
+            new[key] = beta * state[key] + value / span
+            hat[key] = new[key] / (1 - beta**step)
+    floor = 1e-6 * level.exp() + 1e-30
+    root = hat["v1000"].sqrt()
+    seen = root / (root + floor)
+    root = root + floor
+    g, m, slow = ((x / root).clamp(-5, 5) for x in (grad, hat["m10"], hat["m100"]))
+    sizes = [(hat[key] + floor.square()).log() / 2 for key in ("v10", "v100", "v1000")]
+    features = [
+        g,
+        m,
+        slow,
+        (g * m).clamp(-3, 3),
+        (sizes[0] - sizes[1]).clamp(-3, 3),
+        (sizes[1] - sizes[2]).clamp(-3, 3),
+        ((sizes[2] - level) / 4).clamp(-3, 3),
+        (slow.abs() + 1e-3).log() / 3 + 1,
+        ((param.abs() + 1e-4).log() / 3 + 1).clamp(-3, 3),
+        (10 * param).clamp(-3, 3),
+        seen,
+    ]
+    directions = [m, seen, slow, g]
+    return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), new)
+
+
+MOMENT_SPANS = {"m": (10, 100), "v": (10, 100, 1000)}
+"""Averages are over about so many steps: β = 1 − 1/span."""
 
 FEATURES: dict[str, Callable[[Tensor, State], tuple[Tensor, State]]] = {
     "log_sign": log_sign,
     "normalized": normalized,
 }
+"""The papers' maps, of the gradient alone."""
+
+WIDTH = 2
+"""Numbers per coordinate of the papers' maps."""
+
+WIDTHS = {"log_sign": WIDTH, "normalized": WIDTH, "moments": 11}
 
 _SCALAR: tuple[tuple[int, ...], torch.dtype] = ((), torch.float32)
 
 FEATURE_SPECS: dict[str, StateSpec] = {
     "log_sign": {},
     "normalized": {"m": _SCALAR, "v": _SCALAR, "step": _SCALAR},
+    "moments": {f"{kind}{span}": _SCALAR for kind, spans in MOMENT_SPANS.items() for span in spans} | {"step": _SCALAR},
 }
 """State of every feature map, per coordinate."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.contexts import make_context
-from l2o_runtime.features import FEATURE_SPECS, FEATURES, WIDTH
+from l2o_runtime.contexts.progress import Progress
+from l2o_runtime.features import FEATURE_SPECS, FEATURES, WIDTHS, moments
 from l2o_runtime.gram import State, StateSpec
 
 
@@ -20,8 +21,28 @@ def zeros(spec: StateSpec, lead: tuple[int, ...], device: torch.device | str | N
     return {key: torch.zeros((*lead, *shape), dtype=dtype, device=device) for key, (shape, dtype) in spec.items()}
 
 
+OUTPUTS = 4
+"""What the network of a `moments` rule says: the size of the step, and three factors of directions."""
+
+
+def combine(output: Tensor, directions: Tensor) -> Tensor:
+    """−e^(2 o₁) (d₁ + 2 o₂ d₂ + 2 o₃ d₃ + 2 o₄ d₄): Adam's step if all outputs are zero.
+
+    Args:
+        output, directions: (..., n, 4).
+
+    Returns:
+        (..., n).
+    """
+    size, factors = output[..., 0].clamp(-4, 4), 2 * output[..., 1:]
+    return -(2 * size).exp() * (directions[..., 0] + (factors * directions[..., 1:]).sum(-1))
+
+
 class Rule(nn.Module):
     """θ ← θ + lr · Δ, [Δ, h'] = scale · M(features(g), context, h; φ).
+
+    With the features `moments` the network's outputs combine Adam-like directions, and besides the context it sees the
+    optimization's progress.
 
     Coordinates may have leading batch dimensions, (..., n), contexts then have the same, (..., c).
 
@@ -32,9 +53,14 @@ class Rule(nn.Module):
         super().__init__()
         self.config = config
         # The cell is drawn before the context: rules that differ only in their context share its weights.
-        self.cell = CoordinateLSTM(WIDTH, config.context.width, config.hidden, config.layers)
+        self.progress = Progress() if config.features == "moments" else None
+        width = config.context.width + (Progress.WIDTH if self.progress else 0)
+        outputs = OUTPUTS if self.progress else 1
+        self.cell = CoordinateLSTM(WIDTHS[config.features], width, config.hidden, config.layers, outputs)
+        if self.progress:
+            nn.init.zeros_(self.cell.head.weight)
+            nn.init.zeros_(self.cell.head.bias)
         self.context = make_context(config.context)
-        self._features = FEATURES[config.features]
 
     @property
     def coordinate_spec(self) -> StateSpec:
@@ -44,7 +70,7 @@ class Rule(nn.Module):
     @property
     def context_spec(self) -> StateSpec:
         """State of the whole optimization: shape and dtype by name."""
-        return self.context.context_spec
+        return self.context.context_spec | (self.progress.context_spec if self.progress else {})
 
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
         """Additive statistics of some coordinates.
@@ -57,7 +83,8 @@ class Rule(nn.Module):
         Returns:
             (..., k); sum over all parts before `contextualise`.
         """
-        return self.context.observe(param, state, offset)
+        statistics = self.context.observe(param, state, offset)
+        return torch.cat([self.progress.observe(grad), statistics], dim=-1) if self.progress else statistics
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The context of this step.
@@ -68,9 +95,14 @@ class Rule(nn.Module):
             state: context state.
 
         Returns:
-            Context (..., c) and the new context state.
+            Context (..., c) and the new context state; with `moments` the level and the progress come first.
         """
-        return self.context.contextualise(statistics, loss, state)
+        if not self.progress:
+            return self.context.contextualise(statistics, loss, state)
+        own, others = statistics.split([Progress.STATISTICS, statistics.shape[-1] - Progress.STATISTICS], dim=-1)
+        progress, progress_state = self.progress.contextualise(own, loss, state)
+        context, new = self.context.contextualise(others, loss, state)
+        return torch.cat([progress, context], dim=-1), new | progress_state
 
     def update(self, grad: Tensor, param: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """The step of some coordinates.
@@ -83,12 +115,17 @@ class Rule(nn.Module):
         Returns:
             Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
         """
-        features, feature_state = self._features(grad, state)
-        output, cell_state = self.cell(features, context, state)
-        if self.config.output == "tanh":
-            output = output.tanh()
         remembered = self.context.remember(param, state)
-        return self.config.output_scale * output, feature_state | cell_state | remembered
+        if self.progress:
+            level, context = context[..., :1], context[..., 1:]
+            features, directions, feature_state = moments(grad, param, level, state)
+            output, cell_state = self.cell(features, context, state)
+            delta = combine(output, directions)
+        else:
+            features, feature_state = FEATURES[self.config.features](grad, state)
+            output, cell_state = self.cell(features, context, state)
+            delta = output.squeeze(-1).tanh() if self.config.output == "tanh" else output.squeeze(-1)
+        return self.config.output_scale * delta, feature_state | cell_state | remembered
 
     def forward(
         self, param: Tensor, grad: Tensor, loss: Tensor, coordinates: State, optimization: State

@@ -41,7 +41,9 @@ def test_one_step_and_its_gradients(monkeypatch, name, lead, block):
     results = []
     for cell in cells:
         output, new = cell(features, context, state)
-        loss = (output * torch.arange(50)).sum() + sum((k + 1) * new[key].sin().sum() for k, key in enumerate(state))
+        loss = (output.squeeze(-1) * torch.arange(50)).sum() + sum(
+            (k + 1) * new[key].sin().sum() for k, key in enumerate(state)
+        )
         wanted = [p for p in cell.parameters() if p.numel()] + list(state.values()) + ([context] if width else [])
         results.append([output, *(new[key] for key in state), *torch.autograd.grad(loss, wanted)])
     for ours, expected in zip(reversed(results[1]), reversed(results[0]), strict=True):

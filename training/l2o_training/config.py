@@ -23,14 +23,20 @@ class TrainConfig:
         rule: the architecture.
         tasks: what the rule is meta-trained on; every epoch draws one of them.
         epochs: outer epochs; each starts fresh instances.
-        horizon: T, inner steps per epoch.
+        horizon: T, inner steps per epoch, and of the longest optimization.
+        shortest: where given, horizons are drawn log-uniformly from this to T.
         unroll: u, inner steps per truncation, that is per outer update.
-        batch: task instances advanced together.
+        batch: instances of one task advanced together.
+        lanes: tasks advanced side by side, each with a horizon of its own; an outer update averages over them.
+        sample: fraction of the coordinates that the meta-gradient is taken through; None is all of them.
+        rescale: a; parameters are scaled by e^U(−a, a), instance by instance.
         recompute: keep only the states of the steps of a truncation, and compute the rest again for the gradient:
             slower, but long truncations of large tasks need a fraction of the memory.
         lr: learning rate of the outer Adam.
+        final_lr: where given, the learning rate falls to this along a cosine.
         clip: bound on the norm of the meta-gradient.
         weights: w_τ of the losses in a truncation: all 1, or only the last.
+        objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike.
         hide_loss: probability that an instance does not show its loss to the rule.
         koopman: weight of the Koopman loss (KAE only).
         validate_every: epochs between validations.
@@ -43,12 +49,18 @@ class TrainConfig:
     tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
     epochs: int = 100
     horizon: int = 100
+    shortest: int | None = None
     unroll: int = 20
     batch: int = 1
+    lanes: int = 1
+    sample: float | None = None
+    rescale: float = 0.0
     recompute: bool = False
     lr: float = 0.003
+    final_lr: float | None = None
     clip: float = 1.0
     weights: Literal["uniform", "last"] = "uniform"
+    objective: Literal["loss", "log_loss"] = "loss"
     hide_loss: float = 0.0
     koopman: float = 1.0
     validate_every: int = 20
@@ -56,9 +68,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "horizon", "unroll", "batch", "validate_every", "validation_runs"):
+        for key in ("epochs", "horizon", "unroll", "batch", "lanes", "validate_every", "validation_runs"):
             require(getattr(self, key) >= 1, f"{key}: must be 1 or more, got {getattr(self, key)}")
         require(self.lr > 0, f"lr: must be greater than 0, got {self.lr}")
+        require(self.final_lr is None or self.final_lr > 0, f"final_lr: must be greater than 0, got {self.final_lr}")
+        require(self.sample is None or 0 < self.sample <= 1, f"sample: must be in (0, 1] or absent, got {self.sample}")
+        require(0 <= self.rescale <= 10, f"rescale: must be in [0, 10], got {self.rescale}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
         require(0 <= self.hide_loss <= 1, f"hide_loss: must be in [0, 1], got {self.hide_loss}")
         require(self.koopman >= 0, f"koopman: must be 0 or more, got {self.koopman}")
@@ -66,6 +81,10 @@ class TrainConfig:
         require(len(self.tasks) > 0, "tasks: needs at least one task")
         divides = self.unroll <= self.horizon and self.horizon % self.unroll == 0
         require(divides, f"unroll: {self.unroll} must divide the horizon {self.horizon}")
+        shortest = self.shortest is None or self.unroll <= self.shortest <= self.horizon
+        require(
+            shortest, f"shortest: must be in {self.unroll}..{self.horizon} (unroll to horizon), got {self.shortest}"
+        )
         context = self.rule.context
         if isinstance(context, WindowConfig):
             fits = context.window <= self.horizon

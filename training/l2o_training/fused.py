@@ -55,20 +55,20 @@ class FusedLSTM(CoordinateLSTM):
         keys = [f"{name}{layer}" for layer in range(self.layers) for name in "hc"]
         # Coordinates come last in memory; what the next step gets are views, which it need not copy.
         states = [state[key].reshape(groups, n, self.hidden).mT.contiguous() for key in keys]
-        head = torch.cat([self.head.weight.flatten(), self.head.bias])
+        head = torch.cat([self.head.weight, self.head.bias.unsqueeze(-1)], dim=1)
         output, *new = _Step.apply(features.detach().reshape(groups, n, -1).mT, head, *weights, *states)
-        return output.view(*lead, n), {key: s.mT.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
+        return output.mT.reshape(*lead, n, -1), {key: s.mT.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
 
 
 class _Step(torch.autograd.Function):
-    """Features (B, f, n), head (H + 1,); weights (B, 4H, k + H + 1) of every layer; h, c (B, H, n) of every layer."""
+    """Features (B, f, n), head (K, H + 1); weights (B, 4H, k + H + 1) of every layer; h, c (B, H, n) of every layer."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, head: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         layers = len(rest) // 3
         weights, states = rest[:layers], rest[layers:]
         new = [torch.empty_like(s) for s in states]
-        output = features.new_empty(features.shape[0], features.shape[2])
+        output = features.new_empty(features.shape[0], len(head), features.shape[2])
         scratch = features.new_empty(weights[0].shape[1] * BLOCK)
         for b, start, stop in _blocks(features):
             x = features[b, :, start:stop]
@@ -77,7 +77,7 @@ class _Step(torch.autograd.Function):
                 sums = _products(weights[k][b], x, h[:, start:stop], scratch)[1]
                 gates.forward(start, sums, c, new_h, new_c)
                 x = new_h[:, start:stop]
-            torch.addmv(head[-1:], x.mT, head[:-1], out=output[b, start:stop])
+            torch.addmm(head[:, -1:], head[:, :-1], x, out=output[b, :, start:stop])
         ctx.save_for_backward(features, head, *rest, *new)
         return output, *new
 
@@ -94,10 +94,10 @@ class _Step(torch.autograd.Function):
         hidden = states[0].shape[1]
         buffers = features.new_empty(2, 4 * hidden * BLOCK)
         for b, start, stop in _blocks(features):
-            here, top = grad_output[b, start:stop], new[-2][b, :, start:stop]
-            grad_head[:-1] += top @ here
-            grad_head[-1] += here.sum()
-            down = torch.outer(head[:-1], here)
+            here, top = grad_output[b, :, start:stop], new[-2][b, :, start:stop]
+            grad_head[:, :-1] += here @ top.mT
+            grad_head[:, -1] += here.sum(1)
+            down = head[:, :-1].mT @ here
             for k in reversed(range(layers)):
                 x = new[2 * k - 2][b, :, start:stop] if k else features[b, :, start:stop]
                 h, c, new_c, grad_h, grad_c = (

@@ -1,8 +1,8 @@
 """Meta-training: truncated back-propagation through unrolled optimizations, with validation and checkpoints."""
 
 import json
+import math
 import platform
-import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 import l2o_runtime
 from l2o_runtime.artifact import atomic_write, remove_leftovers, save_rule
@@ -21,16 +20,15 @@ from l2o_runtime.config import require, to_dict
 from l2o_runtime.contexts import KAE
 from l2o_runtime.rule import Rule
 from l2o_training.config import TrainConfig
+from l2o_training.curriculum import VALIDATION_SEED, Lane
 from l2o_training.data import load_dataset
 from l2o_training.fused import fuse
 from l2o_training.tasks import Task, make_task
-from l2o_training.unroll import begin, rollout, unroll
+from l2o_training.tasks.base import generator
+from l2o_training.unroll import Sample, Segment, rollout, unroll
 
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
 RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
-
-VALIDATION_SEED = 2**40
-"""Instances of validation never coincide with those of meta-training, whose seeds are smaller."""
 
 
 class RunError(ValueError):
@@ -107,6 +105,7 @@ class Trainer:
         self.tasks: list[Task] = [make_task(task, load, self.device) for task in config.tasks]
         torch.manual_seed(config.seed)
         self.rule = fuse(Rule(config.trained_rule).to(self.device))
+        self.lanes = [Lane(config, self.tasks, index) for index in range(config.lanes)]
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
         self.epoch, self.best, self.seconds = 0, float("inf"), 0.0
         self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}
@@ -144,24 +143,23 @@ class Trainer:
             return self._finish()
 
     def train_epoch(self) -> Progress:
-        """One outer epoch: fresh instances, T inner steps, an outer update after every u of them."""
+        """One outer epoch: T steps of every lane, an outer update after every u of them."""
         config, started = self.config, time.perf_counter()
-        draw = random.Random(f"{config.seed}/{self.epoch}")
-        task = draw.choice(self.tasks)
-        instances = task.instances(config.batch, draw.randrange(VALIDATION_SEED))
-        shown = [float(draw.random() >= config.hide_loss) for _ in range(config.batch)]
         self.rule.train()
-        inner = begin(self.rule, instances, torch.tensor(shown, device=self.device))
+        self._set_lr()
         losses, koopman = [], []
         for _ in range(config.horizon // config.unroll):
-            segment = unroll(self.rule, inner, config.unroll, config.weights, recompute=config.recompute)
-            objective = segment.objective
-            if isinstance(self.rule.context, KAE) and segment.features is not None:
-                koopman_loss = self.rule.context.koopman_loss(segment.features)
-                koopman.append(koopman_loss.detach())
-                objective = objective + config.koopman * koopman_loss
-            self._outer_update(objective)
-            losses.append(segment.losses)
+            self.optimizer.zero_grad()
+            for lane in self.lanes:
+                segment = self._truncation(lane)
+                objective = segment.objective
+                if isinstance(self.rule.context, KAE) and segment.features is not None:
+                    koopman_loss = self.rule.context.koopman_loss(segment.features)
+                    koopman.append(koopman_loss.detach())
+                    objective = objective + config.koopman * koopman_loss
+                (objective / config.lanes).backward()  # type: ignore[no-untyped-call]
+                losses.append(segment.losses)
+            self._outer_update()
         self.epoch += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -172,16 +170,37 @@ class Trainer:
             koopman_loss=float(torch.stack(koopman).mean()) if koopman else None,
             validation=self.validate() if due else None,
             best=self.best,
-            steps=config.horizon * config.batch,
+            steps=config.horizon * config.batch * config.lanes,
             seconds=seconds,
         )
         self._record(progress)
         return progress
 
-    def _outer_update(self, objective: Tensor) -> None:
+    def _truncation(self, lane: Lane) -> Segment:
+        """The next u steps of a lane."""
+        config, inner = self.config, lane.advance(self.rule)
+        sample = None
+        if config.sample is not None:
+            sample = Sample.draw(inner.grad, config.sample, generator(lane.seed, self.device))
+        return unroll(
+            self.rule,
+            inner,
+            config.unroll,
+            config.weights,
+            objective=config.objective,
+            sample=sample,
+            recompute=config.recompute,
+        )
+
+    def _set_lr(self) -> None:
+        """lr, or what the cosine from lr to final_lr says for this epoch."""
+        config = self.config
+        if config.final_lr is not None:
+            share = (1 + math.cos(math.pi * self.epoch / config.epochs)) / 2
+            self.optimizer.param_groups[0]["lr"] = config.final_lr + share * (config.lr - config.final_lr)
+
+    def _outer_update(self) -> None:
         """One step of the outer Adam; a meta-gradient that is not finite is dropped."""
-        self.optimizer.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.config.clip)
         if norm.isfinite():
             self.optimizer.step()
@@ -217,6 +236,7 @@ class Trainer:
             "rule": self.rule.state_dict(),
             "best_rule": self.best_state,
             "optimizer": self.optimizer.state_dict(),
+            "lanes": [lane.state_dict() for lane in self.lanes],
         }
         with atomic_write(self.out / METRICS) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
@@ -228,6 +248,8 @@ class Trainer:
         self.history, self.best_state = state["history"], state["best_rule"]
         self.rule.load_state_dict(state["rule"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for lane, saved in zip(self.lanes, state["lanes"], strict=True):
+            lane.load_state_dict(saved, self.rule)
 
     def _finish(self) -> Path:
         """Write the best rule and the learning curve."""

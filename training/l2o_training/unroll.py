@@ -48,6 +48,77 @@ class Segment:
     features: Tensor | None
 
 
+Chosen = tuple[Tensor, State]
+"""Parameters (B, k) of the chosen coordinates, part of the graph, and their state."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some coordinates, through which alone a truncation is differentiated.
+
+    A meta-gradient is a sum over coordinates, which differ little from each other: an image's pixels see much the same.
+    Drawn with probability q_i each, and weighted by 1/(k q_i), k of them give an estimate without bias for a fraction
+    of the time.
+
+    Attributes:
+        index: (B, k) which.
+        weight: (B, k) 1/(k q_i).
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    @classmethod
+    def draw(cls, grad: Tensor, fraction: float, rng: torch.Generator) -> "Sample":
+        """Draw with replacement, q_i half uniform and half proportional to |g_i|.
+
+        Args:
+            grad: (B, n) gradients where the truncation begins.
+            fraction: k/n.
+            rng: random numbers.
+        """
+        size = grad.nan_to_num(0, 0, 0).abs() + 1e-30
+        q = (size / size.sum(-1, keepdim=True) + 1 / grad.shape[-1]) / 2
+        k = max(1, round(fraction * grad.shape[-1]))
+        index = torch.multinomial(q, k, replacement=True, generator=rng)
+        return cls(index, 1 / (k * q.gather(-1, index)))
+
+    def take(self, values: Tensor) -> Tensor:
+        """Rows (B, k, …) of (B, n, …)."""
+        return values[torch.arange(len(values), device=values.device).unsqueeze(-1), self.index]
+
+    def begin(self, params: Tensor, coordinates: State) -> Chosen:
+        """The chosen coordinates at the beginning of a truncation."""
+        return self.take(params), {key: self.take(value) for key, value in coordinates.items()}
+
+    def step(
+        self, rule: Rule, seen: tuple[Tensor, Tensor, Tensor, State, State], chosen: Chosen
+    ) -> tuple[Tensor, State, State, Chosen]:
+        """A step of the rule: all coordinates without, the chosen ones with a graph.
+
+        Args:
+            rule: being trained.
+            seen: the arguments of `Rule.forward`.
+            chosen: before the step.
+
+        Returns:
+            What `Rule.forward` gives, and the chosen coordinates after the step.
+        """
+        params, grad, loss, coordinates, optimization = seen
+        with torch.no_grad():
+            statistics = rule.observe(params, grad, coordinates)
+        context, optimization = rule.contextualise(statistics, loss, optimization)
+        with torch.no_grad():
+            delta, coordinates = rule.update(grad, params, context, coordinates)
+        theta, state = chosen
+        moved, state = rule.update(self.take(grad), theta.detach(), context, state)
+        return delta, coordinates, optimization, (theta + moved, state)
+
+    def product(self, slope: Tensor, chosen: Chosen) -> Tensor:
+        """An estimate of Σ_i slope_i θ_i over all coordinates and instances."""
+        return (self.weight * self.take(slope) * chosen[0]).sum()
+
+
 def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> Inner:
     """Start optimizations at the instances' initial parameters."""
     params = instances.params
@@ -70,6 +141,8 @@ def unroll(
     steps: int,
     weights: Literal["uniform", "last"] = "uniform",
     *,
+    objective: Literal["loss", "log_loss"] = "loss",
+    sample: Sample | None = None,
     recompute: bool = False,
 ) -> Segment:
     """Advance `inner` by `steps` steps and give the meta-loss Σ_τ w_τ L(θ_τ) in differentiable form.
@@ -77,32 +150,42 @@ def unroll(
     The optimizee's gradients are constants of the rule (first order, as in the paper), so that
     ∂/∂φ Σ_τ w_τ L(θ_τ) = Σ_τ w_τ ⟨∇L(θ_τ), ∂θ_τ/∂φ⟩, and ∇L(θ_τ) is what the next step needs anyway. The objective is
     therefore Σ_τ w_τ ⟨∇L(θ_τ), θ_τ⟩ with ∇L held constant: the same gradient, for one forward and backward pass of the
-    optimizee per step and none of its graphs kept.
+    optimizee per step and none of its graphs kept. For log L the products are divided by L(θ_τ).
 
     Args:
         rule: the rule being trained.
         inner: state, replaced by the (detached) state after the steps.
         steps: u.
         weights: w_τ = 1, or 1 for the last step only.
+        objective: sum losses, or their logarithms.
+        sample: differentiate through these coordinates alone, an estimate of the same gradient.
         recompute: keep only the states between steps, and compute everything else again for the gradient.
     """
     params, loss, grad = inner.params, inner.loss, inner.grad
     coordinates, optimization = inner.coordinates, inner.optimization
-    objective, losses, features = params.new_zeros(()), [], []
+    chosen = None if sample is None else sample.begin(params, coordinates)
+    total, losses, features = params.new_zeros(()), [], []
     for step in range(steps):
         seen = params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
-        delta, coordinates, optimization = checkpoint(rule, *seen, use_reentrant=False) if recompute else rule(*seen)
+        if sample is not None and chosen is not None:
+            delta, coordinates, optimization, chosen = sample.step(rule, seen, chosen)
+        elif recompute:
+            delta, coordinates, optimization = checkpoint(rule, *seen, use_reentrant=False)
+        else:
+            delta, coordinates, optimization = rule(*seen)
         if "features" in optimization:
             features.append(optimization["features"])
         params = params + delta
         loss, grad = inner.instances.value_and_grad(params.detach())
         if weights == "uniform" or step == steps - 1:
-            objective = objective + (grad * params).sum() / len(params)
+            slope = grad / loss.clamp_min(1e-10).unsqueeze(-1) if objective == "log_loss" else grad
+            moved = (slope * params).sum() if sample is None or chosen is None else sample.product(slope, chosen)
+            total = total + moved / len(params)
         losses.append(loss)
     inner.params, inner.loss, inner.grad = params.detach(), loss, grad
     inner.coordinates = {key: value.detach() for key, value in coordinates.items()}
     inner.optimization = {key: value.detach() for key, value in optimization.items()}
-    return Segment(objective, torch.stack(losses), torch.stack(features) if features else None)
+    return Segment(total, torch.stack(losses), torch.stack(features) if features else None)
 
 
 @torch.no_grad()

@@ -16,17 +16,32 @@ class Instances:
 
     Attributes:
         params: (B, n) initial parameters.
+        rng: what the minibatches are drawn with.
     """
 
-    def __init__(self, params: Tensor, loss: Loss, batches: Callable[[], tuple[Tensor, ...]]):
+    def __init__(self, params: Tensor, loss: Loss, batches: Callable[[], tuple[Tensor, ...]], rng: torch.Generator):
         self.params = params
+        self.rng = rng
         self._batches = batches
         self._grad_and_value = vmap(grad_and_value(loss))
+        self._scale: Tensor | None = None
+
+    def rescale(self, scale: Tensor) -> None:
+        """Train θ / scale in place of θ: to an optimizer another problem, with gradients scale times as large.
+
+        Args:
+            scale: (B,) of every instance.
+
+        Source: random scaling, Lv, Jiang & Li 2017, section 4.
+        """
+        self._scale = scale.unsqueeze(-1)
+        self.params = self.params / self._scale
 
     def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,) and gradient (B, n) at `params`, each instance on its next minibatch."""
-        grads, losses = self._grad_and_value(params, self._batches())
-        return losses.detach(), grads.detach()
+        inner = params if self._scale is None else params * self._scale
+        grads, losses = self._grad_and_value(inner, self._batches())
+        return losses.detach(), grads.detach() if self._scale is None else grads.detach() * self._scale
 
 
 class Task(ABC):

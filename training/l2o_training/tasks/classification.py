@@ -87,4 +87,4 @@ class ClassificationTask(Task):
         def batches() -> tuple[Tensor, ...]:
             return self.dataset.batch(torch.randint(len(labels), size, generator=rng, device=device))
 
-        return Instances(params, classification_loss(models[0].to(device)), batches)
+        return Instances(params, classification_loss(models[0].to(device)), batches, rng)

@@ -33,4 +33,4 @@ class QuadraticTask(Task):
         matrix = torch.randn(count, self.size, self.size, generator=rng, device=self.device)
         target = torch.randn(count, self.size, generator=rng, device=self.device)
         start = torch.zeros(count, self.size, device=self.device)
-        return Instances(start, quadratic_loss, lambda: (matrix, target))
+        return Instances(start, quadratic_loss, lambda: (matrix, target), rng)
