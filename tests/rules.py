@@ -18,9 +18,17 @@ RULES = {
     f"{context}-{features}": RuleConfig(context=config, features=features)
     for context, config in CONTEXTS.items()
     for features in ("log_sign", "normalized")
+} | {
+    f"{context}-moments": RuleConfig(
+        context=CONTEXTS[context], features="moments", output="adam", layers=1, output_scale=0.01
+    )
+    for context in ("none", "dmd-sketch")
 }
 
 
 def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
     torch.manual_seed(seed)
-    return Rule(config).eval().requires_grad_(False)
+    rule = Rule(config).eval().requires_grad_(False)
+    if config.features == "moments":  # its head is zero at first, and the network without effect
+        rule.cell.head.weight.normal_(std=0.05)
+    return rule

@@ -7,15 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules import make_rule
+from rules import RULES, make_rule
 from torch import nn
 
-from l2o_runtime import ConfigError, RuleConfig
+from l2o_runtime import ConfigError, LearnedOptimizer, Rule, RuleConfig
+from l2o_runtime.artifact import save_rule
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.config import DMDConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
 from l2o_runtime.contexts import KAE, make_context
 from l2o_runtime.contexts.kae import rotate
-from l2o_runtime.features import log_sign, normalized
+from l2o_runtime.contexts.progress import Progress
+from l2o_runtime.features import FEATURE_SPECS, log_sign, moments, normalized
 from l2o_runtime.gram import GramWindow
 from l2o_runtime.rule import zeros
 from l2o_runtime.sketch import count_sketch
@@ -96,6 +98,83 @@ def test_normalized_equals_adam_statistics():
         np.testing.assert_allclose(features[:, 1], g.numpy() / root, rtol=2e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_moments_against_their_definition_whatever_the_scale_of_gradients(scale):
+    """Averages and their bias corrections in float64 NumPy; the level stands for the scale."""
+    rng = np.random.default_rng(0)
+    grads, theta = rng.normal(size=(60, 5)), rng.normal(size=5)
+    grads[:, 4] = 0
+    state = {key: torch.zeros(5) for key in FEATURE_SPECS["moments"]}
+    for grad in grads:
+        level = torch.tensor([np.log(scale)], dtype=torch.float32)
+        seen = moments(torch.tensor(scale * grad).float(), torch.tensor(theta).float(), level, state)
+        state = seen.state
+
+    def average(values, span):
+        weights = (1 - 1 / span) ** np.arange(len(values))[::-1] / span
+        return (weights[:, None] * values).sum(0) / weights.sum()
+
+    m, slow = (average(grads, span) for span in (10, 100))
+    v10, v100, v1000 = (average(grads**2, span) for span in (10, 100, 1000))
+    root = np.sqrt(v1000) + 1e-6
+    expected = [
+        grads[-1] / root,
+        m / root,
+        slow / root,
+        np.clip(grads[-1] * m / root**2, -3, 3),
+        np.log((v10 + 1e-12) / (v100 + 1e-12)) / 2,
+        np.log((v100 + 1e-12) / (v1000 + 1e-12)) / 2,
+        np.clip(np.log(v1000 + 1e-12) / 8, -3, 3),
+        np.log(np.abs(slow / root) + 1e-3) / 3 + 1,
+        np.log(np.abs(theta) + 1e-4) / 3 + 1,
+        np.clip(10 * theta, -3, 3),
+        grads[0] != 0,
+    ]
+    np.testing.assert_allclose(seen.features.numpy(), np.stack(expected, -1), rtol=2e-4, atol=2e-5)
+    directions = np.stack([m / root, grads[0] != 0, slow / root, grads[-1] / root], -1)
+    np.testing.assert_allclose(seen.directions.numpy(), directions, rtol=2e-4, atol=2e-5)
+
+
+def test_a_new_moments_rule_is_adam(tmp_path):
+    rule = Rule(RuleConfig(features="moments", output="adam", output_scale=0.01))
+    save_rule(tmp_path / "rule.safetensors", rule, {})
+    target = torch.linspace(-1, 1, 7)
+    params = [torch.nn.Parameter(torch.ones(7)) for _ in range(2)]
+    ours = LearnedOptimizer([params[0]], tmp_path / "rule.safetensors")
+    adam = torch.optim.Adam([params[1]], lr=0.01, betas=(0.9, 0.999), eps=1e-12)
+    for _ in range(50):
+        for param, optimizer in zip(params, (ours, adam), strict=True):
+            param.grad = param.detach() - target
+            optimizer.step()
+    torch.testing.assert_close(params[0], params[1], rtol=1e-4, atol=1e-4)
+
+
+def test_where_there_was_never_a_gradient_a_moments_rule_does_not_move(tmp_path):
+    save_rule(tmp_path / "rule.safetensors", make_rule(RULES["dmd-sketch-moments"]), {})
+    param = torch.nn.Parameter(torch.ones(20))
+    optimizer = LearnedOptimizer([param], tmp_path / "rule.safetensors")
+    for step in range(20):
+        param.grad = torch.where(torch.arange(20) < 10, torch.randn(20), 0.0)
+        optimizer.step(loss=1.0 + step)
+    assert torch.equal(param[10:], torch.ones(10))
+    assert (param[:10] != 1).all()
+
+
+def test_progress_against_its_definition():
+    """The loss is hidden at first, and once later."""
+    losses = [0, 0, 3.0, 2.0, 0, 1.5, 1.0]
+    grads = torch.randn(len(losses), 6, generator=torch.Generator().manual_seed(0))
+    progress = Progress()
+    state = {key: torch.zeros(shape, dtype=dtype) for key, (shape, dtype) in progress.context_spec.items()}
+    for loss, grad in zip(losses, grads, strict=True):
+        vector, state = progress.contextualise(progress.observe(grad), torch.tensor(float(loss)), state)
+    logs = np.log([loss for loss in losses if loss])
+    fast, slow = (np.average(logs, weights=(1 - 1 / span) ** np.arange(len(logs))[::-1]) for span in (10, 50))
+    energy = np.average(grads.square().mean(-1), weights=0.99 ** np.arange(len(losses))[::-1])
+    expected = [np.log(energy) / 2, 7 / 17, 7 / 107, 7 / 1007, 5 * (fast - slow), fast - np.log(3), 1]
+    np.testing.assert_allclose(vector.numpy(), expected, rtol=1e-4)
+
+
 def test_lstm_equals_torchs_cells():
     torch.manual_seed(0)
     ours = CoordinateLSTM(2, 3, 5, 2)
@@ -116,7 +195,7 @@ def test_lstm_equals_torchs_cells():
         for layer, cell in enumerate(cells):
             plain[layer] = cell(h, plain[layer])
             h = plain[layer][0]
-        torch.testing.assert_close(output, ours.head(h).squeeze(-1))
+        torch.testing.assert_close(output, ours.head(h))
 
 
 def test_batched_and_single_runs_agree(rule):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,13 +20,14 @@ from l2o_runtime import ConfigError, Rule, load_rule
 from l2o_runtime.config import KAEConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
+from l2o_training.curriculum import draw_episode
 from l2o_training.data import DataError, load_dataset, read_npz
 from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.evaluate import evaluate, name_rules
 from l2o_training.evaluation.suites import SUITES
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
 from l2o_training.trainer import RunError, Trainer
-from l2o_training.unroll import begin, rollout, unroll
+from l2o_training.unroll import Sample, begin, rollout, unroll
 
 CPU = torch.device("cpu")
 TINY = ["epochs=4", "horizon=20", "unroll=10", "batch=2", "validate_every=2", "validation_runs=2"]
@@ -173,6 +175,66 @@ def test_killed_run_resumes_to_the_same_rule(tmp_path):
     subprocess.run(train("killed", "--resume"), check=True, capture_output=True)
     whole, killed = (tmp_path / name / "rule.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_lanes_in_the_middle_of_a_horizon_resume_bit_for_bit(tmp_path):
+    """Two tasks of different horizons side by side, sampled and rescaled; stopped after an epoch, then resumed."""
+    config = load_preset(
+        "demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=40", "unroll=10", "shortest=10"]
+    )
+    tasks = (MLPConfig(hidden=(4,), batch_size=8), QuadraticConfig(size=30))
+    config = dataclasses.replace(
+        config, tasks=tasks, lanes=3, batch=2, sample=0.5, rescale=1.0, objective="log_loss", final_lr=1e-4
+    )
+    whole = Trainer(config, tmp_path / "whole").run()
+    trainer = Trainer(config, tmp_path / "parts")
+    trainer.validate()
+    trainer.train_epoch()
+    assert any(0 < lane.done < lane.episode.horizon for lane in trainer.lanes)
+    trainer.out.mkdir()
+    trainer._save()
+    resumed = Trainer(config, tmp_path / "parts", resume=True).run()
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_horizons_are_log_uniform_multiples_of_the_truncation():
+    config = dataclasses.replace(load_preset("demo"), horizon=1000, shortest=20, unroll=20)
+    horizons = [draw_episode(config, number).horizon for number in range(2000)]
+    assert min(horizons) == 20
+    assert max(horizons) == 1000
+    assert all(horizon % 20 == 0 for horizon in horizons)
+    halves = np.mean(np.array(horizons) < math.sqrt(20 * 1000))
+    assert 0.45 < halves < 0.55
+
+
+def test_a_sampled_meta_gradient_is_right_on_average():
+    torch.manual_seed(0)
+    rule, task = Rule(RULES["dmd-exact-normalized"]), task_of(QuadraticConfig(size=12))
+
+    def meta_gradient(sample):
+        inner = begin(rule, task.instances(2, seed=3))
+        unroll(rule, inner, 8)  # in the middle of things
+        drawn = sample and Sample.draw(inner.grad, 0.5, sample)
+        objective = unroll(rule, inner, 4, objective="log_loss", sample=drawn).objective
+        return torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(rule.parameters()))])
+
+    exact = meta_gradient(None)
+    rng = torch.Generator().manual_seed(0)
+    samples = torch.stack([meta_gradient(rng) for _ in range(200)])
+    error = (samples.mean(0) - exact).norm()
+    expected = samples.std(0).norm() / math.sqrt(len(samples))
+    assert error < 2 * expected
+    assert expected < 0.2 * exact.norm()
+
+
+def test_rescaled_instances_are_the_same_problem_in_other_units():
+    instances, other = (task_of(QuadraticConfig(size=5)).instances(2, seed=0) for _ in range(2))
+    scale = torch.tensor([3.0, 0.5])
+    other.rescale(scale)
+    theta = torch.randn(2, 5)
+    (loss, grad), (same, scaled) = instances.value_and_grad(theta), other.value_and_grad(theta / scale[:, None])
+    torch.testing.assert_close(same, loss)
+    torch.testing.assert_close(scaled, grad * scale[:, None])
 
 
 def test_run_folders_are_guarded(tmp_path):
