@@ -55,7 +55,7 @@ def test_lists(cli, command):
 
 def test_version_and_help(cli):
     assert cli("--version").stdout == f"l2o {__version__}\n"
-    for command in ("train", "export", "eval", "bench", "inspect", "presets", "rules", "suites"):
+    for command in ("train", "export", "eval", "reproduce", "bench", "inspect", "presets", "rules", "suites"):
         assert cli(command, "--help").exit_code == 0
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import l2o_runtime
-from l2o_cli import bench, evaluate, export, inspect, lists, train
+from l2o_cli import bench, evaluate, export, inspect, lists, reproduce, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +34,7 @@ def options(
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
+app.command("reproduce")(reproduce.reproduce)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("presets")(lists.presets)

@@ -9,6 +9,7 @@ import numpy as np
 mpl.use("agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 STYLE: Any = {"figure.figsize": (7, 4.2), "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 130}
 
@@ -42,15 +43,25 @@ def loss_curves(title: str, curves: dict[str, np.ndarray], target: IO[bytes] | P
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
-        for name, losses in curves.items():
-            # A diverged run ends its curve; float64, so that squares of what came before do not overflow.
-            finite = np.where(np.abs(losses) < 1e30, losses, np.nan).astype(np.float64)
-            mean, spread = finite.mean(0), finite.std(0)
-            steps = np.arange(1, len(mean) + 1)
-            (line,) = axes.plot(steps, mean, lw=1.4, label=name)
-            low = np.maximum(mean - spread, finite.min(0))  # a log axis cannot show what falls below zero
-            axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15, lw=0)
+        draw_losses(axes, curves)
         axes.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
         axes.legend(fontsize=8)
         figure.savefig(target, format="png")
         plt.close(figure)
+
+
+def draw_losses(axes: Axes, curves: dict[str, np.ndarray]) -> None:
+    """Mean loss against the step with a band of ± 1 standard deviation over runs.
+
+    Args:
+        axes: where to.
+        curves: name → (runs, steps).
+    """
+    for name, losses in curves.items():
+        # A diverged run ends its curve; float64, so that squares of what came before do not overflow.
+        finite = np.where(np.abs(losses) < 1e30, losses, np.nan).astype(np.float64)
+        mean, spread = finite.mean(0), finite.std(0)
+        steps = np.arange(1, len(mean) + 1)
+        (line,) = axes.plot(steps, mean, lw=1.4, label=name)
+        low = np.maximum(mean - spread, finite.min(0))  # a log axis cannot show what falls below zero
+        axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15, lw=0)

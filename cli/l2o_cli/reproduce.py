@@ -1,0 +1,72 @@
+"""l2o reproduce."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
+
+
+def reproduce(
+    plan: Annotated[str, typer.Argument(help="table1, controls, fig3, fig4, koopman or horizon.")],
+    data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduction"),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pages.")] = Path("docs/reproduction"),
+    seeds: Annotated[int | None, typer.Option(min=1, help="Meta-training seeds. [default: the plan's]")] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs per task. [default: the plan's]")] = None,
+    rules: Annotated[
+        list[str] | None, typer.Option("--rule", help="Compare a further rule, by name or file; may be repeated.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of every meta-training, such as epochs=50.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Train and measure this variant only; may be repeated.")
+    ] = None,
+    train_only: Annotated[bool, typer.Option("--train-only", help="Measure nothing, write no page.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Meta-train, compare and write a page: the papers' experiments with our numbers beside theirs.
+
+    What is there already is kept: stopped runs are resumed, finished ones and their losses reused. Two processes
+    with the same arguments share the work. The page shows what there is, and says what is missing.
+
+    Example: l2o reproduce table1 --data-root data --threads 1
+    """
+    with friendly_errors():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        from l2o_training.reproduction.measure import Lab
+        from l2o_training.reproduction.page import write_page
+        from l2o_training.reproduction.plans import find_plan
+        from l2o_training.reproduction.run import reproduce as run
+
+        set_threads(threads)
+        chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
+        lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
+        with Progress(*columns, console=err) as bar:
+            job = bar.add_task(plan, total=None, detail="")
+
+            def report(what: str, detail: str, done: int, total: int) -> None:
+                bar.update(job, description=what, detail=detail, completed=done, total=total)
+
+            run(chosen, lab, only=only or (), train_only=train_only, report=report)
+        if train_only:
+            return
+        given = {
+            "--seeds": [seeds],
+            "--runs": [runs],
+            "--rule": rules,
+            "--set": overrides,
+            "--threads": [threads or None],
+        }
+        arguments = [text for flag, values in given.items() for v in values or () if v for text in (flag, str(v))]
+        out.print(str(write_page(plan, chosen, lab, out_dir, arguments)), markup=False, soft_wrap=True)

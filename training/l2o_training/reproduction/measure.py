@@ -1,0 +1,184 @@
+"""Losses of rules and baselines on a study's tasks, kept as JSON, so that nothing is computed twice."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2o_runtime.artifact import atomic_write, find_rule, load_rule
+from l2o_runtime.config import to_dict
+from l2o_training.data import Dataset, load_dataset
+from l2o_training.evaluation.baselines import baseline_rollout
+from l2o_training.evaluation.evaluate import LAST
+from l2o_training.fused import fuse
+from l2o_training.reproduction.plans import Study, Variant, task_name
+from l2o_training.tasks import Instances, Task, TaskConfig, make_task
+from l2o_training.trainer import RULE
+from l2o_training.unroll import rollout
+
+TOGETHER = 5
+"""Runs advanced together: ten of them are those of `l2o eval --runs 5` with seeds 0 and 1."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where everything is.
+
+    Attributes:
+        runs: folder of the runs.
+        data_root, download: where data sets are, and whether torchvision may fetch them.
+        changes: overrides on top of every variant's own.
+    """
+
+    runs: Path
+    data_root: Path
+    download: bool = False
+    changes: tuple[str, ...] = ()
+    _tasks: dict[TaskConfig, Task] = field(default_factory=dict)
+    _data: dict[str, Dataset] = field(default_factory=dict)
+
+    def load(self, name: str) -> Dataset:
+        """A data set, read once.
+
+        Raises:
+            DataError: it is missing.
+        """
+        if name not in self._data:
+            self._data[name] = load_dataset(name, self.data_root, download=self.download)
+        return self._data[name]
+
+    def task(self, config: TaskConfig) -> Task:
+        """A task, built once."""
+        if config not in self._tasks:
+            self._tasks[config] = make_task(config, self.load, torch.device("cpu"))
+        return self._tasks[config]
+
+    def folder(self, variant: Variant, seed: int) -> Path:
+        """Folder of a run."""
+        return self.runs / f"{variant.name}-s{seed}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A frozen rule, or Adam at one learning rate.
+
+    Attributes:
+        name: of its folder among the runs.
+        path: file of the rule.
+        lr: Adam's learning rate, where `path` is None.
+    """
+
+    name: str
+    path: Path | None = None
+    lr: float = 0.0
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything to measure."""
+        return self.path is None or self.path.is_file()
+
+    @cached_property
+    def identity(self) -> str:
+        """What its losses belong to: the digest of the rule's file, or Adam's learning rate."""
+        return f"adam {self.lr:g}" if self.path is None else hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def rollout(self, instances: Instances, steps: int) -> Tensor:
+        """Losses (steps, B) before each step."""
+        if self.path is None:
+            return baseline_rollout("adam", self.lr, instances, steps)
+        return rollout(fuse(load_rule(self.path)), instances, steps)
+
+
+def trained(lab: Lab, variant: Variant, seed: int) -> Contender:
+    """The rule of a run."""
+    folder = lab.folder(variant, seed)
+    return Contender(folder.name, folder / RULE)
+
+
+def bundled(rule: str) -> Contender:
+    """A rule by bundled name or file.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    path = find_rule(rule)
+    return Contender(path.stem if path.stem != "rule" else path.absolute().parent.name, path)
+
+
+def adam(lr: float) -> Contender:
+    """Adam at a learning rate."""
+    return Contender(f"adam-{lr:g}", lr=lr)
+
+
+def contenders(lab: Lab, study: Study) -> list[Contender]:
+    """All that a study compares, whether the rule exists already or not."""
+    runs = [trained(lab, variant, seed) for variant in study.variants for seed in range(study.seeds)]
+    return [*runs, *(bundled(rule) for rule in study.rules), *(adam(lr) for lr in study.lrs)]
+
+
+def losses(lab: Lab, contender: Contender, study: Study, task: TaskConfig) -> np.ndarray | None:
+    """Losses (runs, steps) that were measured; None where some are missing."""
+    if not contender.exists:
+        return None
+    parts = []
+    for path, key, _, _ in _cells(lab, contender, study, task):
+        part = _read(path, key)
+        if part is None:
+            return None
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def measure(lab: Lab, contender: Contender, study: Study, task: TaskConfig) -> None:
+    """Compute the losses of a contender on a task that are missing; a stopped one keeps what it has."""
+    for path, key, count, seed in _cells(lab, contender, study, task):
+        if _read(path, key) is None:
+            curves = contender.rollout(lab.task(task).instances(count, seed), study.steps)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"of": key, "losses": [[_number(x) for x in run] for run in curves.T.tolist()]}
+            with atomic_write(path) as file:
+                file.write(json.dumps(content, allow_nan=False).encode())
+
+
+def _cells(
+    lab: Lab, contender: Contender, study: Study, task: TaskConfig
+) -> Iterator[tuple[Path, dict[str, Any], int, int]]:
+    """File, key, number and seed of each group of runs that are advanced together."""
+    folder = lab.runs / contender.name / "evaluation"
+    for seed, start in enumerate(range(0, study.runs, TOGETHER)):
+        count = min(TOGETHER, study.runs - start)
+        key = {
+            "optimizer": contender.identity,
+            "task": to_dict(task),
+            "data": str(lab.data_root.resolve()),
+            "steps": study.steps,
+            "runs": count,
+            "seed": seed,
+        }
+        yield folder / f"{task_name(task)}-{study.steps}x{count}-s{seed}.json", key, count, seed
+
+
+def _read(path: Path, key: dict[str, Any]) -> np.ndarray | None:
+    """Losses (runs, steps) of a file, if it is there and belongs to `key`."""
+    try:
+        content = json.loads(path.read_text())
+        return np.array(content["losses"], dtype=float) if content["of"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):  # missing, cut short or something else: measured again
+        return None
+
+
+def _number(value: float) -> float | None:
+    """Six digits; JSON has no NaN or infinity, which become null and are read as NaN."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+def final(curves: np.ndarray) -> np.ndarray:
+    """Mean over the last 10 steps, as in Table 1: (…, steps) → (…)."""
+    return np.asarray(curves[..., -LAST:].mean(-1))

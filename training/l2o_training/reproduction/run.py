@@ -1,0 +1,236 @@
+"""Do what is missing of a plan: meta-train, resume, evaluate; several processes share the work."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from l2o_runtime.artifact import read_rule, save_rule
+from l2o_runtime.config import ConfigError, build, nearest, require
+from l2o_runtime.rule import Rule
+from l2o_training.config import TrainConfig
+from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
+from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
+from l2o_training.trainer import CHECKPOINT, CONFIG, LOCK, RULE, Progress, RunError, Trainer, comparable
+
+BUSY_LOCK = ".reproduce.lock"
+POLL = 5.0
+"""Seconds between looks at work that another process is doing."""
+
+CONTEXT_WEIGHTS = "cell.weight_context"
+
+Report = Callable[[str, str, int, int], None]
+"""Called with what is done now, a detail, and how much of how much of it is done."""
+
+
+class Busy(Exception):
+    """Another process is at this job, or at one that has to come before it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that one process does.
+
+    Attributes:
+        name: for messages.
+        folder: locked meanwhile.
+        done: whether nothing is left to do.
+        work: does it.
+    """
+
+    name: str
+    folder: Path
+    done: Callable[[], bool]
+    work: Callable[[Report], None]
+
+
+def reproduce(
+    plan: Plan,
+    lab: Lab,
+    *,
+    only: Iterable[str] = (),
+    train_only: bool = False,
+    report: Report = lambda what, detail, done, total: None,
+    poll: float = POLL,
+) -> None:
+    """Train what is missing of a plan and measure it.
+
+    Args:
+        plan: what to do.
+        lab: where.
+        only: names of variants; the others are left as they are.
+        train_only: measure nothing.
+        report: called as the work goes on.
+        poll: seconds between looks at what other processes do.
+
+    Raises:
+        ConfigError: an unknown variant, or a configuration that is not valid.
+        DataError: data is missing.
+        RunError: a run's folder cannot be used.
+    """
+    studies = select(plan, list(only))
+    for job in (job for study in plan.studies for job in training_jobs(lab, study)):
+        job.done()  # a page must not mix configurations: refuse those of another before anything is done
+    trainings = [job for study in studies for job in training_jobs(lab, study)]
+    if not train_only:
+        for task in {task for study in studies for task in study.tasks}:
+            lab.task(task)  # missing data is told before hours of training, not after
+    share(trainings, report, poll)
+    if not train_only:
+        share([job for study in studies for job in measuring_jobs(lab, study)], report, poll)
+
+
+def select(plan: Plan, only: list[str]) -> list[Study]:
+    """The plan's studies with the variants named in `only`, and their placebos; all if it is empty.
+
+    Raises:
+        ConfigError: an unknown variant.
+    """
+    names = [variant.name for study in plan.studies for variant in study.variants]
+    for name in only:
+        require(name in names, f"--only {name}: {nearest(name, names) if names else 'this plan trains nothing'}")
+    if not only:
+        return list(plan.studies)
+    wanted = {*only, *(v.placebo for study in plan.studies for v in study.variants if v.name in only)}
+    chosen = [(study, tuple(v for v in study.variants if v.name in wanted)) for study in plan.studies]
+    return [replace(study, variants=variants) for study, variants in chosen if variants]
+
+
+def share(jobs: list[Job], report: Report, poll: float) -> None:
+    """Do all jobs, in order; one that another process holds is passed over and looked at again later."""
+    waiting = list(jobs)
+    while waiting:
+        before = len(waiting)
+        for job in list(waiting):
+            try:
+                if not job.done():
+                    job.folder.mkdir(parents=True, exist_ok=True)
+                    with FileLock(job.folder / BUSY_LOCK, timeout=0):
+                        if not job.done():
+                            job.work(report)
+            except (Busy, Timeout):
+                continue
+            waiting.remove(job)
+        if len(waiting) == before:
+            report(f"another process is at {waiting[0].name}", "waiting", len(jobs) - before, len(jobs))
+            time.sleep(poll)
+
+
+def training_jobs(lab: Lab, study: Study) -> list[Job]:
+    """One job per variant and seed, all seeds of a variant's first, placebos before what is compared with them."""
+    return [_training(lab, study, v, seed) for seed in range(study.seeds) for v in study.variants]
+
+
+def _training(lab: Lab, study: Study, variant: Variant, seed: int) -> Job:
+    config, folder = variant.config(seed, lab.changes), lab.folder(variant, seed)
+    if variant.placebo and never_sees_context(config):
+        placebo = lab.folder(study.variant(variant.placebo), seed) / RULE
+
+        def derive(report: Report) -> None:
+            if not placebo.is_file():
+                raise Busy
+            save_derived(placebo, config, folder / RULE)
+
+        return Job(folder.name, folder, lambda: is_trained(folder, config) and is_derived(folder, placebo), derive)
+    return Job(
+        folder.name, folder, lambda: is_trained(folder, config), lambda report: train(lab, config, folder, report)
+    )
+
+
+def train(lab: Lab, config: TrainConfig, folder: Path, report: Report) -> None:
+    """Start or resume a run, as `l2o train` does.
+
+    Raises:
+        Busy: an `l2o train` is at it.
+        RunError: the folder cannot be used.
+    """
+    resume = any((folder / name).is_file() for name in (LOCK, CONFIG, CHECKPOINT))
+
+    def tell(epoch: Progress) -> None:
+        detail = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {epoch.steps / epoch.seconds:.0f} steps/s"
+        report(f"meta-training {folder.name}", detail, epoch.epoch, config.epochs)
+
+    try:
+        Trainer(config, folder, data_root=lab.data_root, download=lab.download, resume=resume).run(tell)
+    except RunError:
+        if is_held(folder):
+            raise Busy from None
+        raise
+
+
+def is_held(folder: Path) -> bool:
+    """Whether an `l2o train` is writing into the folder."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def is_trained(folder: Path, config: TrainConfig) -> bool:
+    """Whether the folder holds the finished rule of this configuration.
+
+    Raises:
+        RunError: it holds one of another configuration.
+    """
+    path = folder / RULE
+    if not path.is_file():
+        return False
+    provenance = read_rule(path)[1]
+    try:  # keys that have been added since have their defaults in it
+        same = comparable(build(TrainConfig, provenance.get("config", {}))) == comparable(config)
+    except ConfigError:
+        same = False
+    if not same:
+        raise RunError(f"{path} was trained with another configuration: remove {folder}, or choose another --runs-dir")
+    return True
+
+
+def save_derived(placebo: Path, config: TrainConfig, path: Path) -> None:
+    """Write the rule that meta-training would give whose context is zero throughout.
+
+    Its context weights get no gradient and stay as they were drawn; all others are those of the run without context,
+    since what a seed draws first is the same for both.
+
+    Args:
+        placebo: the rule that was trained without context, with the same seed and settings.
+        config: of the rule to write.
+        path: where to.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        rule = Rule(config.trained_rule)
+    source, provenance = read_rule(placebo)
+    weights = {key: value for key, value in source.state_dict().items() if key != CONTEXT_WEIGHTS}
+    rule.load_state_dict(rule.state_dict() | weights)
+    save_rule(path, rule, {**provenance, "config": comparable(config), "placebo": _digest(placebo)})
+
+
+def is_derived(folder: Path, placebo: Path) -> bool:
+    """Whether the rule in the folder comes from this very rule."""
+    return placebo.is_file() and bool(read_rule(folder / RULE)[1].get("placebo") == _digest(placebo))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def measuring_jobs(lab: Lab, study: Study) -> list[Job]:
+    """One job per contender: all tasks it has not been measured on."""
+    return [_measuring(lab, study, contender) for contender in contenders(lab, study) if contender.exists]
+
+
+def _measuring(lab: Lab, study: Study, contender: Contender) -> Job:
+    def work(report: Report) -> None:
+        for index, task in enumerate(study.tasks):
+            report(f"measuring {contender.name}", task_name(task), index, len(study.tasks))
+            measure(lab, contender, study, task)
+
+    def done() -> bool:
+        return all(losses(lab, contender, study, task) is not None for task in study.tasks)
+
+    return Job(contender.name, lab.runs / contender.name, done, work)
