@@ -173,6 +173,22 @@ class PlaceboConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FlagConfig:
+    """1 once a window would be full, else 0: the control for what a context gives away about the time alone.
+
+    Attributes:
+        window: m of the window in question; it is full when m + 1 snapshots were seen.
+    """
+
+    kind: ClassVar[str] = "flag"
+    width: ClassVar[int] = 1
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        require(2 <= self.window <= 1024, f"window: must be in 2..1024, got {self.window}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DMDConfig(WindowConfig):
     """Eigenvalues of Dynamic Mode Decomposition.
 
@@ -236,7 +252,7 @@ class KAEConfig(WindowConfig):
         return self.latent
 
 
-ContextConfig = NoneConfig | PlaceboConfig | DMDConfig | KAEConfig
+ContextConfig = NoneConfig | PlaceboConfig | FlagConfig | DMDConfig | KAEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from l2o_runtime import ConfigError, RuleConfig
 from l2o_runtime.cells import CoordinateLSTM
-from l2o_runtime.config import DMDConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
 from l2o_runtime.contexts import KAE, make_context
 from l2o_runtime.contexts.kae import rotate
 from l2o_runtime.features import log_sign, normalized
@@ -159,6 +159,28 @@ def test_dmd_is_zero_until_the_window_is_full_and_held_in_between():
     assert not torch.equal(seen[6], seen[7])
 
 
+def contexts_of(config: RuleConfig, steps: int) -> list[torch.Tensor]:
+    """The contexts of a smooth optimization of six coordinates."""
+    rule = make_rule(config)
+    state = zeros(rule.coordinate_spec, (6,)), zeros(rule.context_spec, ())
+    seen = []
+    for t in range(steps):
+        theta, grad = torch.sin(torch.arange(6.0) + 0.3 * t), torch.cos(torch.arange(6.0) + 0.3 * t)
+        context, optimization = rule.contextualise(rule.observe(theta, grad, state[0]), torch.tensor(0.9**t), state[1])
+        _, coordinates = rule.update(grad, theta, context, state[0])
+        state = coordinates, optimization
+        seen.append(context)
+    return seen
+
+
+@pytest.mark.parametrize("window", [2, 7])
+def test_the_flag_rises_when_the_window_is_full(window):
+    flags = torch.cat(contexts_of(RuleConfig(context=FlagConfig(window=window)), 12))
+    assert flags.tolist() == [0.0] * window + [1.0] * (12 - window)
+    ready = [context[-1] for context in contexts_of(RuleConfig(context=DMDConfig(window=window)), 12)]
+    assert torch.equal(flags, torch.stack(ready)), "as that of DMD"
+
+
 def test_a_diverged_run_gives_a_context_of_zeros():
     rule = make_rule(RuleConfig(context=DMDConfig(window=3)))
     coordinates, state = zeros(rule.coordinate_spec, (4,)), zeros(rule.context_spec, ())
@@ -220,6 +242,7 @@ def test_configurations_survive_a_round_trip(rule):
         ({"features": "logsign"}, "not one of log_sign, normalized"),
         ({"context": {"kind": "dmd", "rank": 9, "window": 5}}, "context.rank: 9 is larger than the window"),
         ({"context": {"kind": "dmdd"}}, "context.kind"),
+        ({"context": {"kind": "flag", "window": 1}}, "context.window: must be in 2..1024, got 1"),
         ({"context": {"kind": "kae", "latent": 3}}, "latent: must be an even number"),
         ([], "expected a table"),
     ],

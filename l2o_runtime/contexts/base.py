@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.config import WindowConfig
+from l2o_runtime.config import FlagConfig, WindowConfig
 from l2o_runtime.gram import GramWindow, State, StateSpec
 
 
@@ -49,6 +49,24 @@ class ConstantContext(Context):
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Zeros of shape (..., c)."""
         return statistics.new_zeros((*statistics.shape[:-1], self.width), dtype=torch.float32), {}
+
+
+class FlagContext(Context):
+    """[1] from the step on at which a window of m + 1 snapshots would be full, [0] before; it sees nothing but time."""
+
+    def __init__(self, config: FlagConfig):
+        super().__init__()
+        self.size = config.window + 1
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """The number of steps."""
+        return {"count": ((), torch.int64)}
+
+    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """The flag (..., 1)."""
+        count = state["count"] + 1
+        return (count >= self.size).float().unsqueeze(-1), {"count": count}
 
 
 class WindowContext(Context):
