@@ -194,7 +194,7 @@ class DMDConfig(WindowConfig):
 
     Attributes:
         rank: R, the number of modes kept; at most `window` (`window` − 1 for differences).
-        snapshots: "theta" takes s = [θ; L] as in the paper, "delta" its successive differences.
+        snapshots: "theta" takes s = [θ; L] as in the paper, "delta" its successive differences, "gradient" s = [g; L].
         features: "raw" gives Re λ and Im λ; "scaled" gives m·log|λ| and m·arg λ (they spread out what
             clusters at 1), the relative residual of the fit and a ready flag.
         every: recompute the eigenvalues every so many steps and hold them in between.
@@ -202,7 +202,7 @@ class DMDConfig(WindowConfig):
 
     kind: ClassVar[str] = "dmd"
     rank: int = 1
-    snapshots: Literal["theta", "delta"] = "theta"
+    snapshots: Literal["theta", "delta", "gradient"] = "theta"
     features: Literal["raw", "scaled"] = "scaled"
     every: int = 1
 

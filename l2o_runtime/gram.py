@@ -1,7 +1,8 @@
 """The sliding window of snapshots, kept as a Gram matrix.
 
-With snapshots s_k = [θ_k; L_k], DMD and KAE read nothing but G_ij = s_i · s_j. G is rotation invariant,
-additive over tensors, and its size does not depend on the number of coordinates; one step adds one row.
+With snapshots s_k = [x_k; L_k], where x is θ or the gradient, DMD and KAE read nothing but G_ij = s_i · s_j. G is
+rotation invariant, additive over tensors, and its size does not depend on the number of coordinates; one step adds one
+row.
 Snapshots are in chronological order: index 0 is the oldest, index m the newest. Everything starts at zero.
 """
 
@@ -73,25 +74,25 @@ class GramWindow(nn.Module):
             spec["sketches"] = ((self.size, self.sketch), torch.float32)
         return spec
 
-    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
+    def observe(self, snapshot: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Additive statistics of the newest snapshot.
 
         Args:
-            param: (..., n) coordinates θ.
+            snapshot: (..., n) coordinates x.
             state: coordinate state, before this step.
             offset: global index of the first coordinate, or (n,) global minus local index of each.
 
         Returns:
-            Exact: (..., m+1) float64, θ · θ_k for the m kept snapshots and θ · θ. Sketch: (..., d) float32.
+            Exact: (..., m+1) float64, x · x_k for the m kept snapshots and x · x. Sketch: (..., d) float32.
         """
         if self.sketch is not None:
-            return count_sketch(param, self.sketch, offset)
-        window = push(state["window"], param, -1).double()
-        return (param.double().unsqueeze(-2) @ window).squeeze(-2)
+            return count_sketch(snapshot, self.sketch, offset)
+        window = push(state["window"], snapshot, -1).double()
+        return (snapshot.double().unsqueeze(-2) @ window).squeeze(-2)
 
-    def remember(self, param: Tensor, state: State) -> State:
-        """Coordinate state after this step: the window with θ appended."""
-        return {} if self.sketch is not None else {"window": push(state["window"], param, -1)}
+    def remember(self, snapshot: Tensor, state: State) -> State:
+        """Coordinate state after this step: the window with x appended."""
+        return {} if self.sketch is not None else {"window": push(state["window"], snapshot, -1)}
 
     def advance(self, statistics: Tensor, loss: Tensor, state: State) -> State:
         """Slide the Gram matrix by the summed statistics of a step.
@@ -120,7 +121,7 @@ class GramWindow(nn.Module):
         return state["count"] >= self.size
 
     def snapshot_gram(self, state: State) -> Tensor:
-        """G of s = [θ; L]: the stored θ · θ plus the products of the losses, (..., m+1, m+1) float64.
+        """G of s = [x; L]: the stored x · x plus the products of the losses, (..., m+1, m+1) float64.
 
         A snapshot that is not finite (a diverged run) gives zeros, so that no decomposition ever sees it.
         """

@@ -57,7 +57,7 @@ class Rule(nn.Module):
         Returns:
             (..., k); sum over all parts before `contextualise`.
         """
-        return self.context.observe(param, state, offset)
+        return self.context.observe(param, grad, state, offset)
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The context of this step.
@@ -87,7 +87,7 @@ class Rule(nn.Module):
         output, cell_state = self.cell(features, context, state)
         if self.config.output == "tanh":
             output = output.tanh()
-        remembered = self.context.remember(param, state)
+        remembered = self.context.remember(param, grad, state)
         return self.config.output_scale * output, feature_state | cell_state | remembered
 
     def forward(

@@ -20,6 +20,7 @@ SOME_RULES = [
     "flag-log_sign",
     "dmd-exact-normalized",
     "dmd-sketch-log_sign",
+    "dmd-gradient-normalized",
     "kae-normalized",
 ]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

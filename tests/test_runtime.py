@@ -148,8 +148,8 @@ def test_dmd_is_zero_until_the_window_is_full_and_held_in_between():
     seen = []
     for t in range(12):
         theta = torch.sin(torch.arange(6.0) + 0.3 * t)
-        statistics = context.observe(theta, coordinates, 0)
-        coordinates = context.remember(theta, coordinates)
+        statistics = context.observe(theta, -theta, coordinates, 0)
+        coordinates = context.remember(theta, -theta, coordinates)
         features, state = context.contextualise(statistics, torch.tensor(1.0 / (t + 1)), state)
         seen.append(features)
     assert all(not f.any() for f in seen[:4])
@@ -190,6 +190,40 @@ def test_a_diverged_run_gives_a_context_of_zeros():
         assert not context.any()
 
 
+@pytest.mark.parametrize("sketch", [None, 4096])
+def test_dmd_of_gradients_is_dmd_of_theta_where_theta_is_the_gradient(snapshots, sketch):
+    """The gradient context never looks at θ, and sees of g what the other sees of θ."""
+    columns = torch.tensor(snapshots[:, :20], dtype=torch.float32).T
+    ends = []
+    for kind in ("theta", "gradient"):
+        rule = make_rule(RuleConfig(context=DMDConfig(window=6, rank=2, sketch=sketch, snapshots=kind)))
+        n = columns.shape[1] - 1
+        coordinates, state = zeros(rule.coordinate_spec, (n,)), zeros(rule.context_spec, ())
+        for column in columns:
+            vector, other = column[:-1], torch.randn(n)
+            theta, grad = (vector, other) if kind == "theta" else (other, vector)
+            statistics = rule.observe(theta, grad, coordinates)
+            context, state = rule.contextualise(statistics, column[-1], state)
+            _, coordinates = rule.update(grad, theta, context, coordinates)
+        assert context[-1] == 1, "the window is full"
+        ends.append((context, state))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sketch", [None, 16])
+@pytest.mark.parametrize("value", [1e30, 3e38, math.inf, -math.inf, math.nan])
+def test_a_gradient_of_any_size_gives_finite_statistics(sketch, value):
+    context = make_context(DMDConfig(window=2, rank=1, sketch=sketch, snapshots="gradient"))
+    coordinates, state = zeros(context.coordinate_spec, (4,)), zeros(context.context_spec, ())
+    for sign in (1, -1, 1, 1):
+        grad = torch.full((4,), sign * value)
+        statistics = context.observe(torch.zeros(4), grad, coordinates, 0)
+        coordinates = context.remember(torch.zeros(4), grad, coordinates)
+        features, state = context.contextualise(statistics, torch.tensor(1.0), state)
+        assert all(tensor.isfinite().all() for tensor in (statistics, features, *coordinates.values(), state["gram"]))
+    assert features[-1] == 1, "the window is full"
+
+
 @settings(max_examples=30, deadline=None)
 @given(scale=st.floats(-100, 100), radius=st.floats(0.1, 2))
 def test_koopman_operator_is_bounded_by_construction(scale, radius):
@@ -211,8 +245,8 @@ def test_koopman_loss_falls_in_training(snapshots):
     sequence = []
     with torch.no_grad():
         for column in torch.tensor(snapshots, dtype=torch.float32).T:
-            statistics = kae.observe(column[:-1], coordinates, 0)
-            coordinates = kae.remember(column[:-1], coordinates)
+            statistics = kae.observe(column[:-1], -column[:-1], coordinates, 0)
+            coordinates = kae.remember(column[:-1], -column[:-1], coordinates)
             _, state = kae.contextualise(statistics, column[-1], state)
             sequence.append(state["features"])
     data = torch.stack(sequence)

@@ -12,7 +12,7 @@ from l2o_runtime.gram import GramWindow, State, StateSpec
 class Context(nn.Module, ABC):
     """A view of the optimization that is the same for every coordinate.
 
-    A context observes parameters through additive statistics, and turns their sum into a vector of
+    A context observes parameters and gradients through additive statistics, and turns their sum into a vector of
     `config.width` numbers.
     """
 
@@ -26,11 +26,11 @@ class Context(nn.Module, ABC):
         """State kept once for the optimization."""
         return {}
 
-    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Statistics (..., k) of coordinates (..., n); those of a whole are the sum over its parts."""
         return param.new_zeros((*param.shape[:-1], 0))
 
-    def remember(self, param: Tensor, state: State) -> State:
+    def remember(self, param: Tensor, grad: Tensor, state: State) -> State:
         """Coordinate state after this step."""
         return {}
 
@@ -70,7 +70,7 @@ class FlagContext(Context):
 
 
 class WindowContext(Context):
-    """A context that reads the Gram matrix of a window of snapshots [θ; L]."""
+    """A context that reads the Gram matrix of a window of snapshots."""
 
     def __init__(self, config: WindowConfig):
         super().__init__()
@@ -86,10 +86,14 @@ class WindowContext(Context):
         """Gram matrix, losses, count, and in sketch mode the sketches."""
         return self.window.context_spec
 
-    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
-        """Inner products with the window, or the sketch of the newest snapshot."""
-        return self.window.observe(param, state, offset)
+    def snapshot(self, param: Tensor, grad: Tensor) -> Tensor:
+        """What of the coordinates (..., n) is in a snapshot: θ."""
+        return param
 
-    def remember(self, param: Tensor, state: State) -> State:
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Tensor:
+        """Inner products with the window, or the sketch of the newest snapshot."""
+        return self.window.observe(self.snapshot(param, grad), state, offset)
+
+    def remember(self, param: Tensor, grad: Tensor, state: State) -> State:
         """Append the newest snapshot."""
-        return self.window.remember(param, state)
+        return self.window.remember(self.snapshot(param, grad), state)
