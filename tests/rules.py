@@ -14,6 +14,7 @@ CONTEXTS = {
     "dmd-sketch": DMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3),
     "dmd-gradient": DMDConfig(window=5, rank=2, snapshots="gradient"),
     "dmd-gradient-sketch": DMDConfig(window=5, rank=1, snapshots="gradient", sketch=32),
+    "dmd-loss": DMDConfig(window=4, rank=2, snapshots="loss", delay=3),
     "kae": KAEConfig(window=5, latent=4, hidden=8),
     "kae-sketch": KAEConfig(window=5, latent=4, hidden=8, sketch=32),
 }

@@ -21,6 +21,7 @@ SOME_RULES = [
     "dmd-exact-normalized",
     "dmd-sketch-log_sign",
     "dmd-gradient-normalized",
+    "dmd-loss-log_sign",
     "kae-normalized",
 ]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

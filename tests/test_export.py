@@ -25,6 +25,7 @@ EXPORTED = [
     "dmd-raw-normalized",
     "dmd-sketch-log_sign",
     "dmd-gradient-log_sign",
+    "dmd-loss-normalized",
     "kae-normalized",
 ]
 

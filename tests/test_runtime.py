@@ -16,7 +16,7 @@ from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, PlaceboConfig, 
 from l2o_runtime.contexts import KAE, make_context
 from l2o_runtime.contexts.kae import rotate
 from l2o_runtime.features import log_sign, normalized
-from l2o_runtime.gram import GramWindow
+from l2o_runtime.gram import GramWindow, LossWindow
 from l2o_runtime.rule import zeros
 from l2o_runtime.sketch import count_sketch
 
@@ -210,6 +210,63 @@ def test_dmd_of_gradients_is_dmd_of_theta_where_theta_is_the_gradient(snapshots,
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
+def features_of_losses(config: DMDConfig, losses: torch.Tensor) -> list[torch.Tensor]:
+    """The contexts of an optimization of which only the losses matter."""
+    context = make_context(config)
+    assert context.coordinate_spec == {}, "nothing per coordinate"
+    state, seen = zeros(context.context_spec, ()), []
+    for loss in losses:
+        statistics = context.observe(torch.randn(3), torch.randn(3), {}, 0)
+        features, state = context.contextualise(statistics, loss, state)
+        seen.append(features)
+    return seen
+
+
+@pytest.mark.parametrize("delay", [1, 5])
+def test_gram_of_losses_equals_one_from_scratch(snapshots, delay):
+    window = LossWindow(8, delay)
+    state = zeros(window.context_spec, ())
+    losses = snapshots[-1, :40].astype(np.float32)
+    for t, loss in enumerate(torch.tensor(losses)):
+        assert window.full(state) == (t >= 8 + delay)
+        state = window.advance(torch.zeros(0), loss, state)
+    s = np.lib.stride_tricks.sliding_window_view(losses.astype(np.float64), delay)[-9:].T
+    np.testing.assert_allclose(window.snapshot_gram(state), s.T @ s, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, -1e-6, 1e12])
+def test_dmd_of_losses_finds_their_rates_of_decay(scale):
+    """A loss Σ a_j λ_j^t has these λ_j (Prony's method), in whatever unit it is measured."""
+    t = torch.arange(12.0)
+    losses = scale * (2 * 0.9**t + 0.5 * 0.7**t)
+    *early, features = features_of_losses(DMDConfig(window=6, rank=2, snapshots="loss", delay=4), losses[:10])
+    assert all(not f.any() for f in early), "zero until 6 + 4 losses were seen"
+    expected = torch.tensor([6 * math.log(0.9), 6 * math.log(0.7), 0, 0, 0, 1])
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_leading_mode_of_minibatch_losses_is_their_slope(snapshots):
+    """As noisy as they are, λ₁ says how fast the loss falls: as a line through log L does."""
+    losses = snapshots[-1]
+    seen = features_of_losses(DMDConfig(window=20, rank=1, snapshots="loss"), torch.tensor(losses))[29:]
+    slopes = [20 * np.polyfit(np.arange(30), np.log(losses[k : k + 30]), 1)[0] for k in range(len(seen))]
+    assert np.corrcoef(slopes, [features[0] for features in seen])[0, 1] > 0.9
+
+
+def test_a_loss_that_is_not_known_repeats_the_last_one():
+    config = DMDConfig(window=4, rank=2, snapshots="loss", delay=3)
+    shown = 0.9 ** torch.arange(20.0)
+    hidden, held = shown.clone(), shown.clone()
+    hidden[5::3], held[5::3] = 0, shown[4:-1:3]
+    assert torch.equal(torch.cat(features_of_losses(config, hidden)), torch.cat(features_of_losses(config, held)))
+    assert not torch.equal(features_of_losses(config, hidden)[-1], features_of_losses(config, shown)[-1])
+
+
+def test_losses_never_shown_give_a_context_of_zeros():
+    config = DMDConfig(window=4, rank=1, snapshots="loss", delay=3)
+    assert not torch.cat(features_of_losses(config, torch.zeros(12))).any()
+
+
 @pytest.mark.parametrize("sketch", [None, 16])
 @pytest.mark.parametrize("value", [1e30, 3e38, math.inf, -math.inf, math.nan])
 def test_a_gradient_of_any_size_gives_finite_statistics(sketch, value):
@@ -277,6 +334,10 @@ def test_configurations_survive_a_round_trip(rule):
         ({"context": {"kind": "dmd", "rank": 9, "window": 5}}, "context.rank: 9 is larger than the window"),
         ({"context": {"kind": "dmdd"}}, "context.kind"),
         ({"context": {"kind": "flag", "window": 1}}, "context.window: must be in 2..1024, got 1"),
+        ({"context": {"kind": "dmd", "delay": 5}}, 'delay: only snapshots "loss" have one, these are "theta"'),
+        ({"context": {"kind": "dmd", "snapshots": "loss", "delay": 0}}, "context.delay: must be in 1..1024, got 0"),
+        ({"context": {"kind": "dmd", "snapshots": "loss", "sketch": 64}}, "sketch: a snapshot of losses has no"),
+        ({"context": {"kind": "dmd", "snapshots": "loss", "delay": 2, "rank": 3}}, "rank: 3 is larger than the delay"),
         ({"context": {"kind": "kae", "latent": 3}}, "latent: must be an even number"),
         ([], "expected a table"),
     ],

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.config import FlagConfig, WindowConfig
-from l2o_runtime.gram import GramWindow, State, StateSpec
+from l2o_runtime.config import FlagConfig
+from l2o_runtime.gram import GramWindow, LossWindow, State, StateSpec
 
 
 class Context(nn.Module, ABC):
@@ -72,9 +72,9 @@ class FlagContext(Context):
 class WindowContext(Context):
     """A context that reads the Gram matrix of a window of snapshots."""
 
-    def __init__(self, config: WindowConfig):
+    def __init__(self, window: GramWindow | LossWindow):
         super().__init__()
-        self.window = GramWindow(config)
+        self.window = window
 
     @property
     def coordinate_spec(self) -> StateSpec:
@@ -83,7 +83,7 @@ class WindowContext(Context):
 
     @property
     def context_spec(self) -> StateSpec:
-        """Gram matrix, losses, count, and in sketch mode the sketches."""
+        """What the window keeps of the whole optimization: Gram matrix, losses, count, sketches."""
         return self.window.context_spec
 
     def snapshot(self, param: Tensor, grad: Tensor) -> Tensor:

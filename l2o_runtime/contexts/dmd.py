@@ -6,7 +6,7 @@ from torch import Tensor
 from l2o_runtime.config import DMDConfig
 from l2o_runtime.contexts.base import WindowContext
 from l2o_runtime.features import LARGEST
-from l2o_runtime.gram import State, StateSpec, difference_gram
+from l2o_runtime.gram import GramWindow, LossWindow, State, StateSpec, difference_gram
 from l2o_runtime.spectra import dmd, trace
 
 CLIP = 5.0
@@ -44,7 +44,8 @@ class DMD(WindowContext):
     """
 
     def __init__(self, config: DMDConfig):
-        super().__init__(config)
+        losses = config.snapshots == "loss"
+        super().__init__(LossWindow(config.window, config.delay) if losses else GramWindow(config))
         self.config = config
         self.elementary = False
 
