@@ -34,15 +34,16 @@ import torch
 
 from l2o_runtime import ArtifactError, Rule, RuleConfig
 from l2o_runtime.artifact import parse_rule, read_rule, rule_bytes
-from l2o_runtime.config import DMDConfig, KAEConfig
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig
 from l2o_runtime.exported import load_exported
 
 LIMIT_BYTES = 200 * 10**6
 LIMIT_SECONDS = 1.0
 HANG = 20  # seconds after which a file counts as hanging
-CONFIGS = [RuleConfig(hidden=2, layers=1)]
+CONFIGS = [RuleConfig(hidden=2, layers=1), RuleConfig(hidden=2, layers=1, context=FlagConfig(window=4))]
 CONFIGS += [RuleConfig(hidden=3, layers=2, features="normalized", context=DMDConfig(window=4, rank=1))]
 CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2))]
+CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1, snapshots="loss", delay=3))]
 CONFIGS += [RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4))]
 Read = Callable[[Path], str]
 

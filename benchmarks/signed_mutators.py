@@ -147,6 +147,7 @@ def context(rng: random.Random, config: Header) -> None:
     good = config["context"]
     bad = [None, [], "dmd", 1, {}, [good], {"kind": good}, {"kind": [good["kind"]]}, {"kind": None}, {"kind": "DMD"}]
     bad += [good | {"kind": "os.system"}, {"kind": "kae", "latent": 3}, {"kind": "dmd", "rank": 17}, {"context": good}]
+    bad += [{"kind": "flag", "window": 1}, {"kind": "flag", "width": 1}, {"kind": "dmd", "delay": 5}]
     bad += [{"kind": "dmd", "window": 4, "rank": 9}, {"kind": "placebo", "width": 10**9}, {"kind": "x" * 100_000}]
     config["context"] = rng.choice(bad)
 

@@ -17,6 +17,9 @@ T = TypeVar("T")
 MAX_NUMBERS = 2**22
 """Bound on what grows with a product of sizes: weights of a network, numbers in a window. 16 MiB of float32."""
 
+LATER = {"later": True}
+"""Metadata of a field that is younger than the format of the files."""
+
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
 
@@ -115,12 +118,18 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The mapping from which `build` makes `config` again (union members carry their `kind`)."""
+    """The mapping from which `build` makes `config` again (union members carry their `kind`).
+
+    A field marked `LATER` is left out at its default: what an older version wrote is written again as it was, and an
+    older version reads what does without the field.
+    """
     result: dict[str, Any] = {}
     if isinstance(getattr(config, "kind", None), str):
         result["kind"] = config.kind
     for field in dataclasses.fields(config):
-        result[field.name] = _plain(getattr(config, field.name))
+        value = getattr(config, field.name)
+        if not (LATER.items() <= field.metadata.items() and value == field.default):
+            result[field.name] = _plain(value)
     return result
 
 
@@ -173,25 +182,53 @@ class PlaceboConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FlagConfig:
+    """1 once a window would be full, else 0: the control for what a context gives away about the time alone.
+
+    Attributes:
+        window: m of the window in question; it is full when m + 1 snapshots were seen.
+    """
+
+    kind: ClassVar[str] = "flag"
+    width: ClassVar[int] = 1
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        require(2 <= self.window <= 1024, f"window: must be in 2..1024, got {self.window}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DMDConfig(WindowConfig):
     """Eigenvalues of Dynamic Mode Decomposition.
 
     Attributes:
-        rank: R, the number of modes kept; at most `window` (`window` − 1 for differences).
-        snapshots: "theta" takes s = [θ; L] as in the paper, "delta" its successive differences.
+        rank: R, the number of modes kept; at most `window` (`window` − 1 for differences) and, for losses, `delay`.
+        snapshots: "theta" takes s = [θ; L] as in the paper, "delta" its successive differences, "gradient" s = [g; L],
+            "loss" the last losses alone, s_k = [L_{k−q+1} … L_k], which costs nothing per coordinate.
         features: "raw" gives Re λ and Im λ; "scaled" gives m·log|λ| and m·arg λ (they spread out what
             clusters at 1), the relative residual of the fit and a ready flag.
         every: recompute the eigenvalues every so many steps and hold them in between.
+        delay: q, the number of losses in a snapshot; only with "loss".
     """
 
     kind: ClassVar[str] = "dmd"
     rank: int = 1
-    snapshots: Literal["theta", "delta"] = "theta"
+    snapshots: Literal["theta", "delta", "gradient", "loss"] = "theta"
     features: Literal["raw", "scaled"] = "scaled"
     every: int = 1
+    delay: int = dataclasses.field(default=10, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.snapshots == "loss":
+            require(1 <= self.delay <= 1024, f"delay: must be in 1..1024, got {self.delay}")
+            require(self.rank <= self.delay, f"rank: {self.rank} is larger than the delay {self.delay}")
+            require(self.sketch is None, f"sketch: a snapshot of losses has no coordinates, leave out {self.sketch}")
+        else:
+            unused = self.delay == type(self).delay
+            require(
+                unused, f'delay: only snapshots "loss" have one, these are "{self.snapshots}"; leave out {self.delay}'
+            )
         require(1 <= self.rank <= 16, f"rank: must be in 1..16, got {self.rank}")
         transitions = self.window - (self.snapshots == "delta")
         require(self.rank <= transitions, f"rank: {self.rank} is larger than the window's {transitions} columns")
@@ -236,7 +273,7 @@ class KAEConfig(WindowConfig):
         return self.latent
 
 
-ContextConfig = NoneConfig | PlaceboConfig | DMDConfig | KAEConfig
+ContextConfig = NoneConfig | PlaceboConfig | FlagConfig | DMDConfig | KAEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

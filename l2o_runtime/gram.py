@@ -1,7 +1,8 @@
 """The sliding window of snapshots, kept as a Gram matrix.
 
-With snapshots s_k = [θ_k; L_k], DMD and KAE read nothing but G_ij = s_i · s_j. G is rotation invariant,
-additive over tensors, and its size does not depend on the number of coordinates; one step adds one row.
+With snapshots s_k = [x_k; L_k], where x is θ or the gradient, DMD and KAE read nothing but G_ij = s_i · s_j. G is
+rotation invariant, additive over tensors, and its size does not depend on the number of coordinates; one step adds one
+row.
 Snapshots are in chronological order: index 0 is the oldest, index m the newest. Everything starts at zero.
 """
 
@@ -44,6 +45,12 @@ def difference_gram(gram: Tensor) -> Tensor:
     return rows[..., :, 1:] - rows[..., :, :-1]
 
 
+def zero_unless_finite(gram: Tensor) -> Tensor:
+    """Zeros where a Gram matrix (..., m+1, m+1) is not finite (a diverged run), so that no decomposition sees it."""
+    finite = gram.isfinite().all(-1).all(-1)
+    return torch.where(finite[..., None, None], gram, torch.zeros_like(gram))
+
+
 class GramWindow(nn.Module):
     """Keeps the Gram matrix of the last m + 1 snapshots.
 
@@ -73,25 +80,25 @@ class GramWindow(nn.Module):
             spec["sketches"] = ((self.size, self.sketch), torch.float32)
         return spec
 
-    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
+    def observe(self, snapshot: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Additive statistics of the newest snapshot.
 
         Args:
-            param: (..., n) coordinates θ.
+            snapshot: (..., n) coordinates x.
             state: coordinate state, before this step.
             offset: global index of the first coordinate, or (n,) global minus local index of each.
 
         Returns:
-            Exact: (..., m+1) float64, θ · θ_k for the m kept snapshots and θ · θ. Sketch: (..., d) float32.
+            Exact: (..., m+1) float64, x · x_k for the m kept snapshots and x · x. Sketch: (..., d) float32.
         """
         if self.sketch is not None:
-            return count_sketch(param, self.sketch, offset)
-        window = push(state["window"], param, -1).double()
-        return (param.double().unsqueeze(-2) @ window).squeeze(-2)
+            return count_sketch(snapshot, self.sketch, offset)
+        window = push(state["window"], snapshot, -1).double()
+        return (snapshot.double().unsqueeze(-2) @ window).squeeze(-2)
 
-    def remember(self, param: Tensor, state: State) -> State:
-        """Coordinate state after this step: the window with θ appended."""
-        return {} if self.sketch is not None else {"window": push(state["window"], param, -1)}
+    def remember(self, snapshot: Tensor, state: State) -> State:
+        """Coordinate state after this step: the window with x appended."""
+        return {} if self.sketch is not None else {"window": push(state["window"], snapshot, -1)}
 
     def advance(self, statistics: Tensor, loss: Tensor, state: State) -> State:
         """Slide the Gram matrix by the summed statistics of a step.
@@ -120,11 +127,53 @@ class GramWindow(nn.Module):
         return state["count"] >= self.size
 
     def snapshot_gram(self, state: State) -> Tensor:
-        """G of s = [θ; L]: the stored θ · θ plus the products of the losses, (..., m+1, m+1) float64.
-
-        A snapshot that is not finite (a diverged run) gives zeros, so that no decomposition ever sees it.
-        """
+        """G of s = [x; L]: the stored x · x plus the products of the losses, (..., m+1, m+1) float64."""
         losses = state["losses"]
-        gram = state["gram"] + losses.unsqueeze(-1) * losses.unsqueeze(-2)
-        finite = gram.isfinite().all(-1).all(-1)
-        return torch.where(finite[..., None, None], gram, torch.zeros_like(gram))
+        return zero_unless_finite(state["gram"] + losses.unsqueeze(-1) * losses.unsqueeze(-2))
+
+
+class LossWindow(nn.Module):
+    """As `GramWindow`, of m + 1 delay embeddings of the loss: s_k = [L_{k−q+1} … L_k], a Hankel matrix.
+
+    The window is made of the last m + q losses; nothing is kept or computed per coordinate. A loss that is not known
+    (zero) repeats the last one: zeros among losses would be a rhythm, and the decomposition would find it.
+
+    Source: Arbabi & Mezić 2017 (Hankel-DMD), section 3.
+    """
+
+    def __init__(self, window: int, delay: int):
+        super().__init__()
+        self.delay = delay
+        self.size = window + delay
+
+    @property
+    def coordinate_spec(self) -> StateSpec:
+        """Nothing."""
+        return {}
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """The last losses and the number of steps."""
+        return {"losses": ((self.size,), torch.float64), "count": ((), torch.int64)}
+
+    def observe(self, snapshot: Tensor, state: State, offset: int | Tensor) -> Tensor:
+        """No statistics (..., 0)."""
+        return snapshot.new_zeros((*snapshot.shape[:-1], 0))
+
+    def remember(self, snapshot: Tensor, state: State) -> State:
+        """Nothing."""
+        return {}
+
+    def advance(self, statistics: Tensor, loss: Tensor, state: State) -> State:
+        """Context state after a step with loss (...)."""
+        known = torch.where(loss == 0, state["losses"][..., -1], loss.double())
+        return {"losses": push(state["losses"], known, -1), "count": state["count"] + 1}
+
+    def full(self, state: State) -> Tensor:
+        """(...) bool: m + q losses were seen."""
+        return state["count"] >= self.size
+
+    def snapshot_gram(self, state: State) -> Tensor:
+        """G_ij = Σ_d L_{i+d} L_{j+d}, d = 0 … q − 1: (..., m+1, m+1) float64."""
+        embedded = state["losses"].unfold(-1, self.delay, 1)
+        return zero_unless_finite(embedded @ embedded.mT)

@@ -83,7 +83,7 @@ class Rule(nn.Module):
         Returns:
             (..., k); sum over all parts before `contextualise`.
         """
-        statistics = self.context.observe(param, state, offset)
+        statistics = self.context.observe(param, grad, state, offset)
         return torch.cat([self.progress.observe(grad), statistics], dim=-1) if self.progress else statistics
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
@@ -115,7 +115,7 @@ class Rule(nn.Module):
         Returns:
             Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
         """
-        remembered = self.context.remember(param, state)
+        remembered = self.context.remember(param, grad, state)
         if self.progress:
             level, context = context[..., :1], context[..., 1:]
             features, directions, feature_state = moments(grad, param, level, state)

@@ -3,14 +3,18 @@
 import torch
 
 from l2o_runtime import Rule, RuleConfig
-from l2o_runtime.config import DMDConfig, KAEConfig, NoneConfig, PlaceboConfig
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig
 
 CONTEXTS = {
     "none": NoneConfig(),
     "placebo": PlaceboConfig(width=3),
+    "flag": FlagConfig(window=4),
     "dmd-exact": DMDConfig(window=6, rank=2),
     "dmd-raw": DMDConfig(window=5, rank=1, features="raw"),
     "dmd-sketch": DMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3),
+    "dmd-gradient": DMDConfig(window=5, rank=2, snapshots="gradient"),
+    "dmd-gradient-sketch": DMDConfig(window=5, rank=1, snapshots="gradient", sketch=32),
+    "dmd-loss": DMDConfig(window=4, rank=2, snapshots="loss", delay=3),
     "kae": KAEConfig(window=5, latent=4, hidden=8),
     "kae-sketch": KAEConfig(window=5, latent=4, hidden=8, sketch=32),
 }

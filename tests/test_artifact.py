@@ -13,7 +13,7 @@ from rules import make_rule
 
 from l2o_runtime import ArtifactError, RuleConfig, load_rule, save_rule
 from l2o_runtime.artifact import atomic_write, bundled_rules, parse_rule, read_rule, rule_bytes
-from l2o_runtime.config import DMDConfig
+from l2o_runtime.config import DMDConfig, to_dict
 from l2o_runtime.untrusted import canonical
 
 CONFIG = RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1))
@@ -55,6 +55,12 @@ def test_keys_that_an_older_file_lacks_take_their_defaults():
     rule = make_rule(RuleConfig(hidden=20, layers=2, context=DMDConfig()))
     loaded, _ = parse_rule(rebuild(rule.state_dict(), config='{"context":{"kind":"dmd"}}'))
     assert loaded.config == rule.config
+
+
+def test_keys_younger_than_the_format_are_written_only_where_they_are_used():
+    """So that an older l2o reads every rule that it could run, and an older rule is written again as it was."""
+    assert "delay" not in to_dict(DMDConfig())
+    assert to_dict(DMDConfig(snapshots="loss", delay=7))["delay"] == 7
 
 
 def test_newer_files_are_refused_with_both_versions():

@@ -14,7 +14,16 @@ from torch import nn
 from l2o_runtime import LearnedOptimizer, save_rule
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-SOME_RULES = ["none-log_sign", "placebo-normalized", "dmd-exact-normalized", "dmd-sketch-log_sign", "kae-normalized"]
+SOME_RULES = [
+    "none-log_sign",
+    "placebo-normalized",
+    "flag-log_sign",
+    "dmd-exact-normalized",
+    "dmd-sketch-log_sign",
+    "dmd-gradient-normalized",
+    "dmd-loss-log_sign",
+    "kae-normalized",
+]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

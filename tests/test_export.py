@@ -19,7 +19,15 @@ from l2o_runtime.exported import load_exported, torchscript
 from l2o_runtime.rule import zeros
 
 FORMATS = ["torchscript", "pt2", "onnx"]
-EXPORTED = ["none-log_sign", "dmd-raw-normalized", "dmd-sketch-log_sign", "kae-normalized"]
+EXPORTED = [
+    "none-log_sign",
+    "flag-log_sign",
+    "dmd-raw-normalized",
+    "dmd-sketch-log_sign",
+    "dmd-gradient-log_sign",
+    "dmd-loss-normalized",
+    "kae-normalized",
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from torch import nn
 from l2o_runtime import ConfigError, LearnedOptimizer, Rule, RuleConfig
 from l2o_runtime.artifact import save_rule
 from l2o_runtime.cells import CoordinateLSTM
-from l2o_runtime.config import DMDConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
 from l2o_runtime.contexts import KAE, make_context
 from l2o_runtime.contexts.kae import rotate
 from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.features import FEATURE_SPECS, log_sign, moments, normalized
-from l2o_runtime.gram import GramWindow
+from l2o_runtime.gram import GramWindow, LossWindow
 from l2o_runtime.rule import zeros
 from l2o_runtime.sketch import count_sketch
 
@@ -211,14 +211,17 @@ def test_batched_and_single_runs_agree(rule):
             torch.testing.assert_close(delta[i], one, rtol=1e-4, atol=1e-5)
 
 
-def test_same_seed_gives_the_same_cell_whatever_the_context():
-    width = DMDConfig(rank=2).width
-    dmd = make_rule(RuleConfig(context=DMDConfig(rank=2)))
-    placebo = make_rule(RuleConfig(context=PlaceboConfig(width=width)))
-    none = make_rule(RuleConfig())
-    for (name, a), b in zip(dmd.cell.state_dict().items(), placebo.cell.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    assert torch.equal(none.cell.weight_hh[1], dmd.cell.weight_hh[1])
+def test_same_seed_gives_the_same_cell_whatever_the_context(rule):
+    """A placebo of the same width has all of its weights, a rule without context all but the context's."""
+    width = rule.config.context.width
+    cell = rule.cell.state_dict()
+    none = make_rule(RuleConfig()).cell.state_dict()
+    assert none.pop("weight_context").shape == (80, 0)
+    placebo = make_rule(RuleConfig(context=PlaceboConfig(width=width))).cell.state_dict() if width else cell
+    assert cell.keys() == placebo.keys() == none.keys() | {"weight_context"}
+    for name, tensor in cell.items():
+        assert torch.equal(tensor, placebo[name]), name
+        assert name == "weight_context" or torch.equal(tensor, none[name]), name
 
 
 def test_dmd_is_zero_until_the_window_is_full_and_held_in_between():
@@ -227,8 +230,8 @@ def test_dmd_is_zero_until_the_window_is_full_and_held_in_between():
     seen = []
     for t in range(12):
         theta = torch.sin(torch.arange(6.0) + 0.3 * t)
-        statistics = context.observe(theta, coordinates, 0)
-        coordinates = context.remember(theta, coordinates)
+        statistics = context.observe(theta, -theta, coordinates, 0)
+        coordinates = context.remember(theta, -theta, coordinates)
         features, state = context.contextualise(statistics, torch.tensor(1.0 / (t + 1)), state)
         seen.append(features)
     assert all(not f.any() for f in seen[:4])
@@ -238,6 +241,28 @@ def test_dmd_is_zero_until_the_window_is_full_and_held_in_between():
     assert not torch.equal(seen[6], seen[7])
 
 
+def contexts_of(config: RuleConfig, steps: int) -> list[torch.Tensor]:
+    """The contexts of a smooth optimization of six coordinates."""
+    rule = make_rule(config)
+    state = zeros(rule.coordinate_spec, (6,)), zeros(rule.context_spec, ())
+    seen = []
+    for t in range(steps):
+        theta, grad = torch.sin(torch.arange(6.0) + 0.3 * t), torch.cos(torch.arange(6.0) + 0.3 * t)
+        context, optimization = rule.contextualise(rule.observe(theta, grad, state[0]), torch.tensor(0.9**t), state[1])
+        _, coordinates = rule.update(grad, theta, context, state[0])
+        state = coordinates, optimization
+        seen.append(context)
+    return seen
+
+
+@pytest.mark.parametrize("window", [2, 7])
+def test_the_flag_rises_when_the_window_is_full(window):
+    flags = torch.cat(contexts_of(RuleConfig(context=FlagConfig(window=window)), 12))
+    assert flags.tolist() == [0.0] * window + [1.0] * (12 - window)
+    ready = [context[-1] for context in contexts_of(RuleConfig(context=DMDConfig(window=window)), 12)]
+    assert torch.equal(flags, torch.stack(ready)), "as that of DMD"
+
+
 def test_a_diverged_run_gives_a_context_of_zeros():
     rule = make_rule(RuleConfig(context=DMDConfig(window=3)))
     coordinates, state = zeros(rule.coordinate_spec, (4,)), zeros(rule.context_spec, ())
@@ -245,6 +270,97 @@ def test_a_diverged_run_gives_a_context_of_zeros():
         statistics = rule.observe(torch.full((4,), value), torch.ones(4), coordinates)
         context, state = rule.contextualise(statistics, torch.tensor(1.0), state)
         assert not context.any()
+
+
+@pytest.mark.parametrize("sketch", [None, 4096])
+def test_dmd_of_gradients_is_dmd_of_theta_where_theta_is_the_gradient(snapshots, sketch):
+    """The gradient context never looks at θ, and sees of g what the other sees of θ."""
+    columns = torch.tensor(snapshots[:, :20], dtype=torch.float32).T
+    ends = []
+    for kind in ("theta", "gradient"):
+        rule = make_rule(RuleConfig(context=DMDConfig(window=6, rank=2, sketch=sketch, snapshots=kind)))
+        n = columns.shape[1] - 1
+        coordinates, state = zeros(rule.coordinate_spec, (n,)), zeros(rule.context_spec, ())
+        for column in columns:
+            vector, other = column[:-1], torch.randn(n)
+            theta, grad = (vector, other) if kind == "theta" else (other, vector)
+            statistics = rule.observe(theta, grad, coordinates)
+            context, state = rule.contextualise(statistics, column[-1], state)
+            _, coordinates = rule.update(grad, theta, context, coordinates)
+        assert context[-1] == 1, "the window is full"
+        ends.append((context, state))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def features_of_losses(config: DMDConfig, losses: torch.Tensor) -> list[torch.Tensor]:
+    """The contexts of an optimization of which only the losses matter."""
+    context = make_context(config)
+    assert context.coordinate_spec == {}, "nothing per coordinate"
+    state, seen = zeros(context.context_spec, ()), []
+    for loss in losses:
+        statistics = context.observe(torch.randn(3), torch.randn(3), {}, 0)
+        features, state = context.contextualise(statistics, loss, state)
+        seen.append(features)
+    return seen
+
+
+@pytest.mark.parametrize("delay", [1, 5])
+def test_gram_of_losses_equals_one_from_scratch(snapshots, delay):
+    window = LossWindow(8, delay)
+    state = zeros(window.context_spec, ())
+    losses = snapshots[-1, :40].astype(np.float32)
+    for t, loss in enumerate(torch.tensor(losses)):
+        assert window.full(state) == (t >= 8 + delay)
+        state = window.advance(torch.zeros(0), loss, state)
+    s = np.lib.stride_tricks.sliding_window_view(losses.astype(np.float64), delay)[-9:].T
+    np.testing.assert_allclose(window.snapshot_gram(state), s.T @ s, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, -1e-6, 1e12])
+def test_dmd_of_losses_finds_their_rates_of_decay(scale):
+    """A loss Σ a_j λ_j^t has these λ_j (Prony's method), in whatever unit it is measured."""
+    t = torch.arange(12.0)
+    losses = scale * (2 * 0.9**t + 0.5 * 0.7**t)
+    *early, features = features_of_losses(DMDConfig(window=6, rank=2, snapshots="loss", delay=4), losses[:10])
+    assert all(not f.any() for f in early), "zero until 6 + 4 losses were seen"
+    expected = torch.tensor([6 * math.log(0.9), 6 * math.log(0.7), 0, 0, 0, 1])
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_leading_mode_of_minibatch_losses_is_their_slope(snapshots):
+    """As noisy as they are, λ₁ says how fast the loss falls: as a line through log L does."""
+    losses = snapshots[-1]
+    seen = features_of_losses(DMDConfig(window=20, rank=1, snapshots="loss"), torch.tensor(losses))[29:]
+    slopes = [20 * np.polyfit(np.arange(30), np.log(losses[k : k + 30]), 1)[0] for k in range(len(seen))]
+    assert np.corrcoef(slopes, [features[0] for features in seen])[0, 1] > 0.9
+
+
+def test_a_loss_that_is_not_known_repeats_the_last_one():
+    config = DMDConfig(window=4, rank=2, snapshots="loss", delay=3)
+    shown = 0.9 ** torch.arange(20.0)
+    hidden, held = shown.clone(), shown.clone()
+    hidden[5::3], held[5::3] = 0, shown[4:-1:3]
+    assert torch.equal(torch.cat(features_of_losses(config, hidden)), torch.cat(features_of_losses(config, held)))
+    assert not torch.equal(features_of_losses(config, hidden)[-1], features_of_losses(config, shown)[-1])
+
+
+def test_losses_never_shown_give_a_context_of_zeros():
+    config = DMDConfig(window=4, rank=1, snapshots="loss", delay=3)
+    assert not torch.cat(features_of_losses(config, torch.zeros(12))).any()
+
+
+@pytest.mark.parametrize("sketch", [None, 16])
+@pytest.mark.parametrize("value", [1e30, 3e38, math.inf, -math.inf, math.nan])
+def test_a_gradient_of_any_size_gives_finite_statistics(sketch, value):
+    context = make_context(DMDConfig(window=2, rank=1, sketch=sketch, snapshots="gradient"))
+    coordinates, state = zeros(context.coordinate_spec, (4,)), zeros(context.context_spec, ())
+    for sign in (1, -1, 1, 1):
+        grad = torch.full((4,), sign * value)
+        statistics = context.observe(torch.zeros(4), grad, coordinates, 0)
+        coordinates = context.remember(torch.zeros(4), grad, coordinates)
+        features, state = context.contextualise(statistics, torch.tensor(1.0), state)
+        assert all(tensor.isfinite().all() for tensor in (statistics, features, *coordinates.values(), state["gram"]))
+    assert features[-1] == 1, "the window is full"
 
 
 @settings(max_examples=30, deadline=None)
@@ -268,8 +384,8 @@ def test_koopman_loss_falls_in_training(snapshots):
     sequence = []
     with torch.no_grad():
         for column in torch.tensor(snapshots, dtype=torch.float32).T:
-            statistics = kae.observe(column[:-1], coordinates, 0)
-            coordinates = kae.remember(column[:-1], coordinates)
+            statistics = kae.observe(column[:-1], -column[:-1], coordinates, 0)
+            coordinates = kae.remember(column[:-1], -column[:-1], coordinates)
             _, state = kae.contextualise(statistics, column[-1], state)
             sequence.append(state["features"])
     data = torch.stack(sequence)
@@ -299,6 +415,11 @@ def test_configurations_survive_a_round_trip(rule):
         ({"features": "logsign"}, "not one of log_sign, normalized"),
         ({"context": {"kind": "dmd", "rank": 9, "window": 5}}, "context.rank: 9 is larger than the window"),
         ({"context": {"kind": "dmdd"}}, "context.kind"),
+        ({"context": {"kind": "flag", "window": 1}}, "context.window: must be in 2..1024, got 1"),
+        ({"context": {"kind": "dmd", "delay": 5}}, 'delay: only snapshots "loss" have one, these are "theta"'),
+        ({"context": {"kind": "dmd", "snapshots": "loss", "delay": 0}}, "context.delay: must be in 1..1024, got 0"),
+        ({"context": {"kind": "dmd", "snapshots": "loss", "sketch": 64}}, "sketch: a snapshot of losses has no"),
+        ({"context": {"kind": "dmd", "snapshots": "loss", "delay": 2, "rank": 3}}, "rank: 3 is larger than the delay"),
         ({"context": {"kind": "kae", "latent": 3}}, "latent: must be an even number"),
         ([], "expected a table"),
     ],

@@ -17,7 +17,7 @@ from rules import RULES
 from torch import nn
 
 from l2o_runtime import ConfigError, Rule, load_rule
-from l2o_runtime.config import KAEConfig, RuleConfig, to_dict
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.curriculum import draw_episode
@@ -156,6 +156,41 @@ def test_same_seed_same_rule_and_resume_continues(tmp_path):
     stopped._save()
     stopped.train_epoch()  # past the checkpoint, as a kill would leave it
     assert run("d", 4, resume=True).run().read_bytes() == a
+
+
+SILENT = {
+    "placebo": PlaceboConfig(width=4),
+    "flag": FlagConfig(window=20),
+    "dmd": DMDConfig(window=20, rank=1),
+    "dmd of gradients, sketched": DMDConfig(window=20, rank=1, snapshots="gradient", sketch=16),
+    "dmd of losses": DMDConfig(window=11, rank=1, snapshots="loss", delay=10),
+}
+"""Contexts that say nothing within 20 steps."""
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_silent_context_is_meta_trained_as_none_at_all(tmp_path, monkeypatch, fused):
+    """Bit for bit, and its weights stay as they were drawn: an ablation compares contexts and nothing else."""
+    if not fused:
+        monkeypatch.setattr("l2o_training.fused.gates", None)
+
+    def train(context):
+        config = load_preset("demo", TINY_DIGITS)
+        trainer = Trainer(dataclasses.replace(config, rule=dataclasses.replace(config.rule, context=context)), tmp_path)
+        before = {key: value.clone() for key, value in trainer.rule.state_dict().items()}
+        for _ in range(2):
+            trainer.train_epoch()
+        return before, trainer.rule.state_dict()
+
+    initial, expected = train(NoneConfig())
+    assert not any(torch.equal(initial[name], value) for name, value in expected.items() if value.numel())
+    for kind, context in SILENT.items():
+        before, after = train(context)
+        assert torch.equal(after.pop("cell.weight_context"), before["cell.weight_context"]), kind
+        for name, value in after.items():
+            assert torch.equal(value, expected[name]), f"{kind}: {name}"
+    _, loud = train(DMDConfig(window=5, rank=1))
+    assert not torch.equal(loud["cell.bias.0"], expected["cell.bias.0"]), "a context that speaks is seen"
 
 
 def test_killed_run_resumes_to_the_same_rule(tmp_path):

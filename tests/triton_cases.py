@@ -217,7 +217,9 @@ def test_an_empty_part():
     TritonKernel(rule)(random_part(rule, 0), torch.zeros(3, device=DEVICE), torch.tensor(True, device=DEVICE))
 
 
-@pytest.mark.parametrize("name", ["dmd-exact-normalized", "dmd-sketch-log_sign", "kae-normalized"])
+@pytest.mark.parametrize(
+    "name", ["dmd-exact-normalized", "dmd-gradient-log_sign", "dmd-sketch-log_sign", "kae-normalized"]
+)
 def test_a_real_run(name, tmp_path, monkeypatch):
     """Some steps of real training, every one by the kernel."""
     path = tmp_path / "rule.safetensors"

@@ -1,11 +1,11 @@
-"""The contexts: none, placebo, dmd, kae."""
+"""The contexts: none, placebo, flag, dmd, kae."""
 
-from l2o_runtime.config import ContextConfig, DMDConfig, KAEConfig, PlaceboConfig
-from l2o_runtime.contexts.base import ConstantContext, Context, WindowContext
+from l2o_runtime.config import ContextConfig, DMDConfig, FlagConfig, KAEConfig, PlaceboConfig
+from l2o_runtime.contexts.base import ConstantContext, Context, FlagContext, WindowContext
 from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.contexts.kae import KAE
 
-__all__ = ["DMD", "KAE", "ConstantContext", "Context", "WindowContext", "make_context"]
+__all__ = ["DMD", "KAE", "ConstantContext", "Context", "FlagContext", "WindowContext", "make_context"]
 
 
 def make_context(config: ContextConfig) -> Context:
@@ -17,5 +17,7 @@ def make_context(config: ContextConfig) -> Context:
             return KAE(config)
         case PlaceboConfig():
             return ConstantContext(config.width)
+        case FlagConfig():
+            return FlagContext(config)
         case _:
             return ConstantContext()

@@ -5,14 +5,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.config import WindowConfig
-from l2o_runtime.gram import GramWindow, State, StateSpec
+from l2o_runtime.config import FlagConfig
+from l2o_runtime.gram import GramWindow, LossWindow, State, StateSpec
 
 
 class Context(nn.Module, ABC):
     """A view of the optimization that is the same for every coordinate.
 
-    A context observes parameters through additive statistics, and turns their sum into a vector of
+    A context observes parameters and gradients through additive statistics, and turns their sum into a vector of
     `config.width` numbers.
     """
 
@@ -26,11 +26,11 @@ class Context(nn.Module, ABC):
         """State kept once for the optimization."""
         return {}
 
-    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Statistics (..., k) of coordinates (..., n); those of a whole are the sum over its parts."""
         return param.new_zeros((*param.shape[:-1], 0))
 
-    def remember(self, param: Tensor, state: State) -> State:
+    def remember(self, param: Tensor, grad: Tensor, state: State) -> State:
         """Coordinate state after this step."""
         return {}
 
@@ -51,12 +51,30 @@ class ConstantContext(Context):
         return statistics.new_zeros((*statistics.shape[:-1], self.width), dtype=torch.float32), {}
 
 
-class WindowContext(Context):
-    """A context that reads the Gram matrix of a window of snapshots [θ; L]."""
+class FlagContext(Context):
+    """[1] from the step on at which a window of m + 1 snapshots would be full, [0] before; it sees nothing but time."""
 
-    def __init__(self, config: WindowConfig):
+    def __init__(self, config: FlagConfig):
         super().__init__()
-        self.window = GramWindow(config)
+        self.size = config.window + 1
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """The number of steps."""
+        return {"count": ((), torch.int64)}
+
+    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """The flag (..., 1)."""
+        count = state["count"] + 1
+        return (count >= self.size).float().unsqueeze(-1), {"count": count}
+
+
+class WindowContext(Context):
+    """A context that reads the Gram matrix of a window of snapshots."""
+
+    def __init__(self, window: GramWindow | LossWindow):
+        super().__init__()
+        self.window = window
 
     @property
     def coordinate_spec(self) -> StateSpec:
@@ -65,13 +83,17 @@ class WindowContext(Context):
 
     @property
     def context_spec(self) -> StateSpec:
-        """Gram matrix, losses, count, and in sketch mode the sketches."""
+        """What the window keeps of the whole optimization: Gram matrix, losses, count, sketches."""
         return self.window.context_spec
 
-    def observe(self, param: Tensor, state: State, offset: int | Tensor) -> Tensor:
-        """Inner products with the window, or the sketch of the newest snapshot."""
-        return self.window.observe(param, state, offset)
+    def snapshot(self, param: Tensor, grad: Tensor) -> Tensor:
+        """What of the coordinates (..., n) is in a snapshot: θ."""
+        return param
 
-    def remember(self, param: Tensor, state: State) -> State:
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Tensor:
+        """Inner products with the window, or the sketch of the newest snapshot."""
+        return self.window.observe(self.snapshot(param, grad), state, offset)
+
+    def remember(self, param: Tensor, grad: Tensor, state: State) -> State:
         """Append the newest snapshot."""
-        return self.window.remember(param, state)
+        return self.window.remember(self.snapshot(param, grad), state)

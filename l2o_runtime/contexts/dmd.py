@@ -5,7 +5,8 @@ from torch import Tensor
 
 from l2o_runtime.config import DMDConfig
 from l2o_runtime.contexts.base import WindowContext
-from l2o_runtime.gram import State, StateSpec, difference_gram
+from l2o_runtime.features import LARGEST
+from l2o_runtime.gram import GramWindow, LossWindow, State, StateSpec, difference_gram
 from l2o_runtime.spectra import dmd, trace
 
 CLIP = 5.0
@@ -43,7 +44,8 @@ class DMD(WindowContext):
     """
 
     def __init__(self, config: DMDConfig):
-        super().__init__(config)
+        losses = config.snapshots == "loss"
+        super().__init__(LossWindow(config.window, config.delay) if losses else GramWindow(config))
         self.config = config
         self.elementary = False
 
@@ -52,6 +54,10 @@ class DMD(WindowContext):
         """The window's state and, where it is not recomputed every step, the features being held."""
         held: StateSpec = {"held": ((self.config.width,), torch.float32)} if self.config.every > 1 else {}
         return super().context_spec | held
+
+    def snapshot(self, param: Tensor, grad: Tensor) -> Tensor:
+        """θ, or g: zero where it is no number, and clipped to ± `LARGEST`, so that inner products are finite."""
+        return grad.nan_to_num().clamp(-LARGEST, LARGEST) if self.config.snapshots == "gradient" else param
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance the window and read its eigenvalues."""

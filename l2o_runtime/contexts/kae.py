@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from l2o_runtime.config import KAEConfig
 from l2o_runtime.contexts.base import WindowContext
-from l2o_runtime.gram import State, StateSpec, difference_gram
+from l2o_runtime.gram import GramWindow, State, StateSpec, difference_gram
 
 EPSILON = 1e-12
 
@@ -77,7 +77,7 @@ class KAE(WindowContext):
     """
 
     def __init__(self, config: KAEConfig):
-        super().__init__(config)
+        super().__init__(GramWindow(config))
         self.config = config
         self.inputs = 3 * config.window - 1
         self.encoder = mlp(self.inputs, config.hidden, config.latent)

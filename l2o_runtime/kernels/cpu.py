@@ -160,9 +160,10 @@ class CPUKernel:
             self._call(full, job.correction, grad.data_ptr(), delta.data_ptr(), states)
         if (stop - start) % ROWS:
             self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
-        remembered = self.rule.context.remember(theta.float(), rows(job.part.state, piece)) if job.window else {}
-        for key, value in remembered.items():
-            job.part.state[key][piece].copy_(value)
+        if job.window:
+            remembered = self.rule.context.remember(theta.float(), grad, rows(job.part.state, piece))
+            for key, value in remembered.items():
+                job.part.state[key][piece].copy_(value)
         _move(job.part, theta, delta, job.reach, scratch)
 
     def _tail(self, job: "_Job", grad: Tensor, delta: Tensor, start: int, scratch: Scratch) -> None:

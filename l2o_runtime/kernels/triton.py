@@ -75,7 +75,7 @@ def remember(rule: Rule, part: Part, good: Tensor) -> None:
     if not rule.context.coordinate_spec:
         return
     for piece in part.chunks():
-        for key, new in rule.context.remember(piece.theta.float(), piece.state).items():
+        for key, new in rule.context.remember(piece.theta.float(), piece.grad, piece.state).items():
             piece.state[key].copy_(torch.where(good, new, piece.state[key]))
 
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from l2o_runtime.config import ConfigError, RuleConfig, WindowConfig, build, nearest, require
+from l2o_runtime.config import ConfigError, FlagConfig, RuleConfig, WindowConfig, build, nearest, require
 from l2o_training.tasks import MLPConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
@@ -86,7 +86,7 @@ class TrainConfig:
             shortest, f"shortest: must be in {self.unroll}..{self.horizon} (unroll to horizon), got {self.shortest}"
         )
         context = self.rule.context
-        if isinstance(context, WindowConfig):
+        if isinstance(context, WindowConfig | FlagConfig):
             fits = context.window <= self.horizon
             require(fits, f"rule.context.window: {context.window} is larger than the horizon {self.horizon}")
 
