@@ -124,7 +124,8 @@ def advance(
         else:
             for piece in part.chunks():
                 with torch.autocast(device.type, enabled=False):
-                    delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, piece.state)
+                    wide = {key: value.float() for key, value in piece.state.items()}
+                    delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, wide)
                 _write(piece.state, new, fine)
                 part.move(piece.theta, delta, fine, reach)
         part.finish(fine)
@@ -146,7 +147,7 @@ def advance_exported(
         # The step count is one number per parameter here, and one per coordinate in the file.
         return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
 
-    coordinates = {key: join([part.state[key] for part in parts]) for key in rule.coordinate_spec}
+    coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.coordinate_spec}
     thetas = join([part.theta.float() for part in parts])
     grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
     delta, coordinates, new = rule(thetas, grads, torch.where(good, loss, 0.0), coordinates, context_state)

@@ -13,6 +13,12 @@ from l2o_runtime.gram import State, StateSpec
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
 
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+"""What the network's memory may be kept in between steps; it is computed with in float32."""
+
+NARROW = ("h", "c", "m")
+"""States per coordinate, but for the number of the layer, that may be kept in less than float32."""
+
 CONTEXT = "context_"
 """Prefix of the context's state, which is kept beside that of the first parameter."""
 
@@ -96,6 +102,15 @@ class Part:
 def rows(state: State, piece: slice) -> State:
     """The state of some coordinates; a scalar (the step count) belongs to all of them."""
     return {key: value if key == "step" else value[piece] for key, value in state.items()}
+
+
+def kept_in(dtype: torch.dtype, spec: StateSpec) -> StateSpec:
+    """A rule's state per coordinate as an optimizer keeps it: `NARROW` in `dtype`, the rest as in `spec`.
+
+    >>> kept_in(torch.bfloat16, {"h0": ((20,), torch.float32), "v": ((), torch.float32)})
+    {'h0': ((20,), torch.bfloat16), 'v': ((), torch.float32)}
+    """
+    return {key: (shape, dtype if key.rstrip("0123456789") in NARROW else own) for key, (shape, own) in spec.items()}
 
 
 def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, start: int) -> Part:

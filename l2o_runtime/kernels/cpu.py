@@ -28,9 +28,11 @@ SMALLEST = 2048
 
 
 @functools.cache
-def compile_update(config: RuleConfig, shape: Shape) -> tuple[Callable[..., None], Compiled]:
+def compile_update(
+    config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
+) -> tuple[Callable[..., None], Compiled]:
     """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
-    module = update_module(config, shape)
+    module = update_module(config, shape, dtypes)
     pointers = len(module.get_global("update").args) - 2
     compiled = Compiled(module)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_float, *[ctypes.c_void_p] * pointers)
@@ -77,7 +79,7 @@ class Scratch:
     """What a thread needs besides the states: a chunk's gradients and steps, and one padded tile.
 
     Args:
-        widths: floats per coordinate of each state.
+        widths: numbers per coordinate of each state.
     """
 
     def __init__(self, widths: list[int]):
@@ -104,8 +106,7 @@ class CPUKernel:
     def __init__(self, rule: Rule):
         self.rule = rule
         config, cell = rule.config, rule.cell
-        shape = choose_shape(config.hidden, widest())
-        self.update, _ = compile_update(_architecture(config), shape)
+        self.shape = shape = choose_shape(config.hidden, widest())
         rows = [torch.cat([cell.weight_ih[i], cell.weight_hh[i]], 1) for i in range(config.layers)]
         packed = [pack(row, shape).reshape(-1) for row in rows]
         self.weights = torch.cat([*packed, cell.head.weight.reshape(-1), cell.head.bias]).detach()
@@ -118,6 +119,7 @@ class CPUKernel:
         self.keys = averages + [f"{name}{layer}" for layer in range(config.layers) for name in "hc"]
         self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
         self.scratch: list[Scratch] = []
+        self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
 
     def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
         """Advance a part; its chunks are dealt out to as many threads as torch uses."""
@@ -128,8 +130,8 @@ class CPUKernel:
             with torch.autocast("cpu", enabled=False):
                 torch.addmv(self.fixed_bias, self.weight_context, context, out=self.first_bias)
         step = 1 + float(part.state["step"])
-        states = [part.state[key].view(n, -1) for key in self.keys]
-        job = _Job(part, states, 1 - BETA**step, reach)
+        states = [part.state[key] for key in self.keys]
+        job = _Job(part, states, self._update(states), 1 - BETA**step, reach)
         threads = torch.get_num_threads()
         size = _chunk_size(n, threads)
         starts = iter(range(0, n, size))
@@ -142,6 +144,13 @@ class CPUKernel:
         finally:
             for future in futures:
                 future.result()
+
+    def _update(self, states: list[Tensor]) -> Callable[..., None]:
+        """The code for states of these dtypes."""
+        dtypes = tuple(state.dtype for state in states)
+        if dtypes not in self.updates:
+            self.updates[dtypes], _ = compile_update(_architecture(self.rule.config), self.shape, dtypes)
+        return self.updates[dtypes]
 
     def _work(self, job: "_Job", starts: Iterator[int], size: int, scratch: Scratch) -> None:
         """Advance chunks until none is left; taking the next one is atomic."""
@@ -156,8 +165,7 @@ class CPUKernel:
         delta = scratch.delta[: stop - start]
         full = (stop - start) // ROWS
         if full:
-            states = [address + 4 * start * width for address, width in zip(job.addresses, self.widths, strict=True)]
-            self._call(full, job.correction, grad.data_ptr(), delta.data_ptr(), states)
+            self._call(job, full, grad.data_ptr(), delta.data_ptr(), job.places(start))
         if (stop - start) % ROWS:
             self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
         remembered = self.rule.context.remember(theta.float(), rows(job.part.state, piece)) if job.window else {}
@@ -170,17 +178,17 @@ class CPUKernel:
         count = len(grad)
         scratch.tile[0, :count].copy_(grad)
         copies = [copy.data_ptr() for copy in scratch.states]
-        places = [address + 4 * start * width for address, width in zip(job.addresses, self.widths, strict=True)]
-        sizes = [4 * count * width for width in self.widths]
+        places = job.places(start)
+        sizes = [count * stride for stride in job.strides]
         for place, copy, size in zip(places, copies, sizes, strict=True):
             ctypes.memmove(copy, place, size)  # a tenth of the time of a tensor's copy_
-        self._call(1, job.correction, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), copies)
+        self._call(job, 1, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), copies)
         delta.copy_(scratch.tile[1, :count])
         for place, copy, size in zip(places, copies, sizes, strict=True):
             ctypes.memmove(place, copy, size)
 
-    def _call(self, tiles: int, correction: float, grad: int, delta: int, states: list[int]) -> None:
-        self.update(tiles, correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
+    def _call(self, job: "_Job", tiles: int, grad: int, delta: int, states: list[int]) -> None:
+        job.update(tiles, job.correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
 
 
 def _chunk_size(n: int, threads: int) -> int:
@@ -191,12 +199,24 @@ def _chunk_size(n: int, threads: int) -> int:
 
 
 class _Job:
-    """One part in one step."""
+    """One part in one step.
 
-    def __init__(self, part: Part, states: list[Tensor], correction: float, reach: float | None):
-        self.part, self.correction, self.reach = part, correction, reach
+    Attributes:
+        addresses: of the states.
+        strides: bytes per coordinate of each.
+    """
+
+    def __init__(
+        self, part: Part, states: list[Tensor], update: Callable[..., None], correction: float, reach: float | None
+    ):
+        self.part, self.update, self.correction, self.reach = part, update, correction, reach
         self.addresses = [state.data_ptr() for state in states]
+        self.strides = [state.element_size() * state[0].numel() for state in states]
         self.window = "window" in part.state
+
+    def places(self, start: int) -> list[int]:
+        """Addresses of the states of a coordinate."""
+        return [address + start * stride for address, stride in zip(self.addresses, self.strides, strict=True)]
 
 
 def _architecture(config: RuleConfig) -> RuleConfig:
