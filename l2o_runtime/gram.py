@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o_runtime.config import WindowConfig
+from l2o_runtime.passes import compiled_pass
 from l2o_runtime.sketch import count_sketch
 
 State = dict[str, Tensor]
@@ -86,6 +87,11 @@ class GramWindow(nn.Module):
         """
         if self.sketch is not None:
             return count_sketch(param, self.sketch, offset)
+        add_products = compiled_pass("add_products", param, state["window"])
+        if add_products is not None and param.dim() == 1:
+            row = torch.zeros(self.size, dtype=torch.float64)
+            add_products(param.numpy(), state["window"].numpy(), row.numpy())
+            return row
         window = push(state["window"], param, -1).double()
         return (param.double().unsqueeze(-2) @ window).squeeze(-2)
 

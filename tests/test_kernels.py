@@ -13,11 +13,13 @@ from rules import RULES, make_rule
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
-from l2o_runtime.config import DMDConfig
+from l2o_runtime.config import DMDConfig, WindowConfig
 from l2o_runtime.engine import Replicas, advance
 from l2o_runtime.features import LARGEST
+from l2o_runtime.gram import GramWindow
+from l2o_runtime.gram import push as gram_push
 from l2o_runtime.kernels import fits, select
-from l2o_runtime.parts import STATE_DTYPES, Part, kept_in, make_part
+from l2o_runtime.parts import CHUNK, STATE_DTYPES, Part, kept_in, make_part
 from l2o_runtime.rule import zeros
 from l2o_runtime.sketch import count_sketch
 
@@ -272,11 +274,11 @@ def test_no_memory_is_taken_after_the_first_step():
     """Neither by torch, whatever the dtype, nor from the system."""
     from torch.profiler import ProfilerActivity, profile
 
-    rule = make_rule(RULES["placebo-normalized"])
+    rule = make_rule(RULES["dmd-exact-normalized"])
     for dtype, state_dtype in itertools.product((torch.float32, torch.float64, torch.bfloat16), STATE_DTYPES):
         kernel = cpu.make_kernel(rule)
         part = random_part(rule, 40_001, dtype, weight_decay=0.1, state_dtype=state_dtype)
-        context, good = torch.zeros(3), torch.tensor(True)
+        context, good = torch.zeros(rule.config.context.width), torch.tensor(True)
         kernel(part, context, good, 1.0)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             kernel(part, context, good, 1.0)
@@ -360,3 +362,43 @@ def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset):
     for n in (0, 1, 7, 5000):
         vector = torch.randn(n, generator=torch.Generator().manual_seed(n))
         assert torch.equal(count_sketch(vector, size, offset), count_sketch(vector[None], size, offset)[0])
+
+
+@pytest.mark.parametrize("m", [2, 6, 20])
+def test_the_compiled_inner_products_are_those_of_the_window(m):
+    """A batch goes through torch's operations, a vector through the compiled pass; both sum in float64."""
+    pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
+    gram = GramWindow(WindowConfig(window=m, sketch=None))
+    for n in (0, 1, 7, 5000):
+        rng = torch.Generator().manual_seed(n)
+        theta, window = torch.randn(n, generator=rng), torch.randn(n, m + 1, generator=rng)
+        expected = gram.observe(theta[None], {"window": window[None]}, 0)[0]
+        found = gram.observe(theta, {"window": window}, 0)
+        assert found.dtype == expected.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_window_is_pushed_in_place_bit_for_bit(dtype):
+    for n, size in ((1, 2), (7, 5), (300, 21)):
+        window, theta = torch.randn(n, size), torch.randn(n).to(dtype)
+        expected = gram_push(window, theta.float(), -1)
+        whole = torch.cat([torch.full((1, size), 7.0), window, torch.full((1, size), 7.0)])
+        cpu.push(whole[1:-1], theta)
+        assert torch.equal(whole[1:-1], expected)
+        assert (whole[[0, -1]] == 7).all(), "its neighbours stay"
+
+
+def test_a_step_with_an_exact_window_takes_no_memory_for_it(tmp_path):
+    """No tensor is larger than a chunk in float64: neither the window nor a copy of it is made anew."""
+    from torch.profiler import ProfilerActivity, profile
+
+    save_rule(tmp_path / "rule.safetensors", make_rule(RuleConfig(context=DMDConfig(window=20, rank=1))))
+    param = nn.Parameter(torch.randn(40_000))
+    param.grad = torch.randn(40_000)
+    optimizer = LearnedOptimizer([param], rule=tmp_path / "rule.safetensors")
+    optimizer.step(loss=1.0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        optimizer.step(loss=1.0)
+    taken = [event.self_cpu_memory_usage for event in seen.events()]
+    assert 0 < max(taken) <= 8 * CHUNK

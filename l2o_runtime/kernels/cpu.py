@@ -14,7 +14,7 @@ from l2o_runtime.config import RuleConfig
 from l2o_runtime.features import BETA
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, tanh_module, update_module
-from l2o_runtime.parts import Part, rows
+from l2o_runtime.parts import Part
 from l2o_runtime.rule import Rule
 
 LARGEST = 64
@@ -168,9 +168,8 @@ class CPUKernel:
             self._call(job, full, grad.data_ptr(), delta.data_ptr(), job.places(start))
         if (stop - start) % ROWS:
             self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
-        remembered = self.rule.context.remember(theta.float(), rows(job.part.state, piece)) if job.window else {}
-        for key, value in remembered.items():
-            job.part.state[key][piece].copy_(value)
+        if job.window is not None:
+            push(job.window[piece], theta)
         _move(job.part, theta, delta, job.reach, scratch)
 
     def _tail(self, job: "_Job", grad: Tensor, delta: Tensor, start: int, scratch: Scratch) -> None:
@@ -212,7 +211,7 @@ class _Job:
         self.part, self.update, self.correction, self.reach = part, update, correction, reach
         self.addresses = [state.data_ptr() for state in states]
         self.strides = [state.element_size() * state[0].numel() for state in states]
-        self.window = "window" in part.state
+        self.window = part.state.get("window")
 
     def places(self, start: int) -> list[int]:
         """Addresses of the states of a coordinate."""
@@ -223,6 +222,18 @@ def _architecture(config: RuleConfig) -> RuleConfig:
     """What the code depends on, so that rules that differ in nothing else share it."""
     keys = ("features", "hidden", "layers", "output", "output_scale")
     return RuleConfig(**{key: getattr(config, key) for key in keys})
+
+
+def push(window: Tensor, newest: Tensor) -> None:
+    """`gram.push` in place: as rows lie end to end, moving all of them by one number drops the oldest of each.
+
+    Args:
+        window: (n, m + 1) contiguous, n > 0.
+        newest: (n,).
+    """
+    start, size = window.data_ptr(), window.element_size()
+    ctypes.memmove(start, start + size, size * (window.numel() - 1))
+    window[:, -1].copy_(newest)
 
 
 def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
