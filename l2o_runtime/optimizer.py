@@ -211,8 +211,8 @@ class LearnedOptimizer(Optimizer):
     def _context_state(self) -> State:
         """The context's state."""
         state = self.state[self._first]
-        for key, value in zeros(self._context_spec, (), self._first.device).items():
-            state.setdefault(CONTEXT + key, value)
+        missing = {key: spec for key, spec in self._context_spec.items() if CONTEXT + key not in state}
+        state.update({CONTEXT + key: value for key, value in zeros(missing, (), self._first.device).items()})
         return {key: state[CONTEXT + key] for key in self._context_spec}
 
     def _warn(self, loss: Tensor | float | None) -> None:

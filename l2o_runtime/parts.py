@@ -1,6 +1,7 @@
 """What an optimizer's step works on: flat views of parameters, gradients and states, in chunks."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +65,16 @@ class Part:
 
     def chunks(self) -> Iterator[Chunk]:
         """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""
-        for start in range(0, max(len(self.theta), 1), CHUNK):
+        if len(self.theta) <= CHUNK:
+            yield self._chunk(self.theta, self.grad, self.state, self.offset)
+            return
+        for start in range(0, len(self.theta), CHUNK):
             piece = slice(start, start + CHUNK)
-            yield Chunk(
-                self.theta[piece],
-                -self.grad[piece].float() if self.group["maximize"] else self.grad[piece].float(),
-                rows(self.state, piece),
-                start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset),
-            )
+            offset = start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset)
+            yield self._chunk(self.theta[piece], self.grad[piece], rows(self.state, piece), offset)
+
+    def _chunk(self, theta: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Chunk:
+        return Chunk(theta, -grad.float() if self.group["maximize"] else grad.float(), state, offset)
 
     def move(self, theta: Tensor, delta: Tensor, good: Tensor, reach: float | None = None) -> None:
         """θ ← θ · (1 − lr · weight_decay) + lr · Δ, in place, if the step is good.
@@ -97,6 +100,12 @@ class Part:
         self.state["step"].add_(good)
         if not self.param.is_contiguous():
             self.param.copy_(self.theta.view(self.param.shape))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off; where it is off already, to say so again would take longer than a small product."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 def rows(state: State, piece: slice) -> State:

@@ -27,15 +27,13 @@ def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous()
         if not plain or tensor.dtype != torch.float32 or tensor.requires_grad:
             return None
-    if os.environ.get("L2O_KERNELS") == "plain":
-        return None
     module = _passes()
-    return None if module is None else cast(Callable[..., None], getattr(module, name))
+    return None if module is None else cast("Callable[..., None]", getattr(module, name))
 
 
 @functools.cache
 def _passes() -> ModuleType | None:
-    if find_spec("numba") is None:
+    if os.environ.get("L2O_KERNELS") == "plain" or find_spec("numba") is None:
         return None
     from l2o_runtime.kernels import passes
 

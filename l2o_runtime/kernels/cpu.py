@@ -14,7 +14,7 @@ from l2o_runtime.config import RuleConfig
 from l2o_runtime.features import BETA
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, tanh_module, update_module
-from l2o_runtime.parts import Part
+from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
 
 LARGEST = 64
@@ -127,11 +127,12 @@ class CPUKernel:
         if n == 0 or not bool(good):
             return
         if self.weight_context is not None:
-            with torch.autocast("cpu", enabled=False):
+            with full_precision(context.device):
                 torch.addmv(self.fixed_bias, self.weight_context, context, out=self.first_bias)
         step = 1 + float(part.state["step"])
         states = [part.state[key] for key in self.keys]
-        job = _Job(part, states, self._update(states), 1 - BETA**step, reach)
+        strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
+        job = _Job(part, states, strides, self._update(states), 1 - BETA**step, reach)
         threads = torch.get_num_threads()
         size = _chunk_size(n, threads)
         starts = iter(range(0, n, size))
@@ -206,11 +207,17 @@ class _Job:
     """
 
     def __init__(
-        self, part: Part, states: list[Tensor], update: Callable[..., None], correction: float, reach: float | None
+        self,
+        part: Part,
+        states: list[Tensor],
+        strides: list[int],
+        update: Callable[..., None],
+        correction: float,
+        reach: float | None,
     ):
         self.part, self.update, self.correction, self.reach = part, update, correction, reach
         self.addresses = [state.data_ptr() for state in states]
-        self.strides = [state.element_size() * state[0].numel() for state in states]
+        self.strides = strides
         self.window = part.state.get("window")
 
     def places(self, start: int) -> list[int]:
