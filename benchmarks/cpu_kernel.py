@@ -118,7 +118,7 @@ def measure(rule: Rule, n: int, rounds: int, names: list[str]) -> str:
 
 
 def transient(rule: Rule, n: int) -> float:
-    """Bytes per parameter by which the first update, with all its scratch memory, raises the peak."""
+    """Bytes per parameter by which a kernel's first update, with all its scratch memory, raises the peak."""
     part = part_of(rule, n)
     for state in part.state.values():
         state.add_(0)  # touch the pages
@@ -143,10 +143,9 @@ def main() -> None:
     rule = Rule(RuleConfig()).eval().requires_grad_(False)
     with torch.no_grad():
         print(f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}; nanoseconds per parameter, median (least)")
-        # First of all, while nothing else has raised the peak.
+        first = seconds(updater(rule, part_of(rule, 1), cpu.make_kernel(rule)))
+        # Before anything else has raised the peak.
         print(f"transient memory {transient(rule, 1_200_000):.1f} bytes/param")
-        cpu.compile_update.cache_clear()
-        first = seconds(lambda: cpu.make_kernel(rule))
         print(f"made in {first:.2f} s; largest difference to the plain loop {compare(rule, 50_001):.1e}")
         for n in arguments.sizes:
             # Gates of all coordinates at once, ten arrays of 80 numbers and more, are too much for large n.

@@ -14,7 +14,7 @@ from l2o_runtime.distributed import Groups, sum_over
 from l2o_runtime.exported import ExportedRule
 from l2o_runtime.gram import State
 from l2o_runtime.kernels import Kernel, fits, select
-from l2o_runtime.parts import Part
+from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
 
 REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
@@ -68,7 +68,7 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
                 seen = piece.theta.sum(dtype=torch.float64).reshape(1)
             else:
                 local = rule.on(piece.theta.device)
-                with torch.autocast(device.type, enabled=False):
+                with full_precision(device):
                     seen = local.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
             seen = torch.cat([pulse, seen]).to(device)
             sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
@@ -111,7 +111,7 @@ def advance(
         good: () bool; else nothing is written.
         reach: cut Δ to ± reach · safeguard_lr of the group.
     """
-    with torch.autocast(loss.device.type, enabled=False):
+    with full_precision(loss.device):
         statistics, loss = torch.where(good, statistics, 0.0), torch.where(good, loss, 0.0)
         context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
     _write(context_state, new, good)
@@ -123,8 +123,9 @@ def advance(
             kernel(part, here, fine, reach)
         else:
             for piece in part.chunks():
-                with torch.autocast(device.type, enabled=False):
-                    delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, piece.state)
+                with full_precision(device):
+                    wide = {key: value.float() for key, value in piece.state.items()}
+                    delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, wide)
                 _write(piece.state, new, fine)
                 part.move(piece.theta, delta, fine, reach)
         part.finish(fine)
@@ -146,7 +147,7 @@ def advance_exported(
         # The step count is one number per parameter here, and one per coordinate in the file.
         return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
 
-    coordinates = {key: join([part.state[key] for part in parts]) for key in rule.coordinate_spec}
+    coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.coordinate_spec}
     thetas = join([part.theta.float() for part in parts])
     grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
     delta, coordinates, new = rule(thetas, grads, torch.where(good, loss, 0.0), coordinates, context_state)

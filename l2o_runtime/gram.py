@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o_runtime.config import WindowConfig
+from l2o_runtime.passes import compiled_pass
 from l2o_runtime.sketch import count_sketch
 
 State = dict[str, Tensor]
@@ -93,6 +94,11 @@ class GramWindow(nn.Module):
         """
         if self.sketch is not None:
             return count_sketch(snapshot, self.sketch, offset)
+        add_products = compiled_pass("add_products", snapshot, state["window"])
+        if add_products is not None and snapshot.dim() == 1:
+            row = torch.zeros(self.size, dtype=torch.float64)
+            add_products(snapshot.numpy(), state["window"].numpy(), row.numpy())
+            return row
         window = push(state["window"], snapshot, -1).double()
         return (snapshot.double().unsqueeze(-2) @ window).squeeze(-2)
 

@@ -18,7 +18,7 @@ from l2o_runtime.distributed import mean_loss
 from l2o_runtime.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
 from l2o_runtime.exported import SUFFIXES, ExportedRule, load_exported
 from l2o_runtime.gram import State
-from l2o_runtime.parts import CONTEXT, Part, check_state, make_part
+from l2o_runtime.parts import CONTEXT, STATE_DTYPES, Part, check_state, kept_in, make_part
 from l2o_runtime.rule import Rule, zeros
 
 HEALTH = ("steps", *REASONS)
@@ -63,6 +63,8 @@ class LearnedOptimizer(Optimizer):
         safeguard: "adam" takes Adam's steps until the rule has shown that it does better, and again as soon as
             it does not; see `l2o_runtime.safeguard`. It needs the loss at every step.
         safeguard_lr: learning rate of that Adam; it is multiplied by lr.
+        state_dtype: `torch.bfloat16` keeps the network's memory in half the space; the step is still computed in
+            float32. A state that is loaded is cast to it.
         process_group: the ranks that step together; all by default. Copies of the optimizer forget it.
 
     Raises:
@@ -88,10 +90,13 @@ class LearnedOptimizer(Optimizer):
         maximize: bool = False,
         safeguard: Literal["adam"] | None = None,
         safeguard_lr: float = 1e-3,
+        state_dtype: torch.dtype = torch.float32,
         process_group: Any = None,
     ):
         if safeguard not in (None, "adam"):
             raise ValueError(f"safeguard: expected 'adam' or None, got {safeguard!r}")
+        if state_dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype: expected one of {STATE_DTYPES}, got {state_dtype!r}")
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         _check_group(defaults)
         self._safeguard = safeguard
@@ -99,7 +104,8 @@ class LearnedOptimizer(Optimizer):
             raise TypeError(f"rule: expected a name or a path, got {rule!r}; the learning rate goes by keyword, lr=")
         path = find_rule(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
-        self._coordinate_spec, self._context_spec = self._rule.coordinate_spec, self._rule.context_spec
+        self._coordinate_spec = kept_in(state_dtype, self._rule.coordinate_spec)
+        self._context_spec = self._rule.context_spec
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         self._process_group = process_group
         self._calls = 0
@@ -205,8 +211,8 @@ class LearnedOptimizer(Optimizer):
     def _context_state(self) -> State:
         """The context's state."""
         state = self.state[self._first]
-        for key, value in zeros(self._context_spec, (), self._first.device).items():
-            state.setdefault(CONTEXT + key, value)
+        missing = {key: spec for key, spec in self._context_spec.items() if CONTEXT + key not in state}
+        state.update({CONTEXT + key: value for key, value in zeros(missing, (), self._first.device).items()})
         return {key: state[CONTEXT + key] for key in self._context_spec}
 
     def _warn(self, loss: Tensor | float | None) -> None:
@@ -273,7 +279,10 @@ class LearnedOptimizer(Optimizer):
             self._learned_step(parts, statistics, loss, torch.ones_like(loss, dtype=torch.bool))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state exactly: nothing is cast to the parameter's dtype, nothing is shared with the argument.
+        """Load a state: nothing is cast to the parameter's dtype, nothing is shared with the argument.
+
+        Whatever dtype it was saved in, the network's memory is kept in this optimizer's `state_dtype`; from bfloat16 to
+        float32 no number changes, the other way they are rounded. The rest is loaded as it is.
 
         Raises:
             ValueError: the state belongs to another rule or to parameters of another shape.
@@ -293,7 +302,10 @@ class LearnedOptimizer(Optimizer):
             """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""
             for param, state in exact.items():
                 for key, value in state.items():
-                    self.state[param][key] = value.to(param.device, copy=True) if isinstance(value, Tensor) else value
+                    if isinstance(value, Tensor):
+                        kept = self._coordinate_spec[key][1] if key in self._coordinate_spec else value.dtype
+                        value = value.to(param.device, kept, copy=True)
+                    self.state[param][key] = value
             self._calls = max((int(state["step"]) for state in exact.values() if "step" in state), default=0)
 
         hooks = (

@@ -1,6 +1,7 @@
 """What an optimizer's step works on: flat views of parameters, gradients and states, in chunks."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,12 @@ from l2o_runtime.gram import State, StateSpec
 
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
+
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+"""What the network's memory may be kept in between steps; it is computed with in float32."""
+
+NARROW = ("h", "c", "m")
+"""States per coordinate, but for the number of the layer, that may be kept in less than float32."""
 
 CONTEXT = "context_"
 """Prefix of the context's state, which is kept beside that of the first parameter."""
@@ -58,14 +65,16 @@ class Part:
 
     def chunks(self) -> Iterator[Chunk]:
         """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""
-        for start in range(0, max(len(self.theta), 1), CHUNK):
+        if len(self.theta) <= CHUNK:
+            yield self._chunk(self.theta, self.grad, self.state, self.offset)
+            return
+        for start in range(0, len(self.theta), CHUNK):
             piece = slice(start, start + CHUNK)
-            yield Chunk(
-                self.theta[piece],
-                -self.grad[piece].float() if self.group["maximize"] else self.grad[piece].float(),
-                rows(self.state, piece),
-                start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset),
-            )
+            offset = start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset)
+            yield self._chunk(self.theta[piece], self.grad[piece], rows(self.state, piece), offset)
+
+    def _chunk(self, theta: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Chunk:
+        return Chunk(theta, -grad.float() if self.group["maximize"] else grad.float(), state, offset)
 
     def move(self, theta: Tensor, delta: Tensor, good: Tensor, reach: float | None = None) -> None:
         """θ ← θ · (1 − lr · weight_decay) + lr · Δ, in place, if the step is good.
@@ -93,9 +102,24 @@ class Part:
             self.param.copy_(self.theta.view(self.param.shape))
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off; where it is off already, to say so again would take longer than a small product."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
 def rows(state: State, piece: slice) -> State:
     """The state of some coordinates; a scalar (the step count) belongs to all of them."""
     return {key: value if key == "step" else value[piece] for key, value in state.items()}
+
+
+def kept_in(dtype: torch.dtype, spec: StateSpec) -> StateSpec:
+    """A rule's state per coordinate as an optimizer keeps it: `NARROW` in `dtype`, the rest as in `spec`.
+
+    >>> kept_in(torch.bfloat16, {"h0": ((20,), torch.float32), "v": ((), torch.float32)})
+    {'h0': ((20,), torch.bfloat16), 'v': ((), torch.float32)}
+    """
+    return {key: (shape, dtype if key.rstrip("0123456789") in NARROW else own) for key, (shape, own) in spec.items()}
 
 
 def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, start: int) -> Part:

@@ -1,13 +1,9 @@
 """CountSketch: a linear map from any number of coordinates to a few, which keeps inner products."""
 
-import functools
-import os
-from collections.abc import Callable
-from importlib.util import find_spec
-from typing import cast
-
 import torch
 from torch import Tensor
+
+from l2o_runtime.passes import compiled_pass
 
 PRIME = 2**31 - 1
 """Modulus of the hash; small enough that a product of two residues fits int64 everywhere (ONNX included)."""
@@ -60,32 +56,13 @@ def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
     >>> torch.equal(count_sketch(x, 8), parts)
     True
     """
-    compiled = _compiled(vector, offset)
-    if compiled is not None:
+    add_sketch = compiled_pass("add_sketch", vector)
+    if add_sketch is not None and vector.dim() == 1 and not isinstance(offset, Tensor):
         out = torch.zeros(size, dtype=torch.float32)
-        compiled(vector.detach().numpy(), offset, *_COEFFICIENTS, out.numpy())
+        add_sketch(vector.numpy(), offset, *_COEFFICIENTS, out.numpy())
         return out
     index = torch.arange(vector.shape[-1], device=vector.device) + offset
     bucket = polynomial_hash(index, _COEFFICIENTS[0]) % size
     sign = 1 - 2 * (polynomial_hash(index, _COEFFICIENTS[1]) % 2)
     zeros = vector.new_zeros((*vector.shape[:-1], size))
     return zeros.index_add(-1, bucket, vector * sign.to(vector.dtype))
-
-
-def _compiled(vector: Tensor, offset: int | Tensor) -> Callable[..., None] | None:
-    """The compiled pass, where numba is installed and a plain vector on the CPU is to be sketched."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore
-        return None
-    plain = type(vector) in (Tensor, torch.nn.Parameter) and vector.dim() == 1 and vector.device.type == "cpu"
-    if not plain or vector.dtype != torch.float32 or vector.requires_grad or isinstance(offset, Tensor):
-        return None
-    return _load()
-
-
-@functools.cache
-def _load() -> Callable[..., None] | None:
-    if os.environ.get("L2O_KERNELS") == "plain" or find_spec("numba") is None:
-        return None
-    from l2o_runtime.kernels.sketch import add_sketch
-
-    return cast(Callable[..., None], add_sketch)

@@ -212,9 +212,11 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
     projected = inverse.unsqueeze(-1) * (v.mT @ cross)
     mv = projected @ v
     operator = mv * inverse.unsqueeze(-2)
-    re, im = (eigenvalues_elementary if elementary else eigenvalues)(operator)
     energy = trace(gram[..., 1:, 1:]).clamp_min(FLOOR)
     residual = (1 - mv.square().sum((-2, -1)) / energy).clamp(0, 1).sqrt()
+    if rank == 1:  # a number is its own eigenvalue, and in order
+        return operator[..., 0], torch.zeros_like(operator[..., 0]), residual
+    re, im = (eigenvalues_elementary if elementary else eigenvalues)(operator)
     return *order_spectrum(re, im), residual
 
 

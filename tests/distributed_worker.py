@@ -195,9 +195,15 @@ def main() -> None:
         "FSDP2, KAE": lambda: parallel(fully_sharded, rule=kae, lr=0.1),
         "FSDP2 over copies": lambda: parallel(hybrid),
         "columns and copies": lambda: parallel(ColumnsAndCopies, split=False),
+        "FSDP2, bfloat16 state": lambda: parallel(fully_sharded, state_dtype=torch.bfloat16),
+        "columns and copies, bfloat16 state": lambda: parallel(
+            ColumnsAndCopies, split=False, state_dtype=torch.bfloat16
+        ),
         "a bad batch on one rank": a_bad_batch_on_one_rank,
         "save": lambda: save_half_way(folder / "plain"),
         "resume": lambda: resume(folder / "plain"),
+        "save in bfloat16": lambda: save_half_way(folder / "narrow", state_dtype=torch.bfloat16),
+        "resume in bfloat16": lambda: resume(folder / "narrow", state_dtype=torch.bfloat16),
         "save in a trial": lambda: save_half_way(folder / "trial", safeguard="adam"),
         "resume in a trial": lambda: resume(folder / "trial", safeguard="adam"),
     }

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,6 +217,33 @@ def test_the_command(cli, tmp_path, tiny):
     assert (tmp_path / "out" / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_state_in_bfloat16_is_planned_with_and_said(cli, tmp_path, tiny):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        result = cli("--sizes", "mlp", "--steps", 1, "--state-dtype", dtype, "--json")
+        assert result.exit_code == 0, result.output
+        content = json.loads(result.stdout)
+        assert content["state_dtype"] == dtype
+        found[dtype] = {row["optimizer"]: row["state_bytes_per_parameter"] for row in content["results"]}
+    assert found["bfloat16"][NO_CONTEXT] == pytest.approx(160, abs=0.2)
+    assert found["bfloat16"]["rule default"] == pytest.approx(found["float32"]["rule default"] - 162, abs=0.01)
+    assert found["bfloat16"][FOREACH] == found["float32"][FOREACH]
+
+
+def test_86_million_parameters_fit_into_24_gb_with_a_state_in_bfloat16():
+    """Beside Adam, of what is free of 24 GB after the system's share."""
+    n, room = count(shapes_of("vit")), int(0.9 * 22e9)
+    fits = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        chosen = [
+            c for c in contenders("default", state_dtype=dtype) if c.name in (FOREACH, NO_CONTEXT, "rule default")
+        ]
+        needs = {c.name: plan.pilot(c, CPU) for c in chosen}
+        _, skipped = plan.plan([replace(c, references=c.references[:1]) for c in chosen], needs, n, room)
+        fits[dtype] = {c.name for c in chosen} - skipped.keys()
+    assert fits == {torch.float32: {FOREACH}, torch.bfloat16: {FOREACH, NO_CONTEXT, "rule default"}}
+
+
 def test_what_does_not_fit_is_skipped_with_a_reason(cli, tmp_path, tiny, monkeypatch):
     # The window of exact DMD is what does not fit; everything else does, though not all at once.
     needs = {c.name: plan.pilot(c, CPU) for c in contenders("default")}
@@ -228,6 +256,7 @@ def test_what_does_not_fit_is_skipped_with_a_reason(cli, tmp_path, tiny, monkeyp
     result = cli("--sizes", "vit", "--steps", 1)
     assert result.exit_code == 0, result.output
     assert "2×20, dmd exact skipped: needs" in result.stdout
+    assert "--state-dtype bfloat16" in result.stdout
     rows = {row["optimizer"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())["results"]}
     assert rows["2×20, dmd exact"]["median_s"] is None
     assert rows[NO_CONTEXT]["median_s"] > 0

@@ -12,7 +12,16 @@ import torch.distributed as dist
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
 
 PARALLEL = {
-    2: ["DDP", "DDP, safeguard", "FSDP2", "FSDP2, safeguard", "FSDP2, exact window", "columns and copies"],
+    2: [
+        "DDP",
+        "DDP, safeguard",
+        "FSDP2",
+        "FSDP2, safeguard",
+        "FSDP2, exact window",
+        "FSDP2, bfloat16 state",
+        "columns and copies",
+        "columns and copies, bfloat16 state",
+    ],
     4: ["DDP", "FSDP2", "FSDP2, exact window", "FSDP2, KAE", "FSDP2 over copies", "columns and copies"],
 }
 FAULT = "a bad batch on one rank"
@@ -40,22 +49,26 @@ def test_ranks_agree_bit_for_bit_and_with_one_process(figures):
     assert list(found) == [*PARALLEL[world], FAULT]
     for name, figure in found.items():
         assert figure["between ranks"] == 0, name
-        assert figure["to one process"] <= 1e-5, name
+        # A sum in another order rounds a number of the state the other way now and then.
+        assert figure["to one process"] <= (1e-2 if "bfloat16" in name else 1e-5), name
         assert figure["travelled"] > 0.05, f"{name}: nothing moved"
 
 
 def test_every_coordinate_is_counted_once(figures):
     """A tensor that is summed twice, or a shard that is left out, would show in the Gram matrix."""
     _, found = figures
-    windows = {name: figure["of the window"] for name, figure in found.items() if "of the window" in figure}
+    exact = {name: figure for name, figure in found.items() if "bfloat16" not in name}
+    windows = {name: figure["of the window"] for name, figure in exact.items() if "of the window" in figure}
     assert len(windows) >= 4
     assert max(windows.values()) <= 1e-6, windows
 
 
 def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(tmp_path):
     """Through torch.distributed.checkpoint: bit for bit on as many ranks; else up to the order of sums."""
-    four = launch(4, tmp_path, "save", "resume", "save in a trial", "resume in a trial")
+    narrow = ["save in bfloat16", "resume in bfloat16"]
+    four = launch(4, tmp_path, "save", "resume", "save in a trial", "resume in a trial", *narrow)
     two = launch(2, tmp_path, "resume", "resume in a trial")
+    assert four["resume in bfloat16"]["to the uninterrupted run"] == 0
     for name in ("resume", "resume in a trial"):
         assert four[name]["to the uninterrupted run"] == 0, name
         assert two[name]["to the uninterrupted run"] <= 1e-5, name

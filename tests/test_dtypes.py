@@ -191,10 +191,56 @@ def test_a_copy_has_the_exact_state_and_continues_alike(some_rule, dtype, copier
     assert_copy_continues_alike(copier, dtype, first=8, then=5, rule=some_rule)
 
 
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("copier", COPIES.values(), ids=COPIES)
-def test_a_safeguarded_copy_continues_alike(dtype, copier):
+def test_a_safeguarded_copy_continues_alike(dtype, copier, state_dtype):
     """In the middle of the first trial, which starts with the tenth step, and past its end."""
-    assert_copy_continues_alike(copier, dtype, first=14, then=12, safeguard="adam", safeguard_lr=0.01)
+    arguments = {"safeguard": "adam", "safeguard_lr": 0.01, "state_dtype": state_dtype}
+    assert_copy_continues_alike(copier, dtype, first=14, then=12, **arguments)
+
+
+# State in bfloat16
+
+NARROW_KEYS = {"h0", "c0", "h1", "c1", "m"}
+
+
+@pytest.mark.parametrize("copier", COPIES.values(), ids=COPIES)
+def test_a_copy_with_its_state_in_bfloat16_continues_alike(some_rule, copier):
+    assert_copy_continues_alike(copier, torch.float32, 8, 5, rule=some_rule, state_dtype=torch.bfloat16)
+
+
+def test_only_the_memory_of_the_network_is_narrow(some_rule):
+    wide, narrow = (
+        LearnedOptimizer([nn.Parameter(values(50, 20))], rule=some_rule, state_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    states = []
+    for optimizer in (wide, narrow):
+        run(optimizer, 2)
+        states.append(optimizer.state[listed(optimizer)[0]])
+    changed = {key for key, value in states[1].items() if value.dtype != states[0][key].dtype}
+    assert changed == NARROW_KEYS & states[0].keys()
+    assert all(states[1][key].dtype == torch.bfloat16 for key in changed)
+
+
+@pytest.mark.parametrize("pair", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_a_loaded_state_is_cast_to_the_optimizers_own_dtype(some_rule, pair):
+    first, second = (LearnedOptimizer([nn.Parameter(values(2, 3))], rule=some_rule, state_dtype=d) for d in pair)
+    run(first, 8)
+    second.load_state_dict(first.state_dict())
+    saved, loaded = first.state[listed(first)[0]], second.state[listed(second)[0]]
+    assert saved.keys() == loaded.keys()
+    for key, value in saved.items():
+        assert loaded[key].dtype == (pair[1] if key in NARROW_KEYS else value.dtype), key
+        assert torch.equal(loaded[key], value.to(loaded[key].dtype)), key
+    run(second, 5, first=8)
+    assert listed(second)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("asked", [torch.float16, torch.float64, "bfloat16", None])
+def test_other_state_dtypes_are_refused(asked):
+    with pytest.raises(ValueError, match=r"state_dtype: expected one of .*bfloat16"):
+        LearnedOptimizer([nn.Parameter(values(3))], state_dtype=asked)
 
 
 def test_a_state_moves_to_parameters_of_another_dtype_without_a_cast(some_rule, dtype):
@@ -544,12 +590,12 @@ def test_converted_modules_keep_their_state(some_rule):
 # torch.compile
 
 
-def compiled_and_eager(rule, shapes, backend, eager_steps):
+def compiled_and_eager(rule, shapes, backend, eager_steps, **options):
     """Parameters after 8 steps, those after the first `eager_steps` compiled, and none of them."""
     torch.compiler.reset()
     results = []
     for eager in (eager_steps, 8):
-        optimizer = LearnedOptimizer([nn.Parameter(values(*shape)) for shape in shapes], rule=rule)
+        optimizer = LearnedOptimizer([nn.Parameter(values(*shape)) for shape in shapes], rule=rule, **options)
         compiled = torch.compile(optimizer.step, backend=backend, fullgraph=True)
         for i in range(8):
             set_gradients(listed(optimizer), i)
@@ -565,6 +611,13 @@ def test_compiled_steps_are_one_graph_and_equal_eager_ones(tmp_path, name):
     results = compiled_and_eager(saved_rule(tmp_path, name), [(2, 3), (4,)], "aot_eager", eager_steps=0)
     for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_steps_take_a_state_in_bfloat16(tmp_path):
+    """From the second step on; numbers that are rounded the other way make the difference."""
+    rule = saved_rule(tmp_path, "none-normalized")
+    results = compiled_and_eager(rule, [(2, 3)], "aot_eager", eager_steps=1, state_dtype=torch.bfloat16)
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")

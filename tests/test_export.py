@@ -62,13 +62,13 @@ def test_one_step_agrees_for_any_number_of_coordinates(files, name, form):
             theta = theta - 0.05 * grad
 
 
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_optimizer_runs_and_resumes_exported_files(files, form):
+def test_the_optimizer_runs_and_resumes_exported_files(files, form, state_dtype):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = LearnedOptimizer(
-        [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.0}], rule=files["dmd-raw-normalized", form]
-    )
+    options = {"rule": files["dmd-raw-normalized", form], "state_dtype": state_dtype}
+    optimizer = LearnedOptimizer([{"params": [model.weight]}, {"params": [model.bias], "lr": 0.0}], **options)
     bias = model.bias.detach().clone()
 
     def step(optimizer, model):
@@ -80,14 +80,13 @@ def test_the_optimizer_runs_and_resumes_exported_files(files, form):
         step(optimizer, model)
     assert torch.equal(model.bias, bias)
     twin_model = copy.deepcopy(model)
-    twin = LearnedOptimizer(
-        [{"params": [twin_model.weight]}, {"params": [twin_model.bias]}], rule=files["dmd-raw-normalized", form]
-    )
+    twin = LearnedOptimizer([{"params": [twin_model.weight]}, {"params": [twin_model.bias]}], **options)
     twin.load_state_dict(optimizer.state_dict())
     for _ in range(3):
         step(optimizer, model)
         step(twin, twin_model)
     assert torch.equal(model.weight, twin_model.weight)
+    assert optimizer.state[model.weight]["h0"].dtype == state_dtype
 
 
 @pytest.mark.parametrize("name", EXPORTED)

@@ -24,6 +24,9 @@ def bench(
     memory: Annotated[
         float | None, typer.Option(min=0.1, help="GB that may be used. [default: nine tenths of what is free]")
     ] = None,
+    state_dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What learned rules keep their state in.")
+    ] = "float32",
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +48,8 @@ def bench(
 
         set_threads(threads)
         place = torch.device(pick_device(device))
-        chosen, entrants = parse_sizes(sizes), contenders(rule, extra or ())
+        chosen = parse_sizes(sizes)
+        entrants = contenders(rule, extra or (), torch.bfloat16 if state_dtype == "bfloat16" else torch.float32)
         with err.status("benchmarking") as status:
             content = run(
                 entrants,
@@ -55,7 +59,7 @@ def bench(
                 device=place,
                 memory=None if memory is None else round(memory * 1e9),
                 out=out_dir,
-                settings={"rule": rule, "extra": extra or []},
+                settings={"rule": rule, "extra": extra or [], "state_dtype": state_dtype},
                 report=lambda text: status.update(text),
             )
         if as_json:
@@ -67,6 +71,8 @@ def bench(
             for row in rows:
                 if row["skipped"]:
                     out.print(f"{size}: {row['optimizer']} skipped: {row['skipped']}", markup=False, soft_wrap=True)
+        if state_dtype == "float32" and any(row["skipped"] for row in content["results"]):
+            out.print("with --state-dtype bfloat16, learned rules keep half as much", markup=False, soft_wrap=True)
         err.print(f"results.json, results.csv and growth.png are in {out_dir}", markup=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.features import FEATURES
-from l2o_runtime.parts import Part
+from l2o_runtime.parts import STATE_DTYPES, Part
 from l2o_runtime.rule import Rule
 
 
@@ -53,8 +53,8 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
 
 
 def fits(part: Part) -> bool:
-    """Whether a part is what kernels expect: plain tensors, its state contiguous and in float32."""
+    """Whether a part is what kernels expect: plain tensors, its state contiguous and in float32 or bfloat16."""
     tensors = [part.theta, part.grad, *part.state.values()]
     return all(type(t) is Tensor for t in tensors) and all(
-        t.dtype == torch.float32 and t.is_contiguous() for t in part.state.values()
+        t.dtype in STATE_DTYPES and t.is_contiguous() for t in part.state.values()
     )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.config import RuleConfig
+from l2o_runtime.contexts import WindowContext
 from l2o_runtime.features import BETA
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, tanh_module, update_module
-from l2o_runtime.parts import Part, rows
+from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
 
 LARGEST = 64
@@ -28,9 +29,11 @@ SMALLEST = 2048
 
 
 @functools.cache
-def compile_update(config: RuleConfig, shape: Shape) -> tuple[Callable[..., None], Compiled]:
+def compile_update(
+    config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
+) -> tuple[Callable[..., None], Compiled]:
     """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
-    module = update_module(config, shape)
+    module = update_module(config, shape, dtypes)
     pointers = len(module.get_global("update").args) - 2
     compiled = Compiled(module)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_float, *[ctypes.c_void_p] * pointers)
@@ -77,7 +80,7 @@ class Scratch:
     """What a thread needs besides the states: a chunk's gradients and steps, and one padded tile.
 
     Args:
-        widths: floats per coordinate of each state.
+        widths: numbers per coordinate of each state.
     """
 
     def __init__(self, widths: list[int]):
@@ -104,8 +107,7 @@ class CPUKernel:
     def __init__(self, rule: Rule):
         self.rule = rule
         config, cell = rule.config, rule.cell
-        shape = choose_shape(config.hidden, widest())
-        self.update, _ = compile_update(_architecture(config), shape)
+        self.shape = shape = choose_shape(config.hidden, widest())
         rows = [torch.cat([cell.weight_ih[i], cell.weight_hh[i]], 1) for i in range(config.layers)]
         packed = [pack(row, shape).reshape(-1) for row in rows]
         self.weights = torch.cat([*packed, cell.head.weight.reshape(-1), cell.head.bias]).detach()
@@ -118,6 +120,7 @@ class CPUKernel:
         self.keys = averages + [f"{name}{layer}" for layer in range(config.layers) for name in "hc"]
         self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
         self.scratch: list[Scratch] = []
+        self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
 
     def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
         """Advance a part; its chunks are dealt out to as many threads as torch uses."""
@@ -125,11 +128,12 @@ class CPUKernel:
         if n == 0 or not bool(good):
             return
         if self.weight_context is not None:
-            with torch.autocast("cpu", enabled=False):
+            with full_precision(context.device):
                 torch.addmv(self.fixed_bias, self.weight_context, context, out=self.first_bias)
         step = 1 + float(part.state["step"])
-        states = [part.state[key].view(n, -1) for key in self.keys]
-        job = _Job(part, states, 1 - BETA**step, reach)
+        states = [part.state[key] for key in self.keys]
+        strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
+        job = _Job(part, states, strides, self._update(states), 1 - BETA**step, reach)
         threads = torch.get_num_threads()
         size = _chunk_size(n, threads)
         starts = iter(range(0, n, size))
@@ -142,6 +146,13 @@ class CPUKernel:
         finally:
             for future in futures:
                 future.result()
+
+    def _update(self, states: list[Tensor]) -> Callable[..., None]:
+        """The code for states of these dtypes."""
+        dtypes = tuple(state.dtype for state in states)
+        if dtypes not in self.updates:
+            self.updates[dtypes], _ = compile_update(_architecture(self.rule.config), self.shape, dtypes)
+        return self.updates[dtypes]
 
     def _work(self, job: "_Job", starts: Iterator[int], size: int, scratch: Scratch) -> None:
         """Advance chunks until none is left; taking the next one is atomic."""
@@ -156,14 +167,11 @@ class CPUKernel:
         delta = scratch.delta[: stop - start]
         full = (stop - start) // ROWS
         if full:
-            states = [address + 4 * start * width for address, width in zip(job.addresses, self.widths, strict=True)]
-            self._call(full, job.correction, grad.data_ptr(), delta.data_ptr(), states)
+            self._call(job, full, grad.data_ptr(), delta.data_ptr(), job.places(start))
         if (stop - start) % ROWS:
             self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
-        if job.window:
-            remembered = self.rule.context.remember(theta.float(), grad, rows(job.part.state, piece))
-            for key, value in remembered.items():
-                job.part.state[key][piece].copy_(value)
+        if job.window is not None and isinstance(self.rule.context, WindowContext):
+            push(job.window[piece], self.rule.context.snapshot(theta, grad))
         _move(job.part, theta, delta, job.reach, scratch)
 
     def _tail(self, job: "_Job", grad: Tensor, delta: Tensor, start: int, scratch: Scratch) -> None:
@@ -171,17 +179,17 @@ class CPUKernel:
         count = len(grad)
         scratch.tile[0, :count].copy_(grad)
         copies = [copy.data_ptr() for copy in scratch.states]
-        places = [address + 4 * start * width for address, width in zip(job.addresses, self.widths, strict=True)]
-        sizes = [4 * count * width for width in self.widths]
+        places = job.places(start)
+        sizes = [count * stride for stride in job.strides]
         for place, copy, size in zip(places, copies, sizes, strict=True):
             ctypes.memmove(copy, place, size)  # a tenth of the time of a tensor's copy_
-        self._call(1, job.correction, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), copies)
+        self._call(job, 1, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), copies)
         delta.copy_(scratch.tile[1, :count])
         for place, copy, size in zip(places, copies, sizes, strict=True):
             ctypes.memmove(place, copy, size)
 
-    def _call(self, tiles: int, correction: float, grad: int, delta: int, states: list[int]) -> None:
-        self.update(tiles, correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
+    def _call(self, job: "_Job", tiles: int, grad: int, delta: int, states: list[int]) -> None:
+        job.update(tiles, job.correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
 
 
 def _chunk_size(n: int, threads: int) -> int:
@@ -192,18 +200,48 @@ def _chunk_size(n: int, threads: int) -> int:
 
 
 class _Job:
-    """One part in one step."""
+    """One part in one step.
 
-    def __init__(self, part: Part, states: list[Tensor], correction: float, reach: float | None):
-        self.part, self.correction, self.reach = part, correction, reach
+    Attributes:
+        addresses: of the states.
+        strides: bytes per coordinate of each.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        states: list[Tensor],
+        strides: list[int],
+        update: Callable[..., None],
+        correction: float,
+        reach: float | None,
+    ):
+        self.part, self.update, self.correction, self.reach = part, update, correction, reach
         self.addresses = [state.data_ptr() for state in states]
-        self.window = "window" in part.state
+        self.strides = strides
+        self.window = part.state.get("window")
+
+    def places(self, start: int) -> list[int]:
+        """Addresses of the states of a coordinate."""
+        return [address + start * stride for address, stride in zip(self.addresses, self.strides, strict=True)]
 
 
 def _architecture(config: RuleConfig) -> RuleConfig:
     """What the code depends on, so that rules that differ in nothing else share it."""
     keys = ("features", "hidden", "layers", "output", "output_scale")
     return RuleConfig(**{key: getattr(config, key) for key in keys})
+
+
+def push(window: Tensor, newest: Tensor) -> None:
+    """`gram.push` in place: as rows lie end to end, moving all of them by one number drops the oldest of each.
+
+    Args:
+        window: (n, m + 1) contiguous, n > 0.
+        newest: (n,).
+    """
+    start, size = window.data_ptr(), window.element_size()
+    ctypes.memmove(start, start + size, size * (window.numel() - 1))
+    window[:, -1].copy_(newest)
 
 
 def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:

@@ -13,6 +13,9 @@ from llvmlite import ir
 F32, I32, I64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 POINTER = F32.as_pointer()
 
+BF16 = ir.IntType(16)
+"""bfloat16 by its bits, the upper half of a float32's: every processor rounds them alike."""
+
 Number: TypeAlias = Union["Vector", float]
 Body: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
 
@@ -120,14 +123,36 @@ def constant(kind: Any, number: float) -> Any:
 
 
 def load(builder: Any, pointer: Any, width: int) -> Vector:
-    """`width` floats from an address that need not be aligned."""
-    kind = ir.VectorType(F32, width)
-    return Vector(builder, builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4))
+    """`width` numbers, float32 or bfloat16, from an address that need not be aligned to more than one of them."""
+    kind = ir.VectorType(pointer.type.pointee, width)
+    narrow = kind.element == BF16
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=2 if narrow else 4)
+    return widened(builder, value) if narrow else Vector(builder, value)
 
 
 def store(builder: Any, vector: Vector, pointer: Any) -> None:
-    """Write a vector to an address that need not be aligned."""
-    builder.store(vector.value, builder.bitcast(pointer, vector.value.type.as_pointer()), align=4)
+    """Write a vector as what the address holds, float32 or bfloat16."""
+    narrow = pointer.type.pointee == BF16
+    value = rounded(builder, vector) if narrow else vector.value
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=2 if narrow else 4)
+
+
+def widened(builder: Any, bits: Any) -> Vector:
+    """bfloat16 as float32, exactly."""
+    wide = ir.VectorType(I32, bits.type.count)
+    shifted = builder.shl(builder.zext(bits, wide), constant(wide, 16))
+    return Vector(builder, builder.bitcast(shifted, ir.VectorType(F32, bits.type.count)))
+
+
+def rounded(builder: Any, vector: Vector) -> Any:
+    """float32 as bfloat16, to the nearest, ties to even; NaN stays NaN."""
+    wide = ir.VectorType(I32, vector.value.type.count)
+    bits = builder.bitcast(vector.value, wide)
+    odd = builder.and_(builder.lshr(bits, constant(wide, 16)), constant(wide, 1))
+    nearest = builder.add(builder.add(bits, constant(wide, 0x7FFF)), odd)
+    unordered = builder.fcmp_unordered("uno", vector.value, vector.value)
+    kept = builder.select(unordered, constant(wide, 0x7FC00000), nearest)
+    return builder.trunc(builder.lshr(kept, constant(wide, 16)), ir.VectorType(BF16, wide.count))
 
 
 def broadcast(builder: Any, pointer: Any, width: int) -> Vector:

@@ -3,7 +3,8 @@
 The weights are packed so that a vector holds all four gates of some units, [i … f … g … o …]. A tile keeps
 `vectors` of them for each of its coordinates as running sums of the products, which are broadcasts of x and h
 times rows of weights. Four such vectors are then transposed into one vector of each gate, whose units lie in the
-order of the states h and c in memory; thus nothing but the states is read or written.
+order of the states h and c in memory; thus nothing but the states is read or written. States in bfloat16 are widened
+when they are read and rounded when they are written; all between is float32.
 
 Source: the blocking is that of Goto & van de Geijn 2008, section 5, on registers.
 """
@@ -17,7 +18,20 @@ from torch import Tensor
 
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.features import BETA, EPSILON, FEATURE_SPECS, LARGEST, LOG_SIGN_P, WIDTH
-from l2o_runtime.kernels.emit import F32, I64, POINTER, VOID, Vector, broadcast, join, load, loop, shuffle, store
+from l2o_runtime.kernels.emit import (
+    BF16,
+    F32,
+    I64,
+    POINTER,
+    VOID,
+    Vector,
+    broadcast,
+    join,
+    load,
+    loop,
+    shuffle,
+    store,
+)
 
 ROWS = 4
 """Coordinates of a tile; as many as there are gates, for they change places."""
@@ -95,7 +109,6 @@ class Tile:
         self.builder, self.config, self.shape = builder, config, shape
         with builder.goto_entry_block():
             self.features = builder.alloca(F32, WIDTH * ROWS)
-            self.hidden = builder.alloca(F32, shape.hidden * ROWS)
 
     def at(self, pointer: Any, *offsets: Any) -> Any:
         """An address so many floats further on."""
@@ -185,11 +198,30 @@ class Tile:
             units = range(index * self.shape.units, (index + 1) * self.shape.units)
             store(self.builder, shuffle(vector, None, units), self.at(base, first, offset))
 
-    def layer(self, x: Any, steps: tuple[int, int], count: int, bias: Any, weights: Any, h: Any, c: Any) -> None:
-        """Advance one layer; h and c are written in place."""
+    def scratch(self) -> Any:
+        """Memory for the h of a tile, (ROWS, hidden) float32."""
+        with self.builder.goto_entry_block():
+            return self.builder.alloca(F32, ROWS * self.shape.hidden)
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Write the h of a tile elsewhere."""
+        width = self.shape.width
+        for offset in range(0, ROWS * self.shape.hidden, width):
+            store(self.builder, load(self.builder, self.at(source, offset), width), self.at(target, offset))
+
+    def layer(self, x: Any, steps: tuple[int, int], count: int, bias: Any, weights: Any, h: Any, c: Any) -> Any:
+        """Advance one layer; h and c are written in place.
+
+        Returns:
+            Address of the new h, (ROWS, hidden) float32.
+        """
         shape = self.shape
         line = shape.vectors * shape.width
-        target = h if shape.groups == 1 else self.hidden  # other groups still need the old h
+        old = h
+        if h.type != POINTER:
+            old = self.scratch()
+            self.copy(h, old)
+        target = old if shape.groups == 1 else self.scratch()  # other groups still need the old h
 
         def body(group: Any, _: list[Any]) -> list[Any]:
             here = self.at(bias, self.times(group, line))
@@ -198,14 +230,14 @@ class Tile:
             ]
             rows = self.at(weights, self.times(group, line * (count + shape.hidden)))
             sums = self.products(start * ROWS, x, steps, count, rows)
-            sums = self.products(sums, h, (1, shape.hidden), shape.hidden, self.at(rows, line * count))
+            sums = self.products(sums, old, (1, shape.hidden), shape.hidden, self.at(rows, line * count))
             self.gates(sums, c, target, group)
             return []
 
         loop(self.builder, I64(shape.groups), [], body)
-        if shape.groups > 1:
-            for offset in range(0, ROWS * shape.hidden, ROWS):
-                store(self.builder, load(self.builder, self.at(self.hidden, offset), ROWS), self.at(h, offset))
+        if target is not h:
+            self.copy(target, h)
+        return target
 
     def head(self, h: Any, weights: Any) -> Vector:
         """scale · (w · h + b) of each coordinate, (4,); tanh before the scale if the rule says so."""
@@ -237,16 +269,17 @@ def transpose(vectors: list[Vector], units: int) -> list[Vector]:
     return result
 
 
-def update_module(config: RuleConfig, shape: Shape) -> ir.Module:
+def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
     """`update(tiles, correction, weights, bias, grad, delta, [m, v], h0, c0, h1, …)` of a rule.
 
     `weights` are the packed rows of all layers, one layer after the other, then the head's weights and bias;
-    `bias` the packed biases of all layers, the first with the context's part. All are float32. `correction` is
-    1 − βᵗ of the averages m and v.
+    `bias` the packed biases of all layers, the first with the context's part. All are float32 but for the states,
+    each of which has one of `dtypes`. `correction` is 1 − βᵗ of the averages m and v.
     """
     module = ir.Module(name="l2o")
     averages = 2 if FEATURE_SPECS[config.features] else 0
-    kind = ir.FunctionType(VOID, [I64, F32] + [POINTER] * (4 + averages + 2 * config.layers))
+    kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
+    kind = ir.FunctionType(VOID, [I64, F32] + [POINTER] * 4 + kept)
     function = ir.Function(module, kind, name="update")
     for argument in function.args[2:]:
         argument.add_attribute("noalias")
@@ -267,9 +300,9 @@ def update_module(config: RuleConfig, shape: Shape) -> ir.Module:
         for layer in range(config.layers):
             block = tile.times(row, shape.hidden)
             h, c = (tile.at(pointer, block) for pointer in states[averages + 2 * layer :][:2])
-            tile.layer(x, steps, count, tile.at(bias, layer * line), weight, h, c)
+            x = tile.layer(x, steps, count, tile.at(bias, layer * line), weight, h, c)
             weight = tile.at(weight, line * (count + shape.hidden))
-            x, steps, count = h, (1, shape.hidden), shape.hidden
+            steps, count = (1, shape.hidden), shape.hidden
         store(builder, tile.head(x, weight), tile.at(delta, row))
         return []
 

@@ -59,12 +59,13 @@ def network_flops(config: RuleConfig) -> int:
     return layers + 2 * config.hidden + 1
 
 
-def contenders(rule: str, extras: Iterable[str] = ()) -> list[Contender]:
+def contenders(rule: str, extras: Iterable[str] = (), state_dtype: torch.dtype = torch.float32) -> list[Contender]:
     """Everyone, references first.
 
     Args:
         rule: a bundled name, or a file.
         extras: import paths "module:Class".
+        state_dtype: what `LearnedOptimizer` keeps its state in.
 
     Raises:
         ArtifactError: the rule cannot be read.
@@ -74,8 +75,9 @@ def contenders(rule: str, extras: Iterable[str] = ()) -> list[Contender]:
     loaded = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
     foreach = Contender(FOREACH, partial(Adam, foreach=True), ())
     fused = Contender(FUSED, partial(Adam, fused=True), (FOREACH,))
-    named = Contender(f"rule {rule}", partial(LearnedOptimizer, rule=path), flops=network_flops(loaded.config))
-    contexts = [_untrained(name, context) for name, context in CONTEXTS.items()]
+    make = partial(LearnedOptimizer, rule=path, state_dtype=state_dtype)
+    named = Contender(f"rule {rule}", make, flops=network_flops(loaded.config))
+    contexts = [_untrained(name, context, state_dtype) for name, context in CONTEXTS.items()]
     plain = Contender("plain nn.LSTMCell", partial(PlainLSTM, rule=_rule(NoneConfig())), flops=contexts[0].flops)
     others = [Contender(text, import_optimizer(text)) for text in dict.fromkeys(extras)]
     return [foreach, fused, *contexts, named, plain, *others]
@@ -86,13 +88,13 @@ def _rule(context: ContextConfig) -> Rule:
     return Rule(RuleConfig(context=context)).eval().requires_grad_(False)
 
 
-def _untrained(name: str, context: ContextConfig) -> Contender:
+def _untrained(name: str, context: ContextConfig, state_dtype: torch.dtype) -> Contender:
     rule = _rule(context)
 
     def make(params: list[Tensor]) -> Optimizer:
         with tempfile.TemporaryDirectory() as folder:
             save_rule(Path(folder) / "rule.safetensors", rule)
-            return LearnedOptimizer(params, rule=Path(folder) / "rule.safetensors")
+            return LearnedOptimizer(params, rule=Path(folder) / "rule.safetensors", state_dtype=state_dtype)
 
     references = (FOREACH, FUSED) if name == NO_CONTEXT else (FOREACH, FUSED, NO_CONTEXT)
     return Contender(name, make, references, network_flops(rule.config))

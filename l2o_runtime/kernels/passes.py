@@ -1,4 +1,4 @@
-"""CountSketch on the CPU in one compiled pass; `l2o_runtime.sketch` is its definition."""
+"""What contexts observe, on the CPU in one compiled pass; `l2o_runtime.sketch` and `l2o_runtime.gram` define it."""
 
 import numba
 import numpy as np
@@ -50,3 +50,25 @@ def add_sketch(vector, start, buckets, signs, out):  # type: ignore[no-untyped-d
             place = places[i] & mask if mask else places[i] % size
             value = vector[first + i]
             out[int64(place)] += -value if odd[i] else value
+
+
+@numba.njit(cache=True)
+def add_products(theta, window, out):  # type: ignore[no-untyped-def]
+    """Add the inner products of the newest snapshot with those that stay in the window, and with itself, to `out`.
+
+    Args:
+        theta: (n,) float32.
+        window: (n, m + 1) float32, of which the first column is about to be dropped.
+        out: (m + 1,) float64, written.
+    """
+    size = window.shape[1]
+    sums = np.zeros(size)  # memory of its own, so that the compiler knows that it overlaps with nothing
+    square = 0.0
+    for i in range(len(theta)):
+        value = np.float64(theta[i])
+        square += value * value
+        for k in range(size):
+            sums[k] += value * np.float64(window[i, k])
+    for k in range(1, size):
+        out[k - 1] += sums[k]
+    out[size - 1] += square

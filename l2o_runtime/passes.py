@@ -1,0 +1,40 @@
+"""Passes over coordinates that are compiled where numba is installed; `l2o_runtime.kernels.passes` has them."""
+
+import functools
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
+    """A compiled pass, for plain contiguous float32 tensors on the CPU, outside of traces and gradients.
+
+    Args:
+        name: of the function.
+        tensors: what it is to read.
+
+    Returns:
+        The function, which takes numpy's arrays; None where torch's operators have to do.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore
+        return None
+    for tensor in tensors:
+        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous()
+        if not plain or tensor.dtype != torch.float32 or tensor.requires_grad:
+            return None
+    module = _passes()
+    return None if module is None else cast("Callable[..., None]", getattr(module, name))
+
+
+@functools.cache
+def _passes() -> ModuleType | None:
+    if os.environ.get("L2O_KERNELS") == "plain" or find_spec("numba") is None:
+        return None
+    from l2o_runtime.kernels import passes
+
+    return passes
