@@ -84,7 +84,7 @@ class Rule(nn.Module):
             (..., k); sum over all parts before `contextualise`.
         """
         statistics = self.context.observe(param, grad, state, offset)
-        return torch.cat([self.progress.observe(grad), statistics], dim=-1) if self.progress else statistics
+        return torch.cat([self.progress.observe(grad, state), statistics], dim=-1) if self.progress else statistics
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The context of this step.

@@ -161,18 +161,26 @@ def test_where_there_was_never_a_gradient_a_moments_rule_does_not_move(tmp_path)
 
 
 def test_progress_against_its_definition():
-    """The loss is hidden at first, and once later."""
+    """The loss is hidden at first, and once later; one coordinate never had a gradient before."""
     losses = [0, 0, 3.0, 2.0, 0, 1.5, 1.0]
-    grads = torch.randn(len(losses), 6, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    grads, averages = rng.normal(size=(len(losses), 6)), {"m10": rng.normal(size=6), "v1000": rng.uniform(1, 2, size=6)}
+    averages["v1000"][5] = 0
+    coordinates = {key: torch.tensor(value).float() for key, value in averages.items()}
     progress = Progress()
     state = {key: torch.zeros(shape, dtype=dtype) for key, (shape, dtype) in progress.context_spec.items()}
     for loss, grad in zip(losses, grads, strict=True):
-        vector, state = progress.contextualise(progress.observe(grad), torch.tensor(float(loss)), state)
+        halves = torch.tensor(grad).float().split(3)
+        split = [{key: value[part] for key, value in coordinates.items()} for part in (slice(3), slice(3, 6))]
+        statistics = sum(progress.observe(half, part) for half, part in zip(halves, split, strict=True))
+        vector, state = progress.contextualise(statistics, torch.tensor(float(loss)), state)
     logs = np.log([loss for loss in losses if loss])
     fast, slow = (np.average(logs, weights=(1 - 1 / span) ** np.arange(len(logs))[::-1]) for span in (10, 50))
-    energy = np.average(grads.square().mean(-1), weights=0.99 ** np.arange(len(losses))[::-1])
-    expected = [np.log(energy) / 2, 7 / 17, 7 / 107, 7 / 1007, 5 * (fast - slow), fast - np.log(3), 1]
-    np.testing.assert_allclose(vector.numpy(), expected, rtol=1e-4)
+    energy = np.average((grads**2).mean(-1), weights=0.99 ** np.arange(len(losses))[::-1])
+    g, m = (x[:5] / np.sqrt(averages["v1000"][:5]) for x in (grads[-1], averages["m10"]))
+    cosine = g @ m / np.linalg.norm(g) / np.linalg.norm(m)
+    expected = [np.log(energy) / 2, 7 / 17, 7 / 107, 7 / 1007, 5 * (fast - slow), fast - np.log(3), 1, cosine]
+    np.testing.assert_allclose(vector.numpy(), [*expected, np.log(m @ m / (g @ g)) / 4], rtol=1e-4)
 
 
 def test_lstm_equals_torchs_cells():

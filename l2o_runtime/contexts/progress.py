@@ -18,16 +18,18 @@ ENERGY_SPAN = 100
 
 
 class Progress:
-    """Size of the gradients, time, and what became of the loss.
+    """Size of the gradients, time, whether gradients agree, and what became of the loss.
 
-    Its vector is [level, step/(step + 10), step/(step + 100), step/(step + 1000), trend, decline, seen]. The level, log
-    of the root mean square of all gradients over 100 steps, is not for the network but for its features. Trend is the
-    difference of the average log-losses over 10 and over 50 steps; decline is that from the first loss; seen is
-    whether there is a loss. Losses that are not positive count as not there.
+    Its vector is [level, step/(step + 10), step/(step + 100), step/(step + 1000), trend, decline, seen, agreement,
+    steadiness]. The level, log of the root mean square of all gradients over 100 steps, is not for the network but for
+    its features. Trend is the difference of the average log-losses over 10 and over 50 steps; decline is that from
+    the first loss; seen is whether there is a loss. Losses that are not positive count as not there. With every
+    coordinate divided by √v₁₀₀₀, agreement is the cosine of the gradient and its average m₁₀ before it, and steadiness
+    the log of how large the latter is beside the former: steps that are too long turn gradients around.
     """
 
-    STATISTICS: ClassVar[int] = 2
-    WIDTH: ClassVar[int] = 2 + len(CLOCKS) + 1
+    STATISTICS: ClassVar[int] = 5
+    WIDTH: ClassVar[int] = len(CLOCKS) + 5
     """Of what the network sees: without the level."""
 
     @property
@@ -36,15 +38,26 @@ class Progress:
         keys = ("steps", "losses_seen", "energy", "first_loss", *(f"loss{span}" for span in SPANS))
         return dict.fromkeys(keys, ((), torch.float32))
 
-    def observe(self, grad: Tensor) -> Tensor:
-        """Σ g² and the number of coordinates, (..., 2), of gradients (..., n)."""
-        square = grad.clamp(-LARGEST, LARGEST).double().square()
-        return torch.stack([square.sum(-1), torch.ones_like(square).sum(-1)], dim=-1)
+    def observe(self, grad: Tensor, state: State) -> Tensor:
+        """Number of coordinates, Σ g², and Σ g m/v, Σ g²/v, Σ m²/v where v > 0: (..., 5) of gradients (..., n).
+
+        Args:
+            grad: (..., n).
+            state: of the features `moments`, before this step: m10, v1000.
+        """
+        grad = grad.clamp(-LARGEST, LARGEST)
+        root = state["v1000"].sqrt()
+        there = root > 0
+        root = torch.where(there, root, torch.ones_like(root))
+        g, m = (torch.where(there, (x / root).clamp(-100, 100), torch.zeros_like(x)) for x in (grad, state["m10"]))
+        sums = [torch.ones_like(grad), grad.double().square(), g * m, g * g, m * m]
+        return torch.stack([x.double().sum(-1) for x in sums], dim=-1)
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
-        """The vector (..., 7) and the new state, from summed statistics (..., 2) and loss (...)."""
+        """The vector (..., 9) and the new state, from summed statistics (..., 5) and loss (...)."""
         steps = state["steps"] + 1
-        mean = (statistics[..., 0] / statistics[..., 1].clamp_min(1)).float()
+        count, square, product, gg, mm = statistics.unbind(-1)
+        mean = (square / count.clamp_min(1)).float()
         energy = state["energy"] + (mean - state["energy"]) / ENERGY_SPAN
         level = (energy / (1 - (1 - 1 / ENERGY_SPAN) ** steps)).clamp_min(1e-36).log() / 2
 
@@ -61,5 +74,7 @@ class Progress:
         any_seen = (seen > 0).float()
         trend = any_seen * (5 * (averages[0] - averages[1])).clamp(-3, 3)
         decline = any_seen * (averages[0] - first).clamp(-5, 5)
+        agreement = (product / (gg * mm).clamp_min(1e-30).sqrt()).float()
+        steadiness = ((mm + 1e-6) / (gg + 1e-6)).log().float() / 4
         clocks = [steps / (steps + scale) for scale in CLOCKS]
-        return torch.stack([level, *clocks, trend, decline, any_seen], dim=-1), new
+        return torch.stack([level, *clocks, trend, decline, any_seen, agreement, steadiness], dim=-1), new

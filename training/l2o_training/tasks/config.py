@@ -1,5 +1,6 @@
 """Tasks as configuration: what a preset's `[[tasks]]` may hold."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,13 +31,19 @@ class QuadraticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """A multi-layer perceptron on images; no entry in `hidden` is logistic regression."""
+    """A multi-layer perceptron on images; no entry in `hidden` is logistic regression.
+
+    Attributes:
+        gain, shift: images x become gain · x + shift.
+    """
 
     kind: ClassVar[str] = "mlp"
     data: str = "digits"
     hidden: tuple[int, ...] = (20,)
     activation: Activation = "sigmoid"
     batch_size: int = 128
+    gain: float = 1.0
+    shift: float = 0.0
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -76,6 +83,8 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
         return QuadraticTask(config.size, device)
     data = load(config.data).to(device)
     if isinstance(config, MLPConfig):
+        if (config.gain, config.shift) != (1.0, 0.0):
+            data = dataclasses.replace(data, images=config.gain * data.images + config.shift)
         inputs = data.images[0].numel()
         model = partial(mlp, inputs, config.hidden, data.classes, config.activation)
         default = f"{config.data}-{'-'.join(map(str, config.hidden))}-{config.activation}"
