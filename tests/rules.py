@@ -34,5 +34,6 @@ def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
     torch.manual_seed(seed)
     rule = Rule(config).eval().requires_grad_(False)
     if config.features == "moments":  # its head is zero at first, and the network without effect
+        torch.manual_seed(seed + 1)
         rule.cell.head.weight.normal_(std=0.05)
     return rule

@@ -124,7 +124,8 @@ def test_copies_continue_alike(rule_file, copier):
 
 def test_groups_have_their_own_lr_and_weight_decay(rule_file):
     torch.manual_seed(0)
-    a, b, c = (nn.Parameter(torch.randn(4)) for _ in range(3))
+    values = torch.randn(4)  # the same for all: a rule may look at them
+    a, b, c = (nn.Parameter(values.clone()) for _ in range(3))
     start = [p.detach().clone() for p in (a, b, c)]
     optimizer = LearnedOptimizer(
         [{"params": [a]}, {"params": [b], "lr": 0.0}, {"params": [c], "lr": 0.25, "weight_decay": 0.5}],

@@ -1,5 +1,6 @@
 """Window, sketch, features, cell and contexts, each against a plain reference."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from l2o_runtime import ConfigError, LearnedOptimizer, Rule, RuleConfig
 from l2o_runtime.artifact import save_rule
 from l2o_runtime.cells import CoordinateLSTM
-from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, PlaceboConfig, WindowConfig, build, to_dict
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, WindowConfig, build, to_dict
 from l2o_runtime.contexts import KAE, make_context
 from l2o_runtime.contexts.kae import rotate
 from l2o_runtime.contexts.progress import Progress
@@ -223,9 +224,10 @@ def test_same_seed_gives_the_same_cell_whatever_the_context(rule):
     """A placebo of the same width has all of its weights, a rule without context all but the context's."""
     width = rule.config.context.width
     cell = rule.cell.state_dict()
-    none = make_rule(RuleConfig()).cell.state_dict()
-    assert none.pop("weight_context").shape == (80, 0)
-    placebo = make_rule(RuleConfig(context=PlaceboConfig(width=width))).cell.state_dict() if width else cell
+    none = make_rule(dataclasses.replace(rule.config, context=NoneConfig())).cell.state_dict()
+    assert none.pop("weight_context").shape == (80, cell["weight_context"].shape[1] - width)
+    control = PlaceboConfig(width=width) if width else NoneConfig()
+    placebo = make_rule(dataclasses.replace(rule.config, context=control)).cell.state_dict()
     assert cell.keys() == placebo.keys() == none.keys() | {"weight_context"}
     for name, tensor in cell.items():
         assert torch.equal(tensor, placebo[name]), name
