@@ -120,17 +120,9 @@ def test_the_derived_rule_is_the_one_that_training_gives(tmp_path):
 VARIANTS = [(study, variant) for plan in PLANS.values() for study in plan.studies for variant in study.variants]
 
 
-NEW = ("flag-20", "gradient-1-20", "loss-1-20")
-"""Variants with contexts that the configuration may not know yet."""
-
-
 @pytest.mark.parametrize(("study", "variant"), VARIANTS, ids=[variant.name for _, variant in VARIANTS])
 def test_variants_differ_from_their_placebo_in_the_context_alone(study, variant):
-    try:
-        config = variant.config(1)
-    except ConfigError as error:
-        assert variant.name in NEW
-        pytest.skip(str(error))
+    config = variant.config(1)
     assert config.seed == 1
     if variant.placebo:
         placebo = study.variant(variant.placebo).config(1)
@@ -486,18 +478,19 @@ def test_pages_say_what_is_missing(name, tmp_path, done):
         assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", text)
 
 
-def test_the_pages_of_controls_fig3_and_horizon(done, tmp_path):
+def test_the_pages_of_controls_fig3_default_and_horizon(done, tmp_path):
     """Plans whose rules are there already only measure."""
     _, lab = done
     seen = []
-    for name in ("controls", "fig3", "horizon"):
+    for name in ("controls", "fig3", "default", "horizon"):
         plan = shrink(name)
         if name == "controls":
             (study,) = plan.studies
             plan = replace(plan, studies=(replace(study, variants=(plans.L2O, plans.DMD_1_20)),))
-        if name == "horizon":
+        if name in ("default", "horizon"):
             (study,) = plan.studies
-            plan = replace(plan, studies=(replace(study, steps=5000, runs=1, tasks=study.tasks[:1], lrs=(0.01,)),))
+            steps = {"default": 1000, "horizon": 5000}[name]
+            plan = replace(plan, studies=(replace(study, steps=steps, runs=1, tasks=study.tasks[:1], lrs=(0.01,)),))
         reproduce(plan, lab, report=lambda what, *_: seen.append(what))
         text = write_page(name, plan, lab, tmp_path / "pages", []).read_text()
         assert "not run" not in text.lower(), text

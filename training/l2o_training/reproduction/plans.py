@@ -191,6 +191,9 @@ def _koopman_study(name: str) -> Study:
     return Study(name=name, variants=variants, tasks=(task,), steps=100, runs=runs)
 
 
+CHECKPOINTS = (300, 1000)
+"""Steps after which the plan `default` looks at the loss."""
+
 SETTING = (
     "Meta-training on MNIST, one hidden layer of 8 sigmoid units, T = 100, u = 20, one instance per epoch, 1000 "
     "epochs; a 2 × 20 LSTM over `log_sign` features."
@@ -225,6 +228,12 @@ PLANS = {
         "0.003, a 2 × 20 LSTM, window 64. Unlike there: `log_sign` features instead of plain gradients, a clipped "
         "meta-gradient, and a KAE that is trained with a Koopman loss.",
         studies=tuple(_koopman_study(name) for name in KOOPMAN_TASKS),
+    ),
+    "default": Plan(
+        title="The bundled rule against Adam",
+        text="The bundled `default`, meta-trained on small MLPs on MNIST alone, on the six tasks of Table 1 of arXiv "
+        f"2211.16268, after {' and '.join(map(str, CHECKPOINTS))} steps.",
+        studies=(Study(name="default", tasks=TABLE1, steps=CHECKPOINTS[-1], runs=10, rules=("default",)),),
     ),
     "horizon": Plan(
         title="Beyond the horizon",

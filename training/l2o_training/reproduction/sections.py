@@ -12,6 +12,7 @@ from l2o_training.reproduction.figures import dots, forest, heat_map, panels
 from l2o_training.reproduction.measure import bundled, final
 from l2o_training.reproduction.numbers import NOT_RUN, Numbers, markdown, number, ratio, with_spread
 from l2o_training.reproduction.plans import (
+    CHECKPOINTS,
     DMD_1_20,
     DMD_1_100,
     L2O,
@@ -214,6 +215,37 @@ def _over_horizon(curves: np.ndarray) -> np.ndarray:
     return np.asarray(curves.mean(-1))
 
 
+def default(studies: list[Numbers], out: Path) -> Section:
+    """Rules as they are bundled, against Adam at 0.01 and tuned for every task and number of steps."""
+    (numbers,) = studies
+    names = [bundled(rule).name for rule in numbers.study.rules]
+    rows = [_at(numbers, name, task, at) for name in names for at in CHECKPOINTS for task in numbers.tasks]
+    panels(_pooled(numbers, {name: name for name in names} | {ADAM: "Adam 0.01"}), out / "default.png", CHECKPOINTS)
+    header = ["rule", "task", "steps", "loss", "Adam 0.01", "Adam tuned", "loss / Adam 0.01's", "loss / tuned Adam's"]
+    score = [f"- {name}, {at} steps: {_score(numbers, name, at)}." for name in names for at in CHECKPOINTS]
+    return Section(
+        f"Mean of the 10 steps up to there, ± over {numbers.study.runs} runs. Adam is tuned for each line on the very "
+        f"runs it is scored on, over {', '.join(f'{lr:g}' for lr in numbers.study.lrs)}.\n\n"
+        + "\n\n".join(["\n".join(score), markdown(header, rows), "![curves](default.png)"])
+    )
+
+
+def _score(numbers: Numbers, name: str, at: int) -> str:
+    """On how many tasks a rule is at or under Adam."""
+    shares = [_shares(numbers, name, task, at) for task in numbers.tasks]
+    counts = [sum(share[i] <= 1 for share in shares) for i in range(2)]
+    total = len(shares)
+    return f"at or under Adam 0.01 on {counts[0]} of {total} tasks, under tuned Adam on {counts[1]} of {total}"
+
+
+def _shares(numbers: Numbers, name: str, task: str, at: int) -> tuple[float, float]:
+    """Loss after so many steps as a share of that of Adam 0.01 and of tuned Adam; NaN where one was not measured."""
+    ours, reference, best = numbers.of(name, task), numbers.of(ADAM, task), numbers.tuned(task, at)
+    loss = np.nan if ours is None else final(ours[..., :at]).mean()
+    plain = np.nan if reference is None else final(reference[..., :at]).mean()
+    return float(loss / plain), float(loss / best[0]) if best else np.nan
+
+
 def horizon(studies: list[Numbers], out: Path) -> Section:
     """Losses far beyond what rules were meta-trained for."""
     (numbers,) = studies
@@ -225,11 +257,13 @@ def horizon(studies: list[Numbers], out: Path) -> Section:
         names[contender.name] = contender.name
         marks |= {multiple * length for multiple in MULTIPLES}
         for task in numbers.tasks:
-            rows += [_at(numbers, contender.name, task, m, m * length) for m in MULTIPLES]
+            for multiple in MULTIPLES:
+                name, *cells = _at(numbers, contender.name, task, multiple * length)
+                rows.append([f"{name}, {multiple} × {length}", *cells])
     curves = _pooled(numbers, names | {ADAM: "Adam 0.01"})
     smooth = {task: {name: _running_mean(c) for name, c in named.items()} for task, named in curves.items()}
     panels(smooth, out / "horizon.png", tuple(sorted(marks)))
-    header = ["rule", "task", "horizons", "steps", "loss", "Adam 0.01", "Adam tuned", "loss / Adam 0.01's"]
+    header = ["rule, horizon", "task", "steps", "loss", "Adam 0.01", "Adam tuned", "/ Adam 0.01's", "/ tuned Adam's"]
     return Section(
         f"Mean of the 10 steps up to there, ± over {numbers.study.runs} runs. Adam is tuned for each line on the very "
         f"runs it is scored on.\n\n{markdown(header, rows)}\n\n![curves](horizon.png)\n\n"
@@ -243,14 +277,13 @@ def _running_mean(curves: np.ndarray) -> np.ndarray:
     return np.pad(means, ((0, 0), (LAST - 1, 0)), constant_values=np.nan)
 
 
-def _at(numbers: Numbers, name: str, task: str, multiple: int, steps: int) -> list[str]:
-    """One line of the table: a rule and Adam after so many steps."""
+def _at(numbers: Numbers, name: str, task: str, steps: int) -> list[str]:
+    """One line of a table: a rule and Adam after so many steps."""
     ours, reference, best = numbers.of(name, task), numbers.of(ADAM, task), numbers.tuned(task, steps)
-    until = [None if c is None else final(c[..., :steps]) for c in (ours, reference)]
-    cells = [NOT_RUN if c is None else with_spread(c) for c in until]
-    share = NOT_RUN if until[0] is None or until[1] is None else number(until[0].mean() / until[1].mean())
+    cells = [NOT_RUN if c is None else with_spread(final(c[..., :steps])) for c in (ours, reference)]
     tuned = NOT_RUN if best is None else f"{number(best[0])} (lr {best[1]:g})"
-    return [name, task, f"{multiple} ×", str(steps), *cells, tuned, share]
+    shares = [NOT_RUN if np.isnan(share) else number(share) for share in _shares(numbers, name, task, steps)]
+    return [name, task, str(steps), *cells, tuned, *shares]
 
 
 SECTIONS: dict[str, Callable[[list[Numbers], Path], Section]] = {
@@ -259,6 +292,7 @@ SECTIONS: dict[str, Callable[[list[Numbers], Path], Section]] = {
     "fig3": fig3,
     "fig4": fig4,
     "koopman": koopman,
+    "default": default,
     "horizon": horizon,
 }
 """Plan → what its page says; draws the pictures into a folder."""
