@@ -45,7 +45,7 @@ class Progress:
             grad: (..., n).
             state: of the features `moments`, before this step: m10, v1000.
         """
-        grad = grad.clamp(-LARGEST, LARGEST)
+        grad = grad.nan_to_num().clamp(-LARGEST, LARGEST)
         root = state["v1000"].sqrt()
         there = root > 0
         root = torch.where(there, root, torch.ones_like(root))

@@ -25,7 +25,7 @@ from l2o_training.data import load_dataset
 from l2o_training.fused import fuse
 from l2o_training.tasks import Task, make_task
 from l2o_training.tasks.base import generator
-from l2o_training.unroll import Sample, Segment, rollout, unroll
+from l2o_training.unroll import TINY, Sample, Segment, rollout, unroll
 
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
 RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
@@ -208,13 +208,18 @@ class Trainer:
             self.optimizer.step()
 
     def validate(self) -> float:
-        """Mean loss over T steps on the validation instances; the best rule so far is kept."""
+        """Mean loss over T steps on the validation instances; the best rule so far is kept.
+
+        The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
+        """
         self.rule.eval()
-        means = []
+        geometric, means = self.config.objective == "log_loss", []
         for index, task in enumerate(self.tasks):
             instances = task.instances(self.config.validation_runs, VALIDATION_SEED + self.config.seed + index)
-            means.append(rollout(self.rule, instances, self.config.horizon + 1)[1:].mean())
-        score = float(torch.stack(means).mean())
+            losses = rollout(self.rule, instances, self.config.horizon + 1)[1:]
+            means.append((losses.clamp_min(TINY).log() if geometric else losses).mean())
+        mean = torch.stack(means).mean()
+        score = float(mean.exp() if geometric else mean)
         if score < self.best:
             self.best = score
             self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}

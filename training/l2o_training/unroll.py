@@ -11,6 +11,9 @@ from l2o_runtime.gram import State
 from l2o_runtime.rule import Rule, zeros
 from l2o_training.tasks import Instances
 
+TINY = 1e-10
+"""Losses below this count as this where their logarithm is taken."""
+
 
 @dataclass
 class Inner:
@@ -178,7 +181,7 @@ def unroll(
         params = params + delta
         loss, grad = inner.instances.value_and_grad(params.detach())
         if weights == "uniform" or step == steps - 1:
-            slope = grad / loss.clamp_min(1e-10).unsqueeze(-1) if objective == "log_loss" else grad
+            slope = grad / loss.clamp_min(TINY).unsqueeze(-1) if objective == "log_loss" else grad
             moved = (slope * params).sum() if sample is None or chosen is None else sample.product(slope, chosen)
             total = total + moved / len(params)
         losses.append(loss)
