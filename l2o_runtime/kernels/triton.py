@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.cells import CoordinateLSTM
+from l2o_runtime.features import FEATURES
 from l2o_runtime.gram import State
 from l2o_runtime.parts import Part
 from l2o_runtime.rule import Rule
@@ -23,8 +24,9 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
 def supported(rule: Rule) -> bool:
-    """Whether the kernel takes a rule: on NVIDIA's GPUs, for AMD's have other precisions."""
-    return rule.config.hidden <= MAX_HIDDEN and torch.version.hip is None
+    """Whether the kernel takes a rule, of the papers' features: on NVIDIA's GPUs, for AMD's have other precisions."""
+    small = rule.config.hidden <= MAX_HIDDEN
+    return small and rule.config.features in FEATURES and torch.version.hip is None
 
 
 def padded(size: int) -> int:
