@@ -145,10 +145,8 @@ FEATURES: dict[str, Callable[[Tensor, State], tuple[Tensor, State]]] = {
 }
 """The papers' maps, of the gradient alone."""
 
-WIDTH = 2
-"""Numbers per coordinate of the papers' maps."""
-
-WIDTHS = {"log_sign": WIDTH, "normalized": WIDTH, "moments": 11}
+WIDTHS = {"log_sign": 2, "normalized": 2, "moments": 11}
+"""Numbers per coordinate that the network sees."""
 
 _SCALAR: tuple[tuple[int, ...], torch.dtype] = ((), torch.float32)
 
