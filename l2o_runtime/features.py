@@ -15,6 +15,9 @@ EPSILON = 1e-8
 LARGEST = 1e18
 """Gradients are clipped to ± this before they are squared, so that the average of squares stays finite in float32."""
 
+SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
+"""Logarithms are of squares at least this large: that of zero is no number to compute with."""
+
 
 def log_sign(grad: Tensor, state: State) -> tuple[Tensor, State]:
     """[log|g| / p, sign g] where |g| ≥ e^−p, else [−1, e^p g]; p = 10.
@@ -101,12 +104,12 @@ def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments
             beta, key = 1 - 1 / span, f"{kind}{span}"
             new[key] = beta * state[key] + value / span
             hat[key] = new[key] / (1 - beta**step)
-    floor = 1e-6 * level.exp() + 1e-30
+    floor = lowest_root(level)
     root = hat["v1000"].sqrt()
     seen = root / (root + floor)
     root = root + floor
     g, m, slow = ((x / root).clamp(-5, 5) for x in (grad, hat["m10"], hat["m100"]))
-    sizes = [(hat[key] + floor.square()).log() / 2 for key in ("v10", "v100", "v1000")]
+    sizes = [(hat[key] + floor.square()).clamp_min(SMALLEST_SQUARE).log() / 2 for key in ("v10", "v100", "v1000")]
     features = [
         g,
         m,
@@ -124,6 +127,15 @@ def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments
     return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), new)
 
 
+def lowest_root(level: Tensor) -> Tensor:
+    """What is added to roots of mean squares, so that none is zero: far below the size of all gradients.
+
+    Args:
+        level: (...) log of that size.
+    """
+    return 1e-6 * level.exp() + 1e-30
+
+
 MOMENT_SPANS = {"m": (10, 100), "v": (10, 100, 1000)}
 """Averages are over about so many steps: β = 1 − 1/span."""
 
@@ -133,10 +145,8 @@ FEATURES: dict[str, Callable[[Tensor, State], tuple[Tensor, State]]] = {
 }
 """The papers' maps, of the gradient alone."""
 
-WIDTH = 2
-"""Numbers per coordinate of the papers' maps."""
-
-WIDTHS = {"log_sign": WIDTH, "normalized": WIDTH, "moments": 11}
+WIDTHS = {"log_sign": 2, "normalized": 2, "moments": 11}
+"""Numbers per coordinate that the network sees."""
 
 _SCALAR: tuple[tuple[int, ...], torch.dtype] = ((), torch.float32)
 

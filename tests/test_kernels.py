@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import dataclasses
 import itertools
 import os
 import pickle
@@ -15,7 +16,7 @@ from torch import nn
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
 from l2o_runtime.config import DMDConfig, WindowConfig
 from l2o_runtime.engine import Replicas, advance
-from l2o_runtime.features import LARGEST
+from l2o_runtime.features import LARGEST, SMALLEST_SQUARE
 from l2o_runtime.gram import GramWindow
 from l2o_runtime.gram import push as gram_push
 from l2o_runtime.kernels import fits, select
@@ -39,6 +40,8 @@ SHAPES = {
     "one-unit": RuleConfig(hidden=1, layers=2),
     "groups": RuleConfig(hidden=32),
     "largest": RuleConfig(hidden=64, layers=1),
+    "odd-moments": RuleConfig(hidden=7, features="moments", output="adam", output_scale=0.01),
+    "groups-moments": RuleConfig(hidden=32, layers=1, features="moments", output="adam", output_scale=0.01),
 }
 
 
@@ -64,7 +67,9 @@ def group(**changes) -> dict:
     return {"lr": 0.3, "weight_decay": 0.0, "maximize": False, "safeguard_lr": 1e-3} | changes
 
 
-def random_part(rule: Rule, n: int, dtype=torch.float32, seed: int = 0, state_dtype=torch.float32, **changes) -> Part:
+def random_part(
+    rule: Rule, n: int, dtype=torch.float32, seed: int = 0, state_dtype=torch.float32, step: float = 3.0, **changes
+) -> Part:
     """A parameter of n coordinates in the middle of an optimization; gradients of all magnitudes."""
     rng = torch.Generator().manual_seed(seed)
     param = nn.Parameter(torch.randn(n, generator=rng).to(dtype))
@@ -74,9 +79,10 @@ def random_part(rule: Rule, n: int, dtype=torch.float32, seed: int = 0, state_dt
     spec = kept_in(state_dtype, rule.coordinate_spec)
     for key, (shape, kind) in spec.items():
         state[key] = torch.randn(n, *shape, generator=rng).to(kind)
-    state |= {"step": torch.tensor(3.0)}
-    if "v" in state:
-        state["v"] = state["v"].square()
+    state |= {"step": torch.tensor(step)}
+    for key in state:
+        if key.startswith("v"):
+            state[key] = state[key].square()
     return make_part(group(**changes), param, state, spec, 0)
 
 
@@ -90,6 +96,8 @@ def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, reach=None,
         context = zeros(rule.context_spec, ())
         width = len(rule.observe(part.theta.float(), part.grad.float(), part.state))
         statistics = torch.linspace(-1, 1, width)
+        if rule.progress:
+            statistics[: rule.progress.STATISTICS] = rule.progress.observe(part.grad.float(), part.state)
         with torch.no_grad():
             advance(replicas, [part], statistics, torch.tensor(0.5), context, torch.tensor(good), reach)
         parts.append(part)
@@ -126,7 +134,8 @@ def test_equals_the_plain_loop_for_every_shape(name, n, state_dtype):
 @pytest.mark.parametrize("widest", [4, 8, 16])
 def test_equals_the_plain_loop_for_narrower_processors(widest, state_dtype, monkeypatch):
     monkeypatch.setattr(cpu, "widest", lambda: widest)
-    for config in (RULES["none-log_sign"], RULES["placebo-normalized"], SHAPES["groups"], SHAPES["odd"]):
+    names = ("none-log_sign", "placebo-normalized", "none-moments")
+    for config in (*(RULES[name] for name in names), SHAPES["groups"], SHAPES["odd"], SHAPES["odd-moments"]):
         assert_same(both(make_rule(config), 21, state_dtype=state_dtype))
 
 
@@ -165,20 +174,29 @@ def test_bfloat16_is_rounded_as_torch_does():
     "changes", [{}, {"maximize": True}, {"weight_decay": 0.1}, {"lr": torch.tensor([0.2])}], ids=str
 )
 def test_equals_the_plain_loop_for_every_dtype_and_option(dtype, changes):
-    rule = make_rule(RULES["none-normalized"])
-    assert_same(both(rule, 37, dtype, **changes))
-    assert_same(both(rule, 37, dtype, reach=2.0, **changes))
+    for name in ("none-normalized", "none-moments"):
+        rule = make_rule(RULES[name])
+        assert_same(both(rule, 37, dtype, **changes))
+        assert_same(both(rule, 37, dtype, reach=2.0, **changes))
 
 
 @pytest.mark.parametrize("size", [cpu.SMALLEST, cpu.CHUNK])
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_equals_the_plain_loop_around_chunks(size, more, threads):
-    for state_dtype in STATE_DTYPES:
-        assert_same(both(make_rule(RULES["none-normalized"]), 2 * size + more, state_dtype=state_dtype))
+    for name, state_dtype in itertools.product(("none-normalized", "dmd-sketch-moments"), STATE_DTYPES):
+        assert_same(both(make_rule(RULES[name]), 2 * size + more, state_dtype=state_dtype))
 
 
-def test_the_number_of_threads_changes_nothing():
-    rule, thetas = make_rule(RULES["dmd-sketch-normalized"]), []
+@pytest.mark.parametrize("step", [0.0, 1.0, 30.0, 999.0, 1e5])
+@pytest.mark.parametrize("name", ["none-normalized", "none-moments"])
+def test_equals_the_plain_loop_at_every_step(name, step):
+    """Corrections of averages come from the number of steps."""
+    assert_same(both(make_rule(RULES[name]), 50, step=step))
+
+
+@pytest.mark.parametrize("name", ["dmd-sketch-normalized", "dmd-sketch-moments"])
+def test_the_number_of_threads_changes_nothing(name):
+    rule, thetas = make_rule(RULES[name]), []
     before = torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -216,6 +234,33 @@ def test_extreme_gradients(plain):
         assert_same(parts)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-20, 1e-10, 1.0, 1e18, 1e30])
+def test_gradients_of_any_size_through_moments(scale, tmp_path, plain):
+    """Squares that vanish in float32, subnormal ones, huge ones; what never had a gradient never moves."""
+    save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-moments"]))
+    runs = []
+    for off in (True, False):
+        plain(off)
+        rng = torch.Generator().manual_seed(0)
+        start = torch.randn(91, generator=rng)
+        param = nn.Parameter(start.clone())
+        optimizer = LearnedOptimizer([param], rule=tmp_path / "rule.safetensors")
+        for _ in range(20):
+            param.grad = scale * torch.randn(91, generator=rng)
+            param.grad[::3] = 0
+            optimizer.step()
+        runs.append((param.detach(), optimizer.state[param]))
+        assert torch.equal(param[::3], start[::3])
+        assert (param != start).any()
+    (slow, old), (fast, new) = runs
+    assert not torch.equal(old["h0"], new["h0"]), "both took the plain path"
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+    for key, value in old.items():
+        # Of subnormal numbers the last bits may differ, and of what cancels.
+        atol = {"v": 1e-44, "m": 1e-6 * min(scale, LARGEST)}.get(key[0], 1e-5)
+        torch.testing.assert_close(new[key], value, rtol=1e-5, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
+
+
 def digits_run(steps: int, **options) -> list[torch.Tensor]:
     """θ of every step of a real optimization with the bundled rule."""
     from sklearn.datasets import load_digits
@@ -236,11 +281,16 @@ def digits_run(steps: int, **options) -> list[torch.Tensor]:
     return seen
 
 
-def test_equals_the_plain_loop_on_a_real_trajectory(plain):
+@pytest.mark.parametrize("name", [None, "none-moments", "dmd-sketch-moments"])
+def test_equals_the_plain_loop_on_a_real_trajectory(name, plain, tmp_path):
+    """Of the bundled rule, and of rules that are not trained."""
+    options = {"rule": tmp_path / "rule.safetensors"} if name else {}
+    if name:
+        save_rule(options["rule"], make_rule(dataclasses.replace(RULES[name], horizon=200)))
     plain(True)
-    slow = digits_run(200)
+    slow = digits_run(200, **options)
     plain(False)
-    fast = digits_run(200)
+    fast = digits_run(200, **options)
     assert not torch.equal(slow[-1], fast[-1]), "both took the plain path"
     for step in (1, 10, 50, 100, 200):
         distance = (fast[step - 1] - slow[step - 1]).norm() / slow[step - 1].norm()
@@ -260,25 +310,43 @@ def test_a_state_in_bfloat16_leads_nearly_where_float32_does(plain, kernels):
 def test_tanh_is_bounded():
     x = torch.cat([torch.linspace(-12, 12, 2_000_001), torch.logspace(-37, 38, 100_001)])
     x = torch.cat([x, -x])
-    y = cpu.tanh(x)
+    y = cpu.apply("tanh", x)
     assert (y.double() - x.double().tanh()).abs().max() < 5e-7
     small = x.abs() < 1e-2
     assert ((y - x.tanh()).abs() <= 5e-7 * x.abs())[small].all(), "relative, near zero"
     assert (y.abs() <= 1 + 1.2e-7).all()
     inf = float("inf")
-    special = cpu.tanh(torch.tensor([inf, -inf, float("nan"), 0.0]))
+    special = cpu.apply("tanh", torch.tensor([inf, -inf, float("nan"), 0.0]))
     torch.testing.assert_close(special, torch.tensor([1.0, -1.0, float("nan"), 0.0]), equal_nan=True, rtol=0, atol=5e-7)
 
 
-def test_no_memory_is_taken_after_the_first_step():
+@pytest.mark.parametrize(
+    "x", [torch.linspace(-80, 80, 1_000_001), torch.linspace(-8, 8, 1_000_001)], ids=["wide", "used"]
+)
+def test_exp_is_accurate(x):
+    exact = x.double().exp()
+    assert ((cpu.apply("exp", x) - exact).abs() <= 1e-6 * exact).all()
+    assert cpu.apply("exp", torch.tensor([0.0, -0.0, float("nan")])).nan_to_num(7).tolist() == [1, 1, 7]
+
+
+def test_log_is_accurate():
+    """From the smallest normal number to the largest; relative to the logarithm, or to one."""
+    x = torch.logspace(-37.9, 38.5, 1_000_001).clamp_min(SMALLEST_SQUARE)
+    exact = x.double().log()
+    assert ((cpu.apply("log", x) - exact).abs() <= 2e-7 * exact.abs().clamp_min(1)).all()
+
+
+@pytest.mark.parametrize("name", ["dmd-exact-normalized", "none-moments"])
+def test_no_memory_is_taken_after_the_first_step(name):
     """Neither by torch, whatever the dtype, nor from the system."""
     from torch.profiler import ProfilerActivity, profile
 
-    rule = make_rule(RULES["dmd-exact-normalized"])
+    rule = make_rule(RULES[name])
+    width = rule.cell.weight_context.shape[1] + (rule.progress is not None)
     for dtype, state_dtype in itertools.product((torch.float32, torch.float64, torch.bfloat16), STATE_DTYPES):
         kernel = cpu.make_kernel(rule)
         part = random_part(rule, 40_001, dtype, weight_decay=0.1, state_dtype=state_dtype)
-        context, good = torch.zeros(rule.config.context.width), torch.tensor(True)
+        context, good = torch.zeros(width), torch.tensor(True)
         kernel(part, context, good, 1.0)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             kernel(part, context, good, 1.0)

@@ -18,7 +18,7 @@ from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, Pla
 from l2o_runtime.contexts import KAE, make_context
 from l2o_runtime.contexts.kae import rotate
 from l2o_runtime.contexts.progress import Progress
-from l2o_runtime.features import FEATURE_SPECS, log_sign, moments, normalized
+from l2o_runtime.features import FEATURE_SPECS, LARGEST, log_sign, moments, normalized
 from l2o_runtime.gram import GramWindow, LossWindow
 from l2o_runtime.rule import zeros
 from l2o_runtime.sketch import count_sketch
@@ -134,6 +134,18 @@ def test_moments_against_their_definition_whatever_the_scale_of_gradients(scale)
     np.testing.assert_allclose(seen.features.numpy(), np.stack(expected, -1), rtol=2e-4, atol=2e-5)
     directions = np.stack([m / root, grads[0] != 0, slow / root, grads[-1] / root], -1)
     np.testing.assert_allclose(seen.directions.numpy(), directions, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-18, 1e-30, 1e30])
+def test_moments_are_finite_whatever_the_size_of_gradients(scale):
+    """Also where squares vanish in float32: the logarithm of zero is infinite, and a difference of two such is NaN."""
+    state = {key: torch.zeros(3) for key in FEATURE_SPECS["moments"]}
+    level = torch.tensor([max(scale, 1e-18)]).clamp_max(LARGEST).log()
+    for _ in range(3):
+        features, directions, state = moments(torch.tensor([scale, 0.0, -scale]), torch.ones(3), level, state)
+        assert features.isfinite().all()
+        assert directions.isfinite().all()
+        assert (directions[1] == 0).all()
 
 
 def test_a_new_moments_rule_is_adam(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from l2o_runtime import LearnedOptimizer, RuleConfig, save_rule
 from l2o_runtime.config import PlaceboConfig
+from l2o_runtime.features import FEATURES
 from l2o_runtime.kernels import fits
 from l2o_runtime.kernels.triton import MAX_HIDDEN, TritonKernel, supported
 from l2o_runtime.parts import Part
@@ -91,7 +92,7 @@ def check(rule, n, *, good=True, reach=None, kernel=None, **kwargs) -> tuple[Par
     return parts
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if supported(make_rule(RULES[name]))])
+@pytest.mark.parametrize("name", [name for name, config in RULES.items() if config.features in FEATURES])
 def test_every_rule_of_every_length(name):
     rule = strong_rule(RULES[name])
     kernel = TritonKernel(rule, block=BLOCK)
@@ -195,6 +196,7 @@ def test_default_blocks():
 def test_which_rules_are_supported():
     assert supported(make_rule(RuleConfig(hidden=MAX_HIDDEN, layers=1)))
     assert not supported(make_rule(RuleConfig(hidden=MAX_HIDDEN + 1, layers=1)))
+    assert not supported(make_rule(RULES["none-moments"]))
 
 
 @pytest.mark.parametrize("lay", [lambda x: x[::2], lambda x: x[:20].view(4, 5).mT, lambda x: x[:1].expand(20)])

@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from l2o_runtime.features import FEATURES
 from l2o_runtime.parts import STATE_DTYPES, Part
 from l2o_runtime.rule import Rule
 
@@ -39,7 +38,7 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
         device: of the parameters.
     """
     wish = os.environ.get("L2O_KERNELS", "")
-    if wish == "plain" or rule.config.features not in FEATURES:
+    if wish == "plain":
         return None
     if device.type == "cuda" and wish == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton

@@ -5,16 +5,16 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.contexts import WindowContext
-from l2o_runtime.features import BETA
+from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import Compiled, widest
-from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, tanh_module, update_module
+from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, function_module, pack, update_module
 from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
 
@@ -34,24 +34,25 @@ def compile_update(
 ) -> tuple[Callable[..., None], Compiled]:
     """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
     module = update_module(config, shape, dtypes)
-    pointers = len(module.get_global("update").args) - 2
+    pointers = len(module.get_global("update").args) - 1
     compiled = Compiled(module)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_float, *[ctypes.c_void_p] * pointers)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * pointers)
     return kind(compiled.address("update")), compiled
 
 
-def tanh(x: Tensor) -> Tensor:
-    """The kernel's tanh, for comparison.
+def apply(name: Literal["tanh", "exp", "log"], x: Tensor) -> Tensor:
+    """The kernel's own tanh, exp or log, for comparison.
 
     Args:
+        name: of the function.
         x: (n,) float32.
     """
     width = widest()
-    compiled = Compiled(tanh_module(width))
+    compiled = Compiled(function_module(name, width))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     padded = torch.nn.functional.pad(x, (0, -len(x) % width + width))
     result = torch.empty_like(padded)
-    kind(compiled.address("tanh"))(len(padded) // width, padded.data_ptr(), result.data_ptr())
+    kind(compiled.address("apply"))(len(padded) // width, padded.data_ptr(), result.data_ptr())
     return result[: len(x)]
 
 
@@ -77,7 +78,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Scratch:
-    """What a thread needs besides the states: a chunk's gradients and steps, and one padded tile.
+    """What a thread needs besides the states: a chunk's gradients and steps, and one padded tile of both and θ.
 
     Args:
         widths: numbers per coordinate of each state.
@@ -87,7 +88,7 @@ class Scratch:
         self.grad = torch.zeros(CHUNK, dtype=torch.float32)
         self.delta = torch.zeros(CHUNK, dtype=torch.float32)
         self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
-        self.tile = torch.zeros(2, ROWS, dtype=torch.float32)
+        self.tile = torch.zeros(3, ROWS, dtype=torch.float32)
         self._wide: dict[torch.dtype, Tensor] = {}
 
     def wide(self, dtype: torch.dtype) -> Tensor:
@@ -116,7 +117,7 @@ class CPUKernel:
         self.fixed_bias = self.first_bias.clone()
         columns = [pack(column, shape).reshape(-1) for column in cell.weight_context.unbind(1)]
         self.weight_context = torch.stack(columns, 1).detach() if columns else None
-        averages = ["m", "v"] if config.features == "normalized" else []
+        averages = features.AVERAGES[config.features]
         self.keys = averages + [f"{name}{layer}" for layer in range(config.layers) for name in "hc"]
         self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
         self.scratch: list[Scratch] = []
@@ -129,11 +130,12 @@ class CPUKernel:
             return
         if self.weight_context is not None:
             with full_precision(context.device):
-                torch.addmv(self.fixed_bias, self.weight_context, context, out=self.first_bias)
-        step = 1 + float(part.state["step"])
+                seen = context[-self.weight_context.shape[1] :]  # the level of `moments` is not for the network
+                torch.addmv(self.fixed_bias, self.weight_context, seen, out=self.first_bias)
+        shared = features.shared(self.rule.config.features, part.state["step"], context)
         states = [part.state[key] for key in self.keys]
         strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
-        job = _Job(part, states, strides, self._update(states), 1 - BETA**step, reach)
+        job = _Job(part, states, strides, self._update(states), shared, reach)
         threads = torch.get_num_threads()
         size = _chunk_size(n, threads)
         starts = iter(range(0, n, size))
@@ -165,31 +167,37 @@ class CPUKernel:
         theta = job.part.theta[piece]
         grad = _gradient(job.part, piece, scratch)
         delta = scratch.delta[: stop - start]
+        columns = [grad, _parameter(theta, scratch) if self.rule.progress else grad, delta]
         full = (stop - start) // ROWS
         if full:
-            self._call(job, full, grad.data_ptr(), delta.data_ptr(), job.places(start))
+            self._call(job, full, columns, job.places(start))
         if (stop - start) % ROWS:
-            self._tail(job, grad[full * ROWS :], delta[full * ROWS :], start + full * ROWS, scratch)
+            self._tail(job, [column[full * ROWS :] for column in columns], start + full * ROWS, scratch)
         if job.window is not None and isinstance(self.rule.context, WindowContext):
             push(job.window[piece], self.rule.context.snapshot(theta, grad))
         _move(job.part, theta, delta, job.reach, scratch)
 
-    def _tail(self, job: "_Job", grad: Tensor, delta: Tensor, start: int, scratch: Scratch) -> None:
+    def _tail(self, job: "_Job", columns: list[Tensor], start: int, scratch: Scratch) -> None:
         """The last coordinates, fewer than a tile's, on a padded copy."""
+        grad, param, delta = columns
         count = len(grad)
         scratch.tile[0, :count].copy_(grad)
+        if self.rule.progress:
+            scratch.tile[1, :count].copy_(param)
         copies = [copy.data_ptr() for copy in scratch.states]
         places = job.places(start)
         sizes = [count * stride for stride in job.strides]
         for place, copy, size in zip(places, copies, sizes, strict=True):
             ctypes.memmove(copy, place, size)  # a tenth of the time of a tensor's copy_
-        self._call(job, 1, scratch.tile[0].data_ptr(), scratch.tile[1].data_ptr(), copies)
-        delta.copy_(scratch.tile[1, :count])
+        self._call(job, 1, list(scratch.tile), copies)
+        delta.copy_(scratch.tile[2, :count])
         for place, copy, size in zip(places, copies, sizes, strict=True):
             ctypes.memmove(place, copy, size)
 
-    def _call(self, job: "_Job", tiles: int, grad: int, delta: int, states: list[int]) -> None:
-        job.update(tiles, job.correction, self.weights.data_ptr(), self.bias.data_ptr(), grad, delta, *states)
+    def _call(self, job: "_Job", tiles: int, columns: list[Tensor], states: list[int]) -> None:
+        """Run the code on gradients, parameters, room for the steps, and the states at these addresses."""
+        tensors = [self.weights, self.bias, job.shared, *columns]
+        job.update(tiles, *(tensor.data_ptr() for tensor in tensors), *states)
 
 
 def _chunk_size(n: int, threads: int) -> int:
@@ -213,10 +221,10 @@ class _Job:
         states: list[Tensor],
         strides: list[int],
         update: Callable[..., None],
-        correction: float,
+        shared: Tensor,
         reach: float | None,
     ):
-        self.part, self.update, self.correction, self.reach = part, update, correction, reach
+        self.part, self.update, self.shared, self.reach = part, update, shared, reach
         self.addresses = [state.data_ptr() for state in states]
         self.strides = strides
         self.window = part.state.get("window")
@@ -251,6 +259,13 @@ def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
         return grad
     copy = scratch.grad[: len(grad)].copy_(grad)
     return copy.neg_() if part.group["maximize"] else copy
+
+
+def _parameter(theta: Tensor, scratch: Scratch) -> Tensor:
+    """θ, contiguous float32."""
+    if theta.dtype == torch.float32 and theta.is_contiguous():
+        return theta
+    return scratch.wide(torch.float32)[: len(theta)].copy_(theta)
 
 
 def _move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:

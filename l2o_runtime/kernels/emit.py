@@ -26,6 +26,9 @@ NUMERATOR = (0.999999962, 0.134255241, 0.00354893678, 2.1512518e-05, 1.46711673e
 DENOMINATOR = (1.0, 0.467588416, 0.0260785987, 0.000337389687, 8.30064351e-07)
 """P and Q of x P(x²) / Q(x²), the rational function nearest to tanh on ± BOUND: 7.4e-9 off, before rounding."""
 
+MAGIC = 1.5 * 2**23
+"""Added to a small number, it rounds it to a whole one, which then is in the lowest bits."""
+
 
 class Vector:
     """A vector of float32, or a single one, with arithmetic."""
@@ -71,9 +74,13 @@ class Vector:
         less = self.builder.fcmp_ordered("<", self.value, self.like(than).value)
         return Vector(self.builder, self.builder.select(less, self.like(one).value, self.like(other).value))
 
+    def at_least(self, low: float) -> "Vector":
+        """The larger of both; NaN stays NaN."""
+        return self.where_less(low, low, self)
+
     def clamp(self, low: float, high: float) -> "Vector":
         """Between two bounds; NaN stays NaN."""
-        cut = self.where_less(low, low, self)
+        cut = self.at_least(low)
         return cut.like(high).where_less(cut, high, cut)
 
     def polynomial(self, coefficients: Sequence[float]) -> "Vector":
@@ -106,6 +113,17 @@ class Vector:
         ratio = (mantissa - 1.0) / (mantissa + 1.0)
         series = (ratio * ratio).polynomial([2 / k for k in (1, 3, 5, 7, 9, 11)])
         return Vector(builder, builder.sitofp(exponent, width)).fma(math.log(2), ratio * series)
+
+    def exp(self) -> "Vector":
+        """e^x for |x| ≤ 80, to 1e-6: 2ᵏ Σ rʲ/j!, x = k ln 2 + r, |r| ≤ ½ ln 2."""
+        builder, width = self.builder, self.value.type
+        integers = ir.VectorType(I32, width.count)
+        shifted = self.fma(1 / math.log(2), MAGIC)
+        rest = (shifted - MAGIC).fma(-math.log(2), self)
+        series = rest.polynomial([1 / math.factorial(j) for j in range(8)])
+        exponent = builder.shl(builder.bitcast(shifted.value, integers), constant(integers, 23))
+        power = builder.bitcast(builder.add(exponent, constant(integers, 0x3F800000)), width)
+        return series * Vector(builder, power)
 
     def _call(self, name: str, *others: "Vector") -> "Vector":
         """Call an intrinsic, which takes and gives vectors of one type."""

@@ -9,15 +9,17 @@ when they are read and rounded when they are written; all between is float32.
 Source: the blocking is that of Goto & van de Geijn 2008, section 5, on registers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
 from l2o_runtime.config import RuleConfig
-from l2o_runtime.features import BETA, EPSILON, FEATURE_SPECS, LARGEST, LOG_SIGN_P, WIDTH
+from l2o_runtime.features import WIDTHS
+from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import (
     BF16,
     F32,
@@ -108,7 +110,7 @@ class Tile:
     def __init__(self, builder: Any, config: RuleConfig, shape: Shape):
         self.builder, self.config, self.shape = builder, config, shape
         with builder.goto_entry_block():
-            self.features = builder.alloca(F32, WIDTH * ROWS)
+            self.features = builder.alloca(F32, WIDTHS[config.features] * ROWS)
 
     def at(self, pointer: Any, *offsets: Any) -> Any:
         """An address so many floats further on."""
@@ -120,25 +122,24 @@ class Tile:
         """index · step."""
         return self.builder.mul(index, I64(step))
 
-    def look(self, grad: Any, correction: Vector, averages: list[Any]) -> None:
-        """Write the features of the gradients (4,) to `self.features`, (2, 4); `averages` m and v are advanced."""
-        g = load(self.builder, grad, ROWS)
-        if self.config.features == "normalized":
-            g = g.clamp(-LARGEST, LARGEST)
-            m, v = (load(self.builder, pointer, ROWS) * BETA for pointer in averages)
-            m, v = g.fma(1 - BETA, m), (g * g).fma(1 - BETA, v)
-            store(self.builder, m, averages[0])
-            store(self.builder, v, averages[1])
-            root = (v / correction).sqrt() + EPSILON
-            seen = m / correction / root, g / root
-        else:
-            threshold = float(torch.tensor(-LOG_SIGN_P).exp())
-            size = g.abs()
-            clipped = size.where_less(threshold, threshold, size)
-            sign = size.where_less(threshold, g / threshold, g.like(1.0).sign_of(g))
-            seen = clipped.log() / LOG_SIGN_P, sign
-        for row, feature in enumerate(seen):
+    def look(self, grad: Any, param: Any, averages: list[Any], numbers: list[Vector]) -> Sequence[Vector]:
+        """Write the features of four coordinates to `self.features`, (f, 4); the averages are advanced.
+
+        Args:
+            grad, param: addresses of (4,).
+            averages: addresses of (4,) each.
+            numbers: of `features.shared`.
+
+        Returns:
+            The directions (4,) that the output combines, if any.
+        """
+        g, theta, *old = (load(self.builder, pointer, ROWS) for pointer in (grad, param, *averages))
+        seen = features.look(self.config.features, g, theta, old, numbers)
+        for average, pointer in zip(seen.averages, averages, strict=True):
+            store(self.builder, average, pointer)
+        for row, feature in enumerate(seen.features):
             store(self.builder, feature, self.at(self.features, row * ROWS))
+        return seen.directions
 
     def products(self, sums: list[Any], x: Any, steps: tuple[int, int], count: int, weights: Any) -> list[Any]:
         """Add x W to the running sums.
@@ -239,23 +240,35 @@ class Tile:
             self.copy(target, h)
         return target
 
-    def head(self, h: Any, weights: Any) -> Vector:
-        """scale · (w · h + b) of each coordinate, (4,); tanh before the scale if the rule says so."""
+    def head(self, h: Any, weights: Any, directions: Sequence[Vector]) -> Vector:
+        """scale · output of each coordinate, (4,): one number, or as many as directions, which are combined."""
+        outputs = len(directions) or 1
+        biases = self.at(weights, outputs * self.shape.hidden)
+        rows = [(self.at(weights, o * self.shape.hidden), self.at(biases, o)) for o in range(outputs)]
+        output = [self.linear(h, weight, bias) for weight, bias in rows]
+        if directions:
+            delta = features.combine(output, directions)
+        else:
+            delta = output[0].tanh() if self.config.output == "tanh" else output[0]
+        return delta * self.config.output_scale
+
+    def linear(self, h: Any, weight: Any, bias: Any) -> Vector:
+        """w · h + b of each coordinate, (4,)."""
         shape = self.shape
         piece = next(p for p in (4, 2, 1) if shape.hidden % p == 0)
         sums = []
         for r in range(ROWS):
             total = Vector(self.builder, ir.Constant(ir.VectorType(F32, piece), [0.0] * piece))
             for unit in range(0, shape.hidden, piece):
-                factor = load(self.builder, self.at(weights, unit), piece)
+                factor = load(self.builder, self.at(weight, unit), piece)
                 total = load(self.builder, self.at(h, r * shape.hidden + unit), piece).fma(factor, total)
             sums.append(total)
         flat = join(sums)
         columns = [shuffle(flat, None, [r * piece + j for r in range(ROWS)]) for j in range(piece)]
-        output = broadcast(self.builder, self.at(weights, shape.hidden), ROWS)
+        output = broadcast(self.builder, bias, ROWS)
         for column in columns:
             output = output + column
-        return (output.tanh() if self.config.output == "tanh" else output) * self.config.output_scale
+        return output
 
 
 def transpose(vectors: list[Vector], units: int) -> list[Vector]:
@@ -270,40 +283,39 @@ def transpose(vectors: list[Vector], units: int) -> list[Vector]:
 
 
 def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
-    """`update(tiles, correction, weights, bias, grad, delta, [m, v], h0, c0, h1, …)` of a rule.
+    """`update(tiles, weights, bias, shared, grad, param, delta, averages …, h0, c0, h1, …)` of a rule.
 
-    `weights` are the packed rows of all layers, one layer after the other, then the head's weights and bias;
-    `bias` the packed biases of all layers, the first with the context's part. All are float32 but for the states,
-    each of which has one of `dtypes`. `correction` is 1 − βᵗ of the averages m and v.
+    `weights` are the packed rows of all layers, one layer after the other, then the head's weights and biases;
+    `bias` the packed biases of all layers, the first with the context's part; `shared` is of `features.shared`.
+    All are float32 but for the states, averages and those of the layers, each of which has one of `dtypes`.
     """
     module = ir.Module(name="l2o")
-    averages = 2 if FEATURE_SPECS[config.features] else 0
+    averages = len(features.AVERAGES[config.features])
     kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
-    kind = ir.FunctionType(VOID, [I64, F32] + [POINTER] * 4 + kept)
-    function = ir.Function(module, kind, name="update")
-    for argument in function.args[2:]:
+    function = ir.Function(module, ir.FunctionType(VOID, [I64] + [POINTER] * 6 + kept), name="update")
+    for argument in function.args[1:]:
         argument.add_attribute("noalias")
-    tiles, correction, weights, bias, grad, delta, *states = function.args
+    tiles, weights, bias, shared, grad, param, delta, *states = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     tile = Tile(builder, config, shape)
     line = GATES * shape.hidden
     start = builder.append_basic_block()
     builder.branch(start)
     builder.position_at_end(start)
-    lanes = Vector(builder, ir.Constant(ir.VectorType(F32, ROWS), ir.Undefined))
-    lanes = shuffle(Vector(builder, builder.insert_element(lanes.value, correction, I64(0))), None, [0] * ROWS)
+    numbers = [broadcast(builder, tile.at(shared, i), ROWS) for i in range(features.SHARED[config.features])]
 
     def body(index: Any, _: list[Any]) -> list[Any]:
         row = tile.times(index, ROWS)
-        tile.look(tile.at(grad, row), lanes, [tile.at(pointer, row) for pointer in states[:averages]])
-        x, steps, count, weight = tile.features, (ROWS, 1), WIDTH, weights
+        moving = [tile.at(pointer, row) for pointer in states[:averages]]
+        directions = tile.look(tile.at(grad, row), tile.at(param, row), moving, numbers)
+        x, steps, count, weight = tile.features, (ROWS, 1), WIDTHS[config.features], weights
         for layer in range(config.layers):
             block = tile.times(row, shape.hidden)
             h, c = (tile.at(pointer, block) for pointer in states[averages + 2 * layer :][:2])
             x = tile.layer(x, steps, count, tile.at(bias, layer * line), weight, h, c)
             weight = tile.at(weight, line * (count + shape.hidden))
             steps, count = (1, shape.hidden), shape.hidden
-        store(builder, tile.head(x, weight), tile.at(delta, row))
+        store(builder, tile.head(x, weight, directions), tile.at(delta, row))
         return []
 
     loop(builder, tiles, [], body)
@@ -311,16 +323,17 @@ def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, .
     return module
 
 
-def tanh_module(width: int) -> ir.Module:
-    """`tanh(blocks, x, y)`: the kernel's tanh of blocks · width numbers."""
+def function_module(name: Literal["tanh", "exp", "log"], width: int) -> ir.Module:
+    """`apply(blocks, x, y)`: the kernel's own tanh, exp or log of blocks · width numbers."""
     module = ir.Module(name="l2o")
-    function = ir.Function(module, ir.FunctionType(VOID, [I64, POINTER, POINTER]), name="tanh")
+    function = ir.Function(module, ir.FunctionType(VOID, [I64, POINTER, POINTER]), name="apply")
     blocks, x, y = function.args
     builder = ir.IRBuilder(function.append_basic_block())
 
     def body(index: Any, _: list[Any]) -> list[Any]:
         at = builder.mul(index, I64(width))
-        store(builder, load(builder, builder.gep(x, [at]), width).tanh(), builder.gep(y, [at]))
+        vector = load(builder, builder.gep(x, [at]), width)
+        store(builder, getattr(vector, name)(), builder.gep(y, [at]))
         return []
 
     loop(builder, blocks, [], body)

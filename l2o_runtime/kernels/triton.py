@@ -24,8 +24,9 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
 def supported(rule: Rule) -> bool:
-    """Whether the kernel takes a rule: on NVIDIA's GPUs, for AMD's have other precisions."""
-    return rule.config.features in FEATURES and rule.config.hidden <= MAX_HIDDEN and torch.version.hip is None
+    """Whether the kernel takes a rule, of the papers' features: on NVIDIA's GPUs, for AMD's have other precisions."""
+    small = rule.config.hidden <= MAX_HIDDEN
+    return small and rule.config.features in FEATURES and torch.version.hip is None
 
 
 def padded(size: int) -> int:
