@@ -171,8 +171,8 @@ def run(task: Task, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
 
 
 def climbing_rule(folder: str) -> Path:
-    """The bundled rule with its output negated."""
-    rule = load_rule("default")
+    """A bundled rule with its output negated."""
+    rule = load_rule("normalized-dmd")
     rule.cell.head.weight.neg_()
     rule.cell.head.bias.neg_()
     path = Path(folder) / "climbing.safetensors"
@@ -210,6 +210,7 @@ def overhead(size: int = 1_200_000, steps: int = 10) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lr", type=float, default=0.001, help="of Adam")
+    parser.add_argument("--rule", default="default", help="bundled name or a file")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
@@ -227,8 +228,8 @@ def main() -> int:
         adam = functools.partial(torch.optim.Adam, lr=args.lr)
         contenders: dict[str, Callable] = {
             "Adam": adam,
-            "learned": LearnedOptimizer,
-            "guarded": lambda p: LearnedOptimizer(p, **guarded),
+            "learned": lambda p: LearnedOptimizer(p, rule=args.rule),
+            "guarded": lambda p: LearnedOptimizer(p, rule=args.rule, **guarded),
             "climbing": lambda p: LearnedOptimizer(p, rule=climbing, **guarded),
         }
         found = {}
