@@ -1,11 +1,14 @@
-"""What the update of the paper's rule costs on this CPU, beside its matrix products alone, all in one process.
+"""What the update of a rule costs on this CPU, beside its matrix products alone, all in one process.
 
 python benchmarks/cpu_kernel.py --threads 2 --sizes 100000 1200000 11000000
+python benchmarks/cpu_kernel.py --rule moments --also plain
+
+Rules: `paper` has 2 x 20 units over `log_sign`, `moments` 1 x 20 over `moments`.
 
 One table row per size: nanoseconds per parameter of
 
-- floor: the 10.1 kFLOP of a coordinate at the best rate of torch's matrix product at that moment;
-- cell: nn.LSTMCell twice, on all coordinates at once;
+- floor: the matrix products of a coordinate at the best rate of torch's matrix product at that moment;
+- cell: nn.LSTMCell twice as in the paper, on all coordinates at once;
 - plain: the loop over chunks, without kernels;
 - kernel: the kernel's update, compared with the plain loop before it is timed;
 - step: the whole of LearnedOptimizer.step with the bundled rule.
@@ -27,8 +30,13 @@ from l2o_runtime import LearnedOptimizer, Rule, RuleConfig
 from l2o_runtime.engine import Replicas, advance
 from l2o_runtime.kernels import cpu
 from l2o_runtime.parts import Part, make_part
+from l2o_runtime.rule import zeros
+from l2o_training.benchmark.contenders import network_flops
 
-KILOFLOP = 10.1
+RULES = {
+    "paper": RuleConfig(),
+    "moments": RuleConfig(features="moments", output="adam", output_scale=0.01, layers=1),
+}
 
 clock = time.perf_counter
 
@@ -70,7 +78,8 @@ def updater(rule: Rule, part: Part, kernel: cpu.CPUKernel | None) -> Callable[[]
     replicas = Replicas(rule)
     replicas.kernels[part.param.device] = kernel
     good, loss = torch.tensor(True), torch.tensor(1.0)
-    return lambda: advance(replicas, [part], torch.zeros(0), loss, {}, good)
+    context, statistics = zeros(rule.context_spec, ()), rule.observe(part.theta, part.grad, part.state)
+    return lambda: advance(replicas, [part], statistics, loss, context, good)
 
 
 def compare(rule: Rule, n: int) -> float:
@@ -108,7 +117,7 @@ def measure(rule: Rule, n: int, rounds: int, names: list[str]) -> str:
     for action in actions.values():
         action()
     for _ in range(rounds):
-        times["floor"].append(KILOFLOP * 1e3 * n / rate())
+        times["floor"].append(network_flops(rule.config) * n / rate())
         for name, action in actions.items():
             times[name].append(seconds(action))
     figures = {name: (statistics.median(t) / n * 1e9, min(t) / n * 1e9) for name, t in times.items()}
@@ -131,6 +140,7 @@ def transient(rule: Rule, n: int) -> float:
 def main() -> None:
     global clock
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rule", choices=RULES, default="paper")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_200_000, 11_000_000])
@@ -140,7 +150,8 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    rule = Rule(RuleConfig()).eval().requires_grad_(False)
+    rule = Rule(RULES[arguments.rule]).eval().requires_grad_(False)
+    torch.nn.init.normal_(rule.cell.head.weight, std=0.1)  # some rules start with zeros
     with torch.no_grad():
         print(f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}; nanoseconds per parameter, median (least)")
         first = seconds(updater(rule, part_of(rule, 1), cpu.make_kernel(rule)))

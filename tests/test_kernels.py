@@ -28,7 +28,7 @@ pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip insta
 
 from llvmlite import ir
 
-from l2o_runtime.kernels import cpu, emit, lstm
+from l2o_runtime.kernels import cpu, emit, features, lstm
 
 CPU = torch.device("cpu")
 SHAPES = {
@@ -334,6 +334,18 @@ def test_log_is_accurate():
     x = torch.logspace(-37.9, 38.5, 1_000_001).clamp_min(SMALLEST_SQUARE)
     exact = x.double().log()
     assert ((cpu.apply("log", x) - exact).abs() <= 2e-7 * exact.abs().clamp_min(1)).all()
+
+
+def test_the_default_dtype_changes_nothing():
+    expected = features.shared("moments", 3.0, -1.0)
+    features.shared.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = features.shared("moments", 3.0, -1.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["dmd-exact-normalized", "none-moments"])

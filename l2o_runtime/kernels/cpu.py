@@ -13,8 +13,8 @@ from torch import Tensor
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import features
-from l2o_runtime.kernels.emit import Compiled, widest
-from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, function_module, pack, update_module
+from l2o_runtime.kernels.emit import Compiled, function_module, widest
+from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
 
@@ -132,7 +132,8 @@ class CPUKernel:
             with full_precision(context.device):
                 seen = context[-self.weight_context.shape[1] :]  # the level of `moments` is not for the network
                 torch.addmv(self.fixed_bias, self.weight_context, seen, out=self.first_bias)
-        shared = features.shared(self.rule.config.features, part.state["step"], context)
+        level = float(context[0]) if self.rule.progress else 0.0
+        shared = features.shared(self.rule.config.features, float(part.state["step"]), level)
         states = [part.state[key] for key in self.keys]
         strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
         job = _Job(part, states, strides, self._update(states), shared, reach)

@@ -5,7 +5,7 @@ LLVM turns the vectors into whatever registers the machine has, so the code that
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, Union
+from typing import Any, Literal, TypeAlias, Union
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -254,6 +254,24 @@ class Compiled:
     def address(self, name: str) -> int:
         """Where a function starts."""
         return int(self.engine.get_function_address(name))
+
+
+def function_module(name: Literal["tanh", "exp", "log"], width: int) -> ir.Module:
+    """`apply(blocks, x, y)`: the kernel's own tanh, exp or log of blocks · width numbers."""
+    module = ir.Module(name="l2o")
+    function = ir.Function(module, ir.FunctionType(VOID, [I64, POINTER, POINTER]), name="apply")
+    blocks, x, y = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        at = builder.mul(index, I64(width))
+        vector = load(builder, builder.gep(x, [at]), width)
+        store(builder, getattr(vector, name)(), builder.gep(y, [at]))
+        return []
+
+    loop(builder, blocks, [], body)
+    builder.ret_void()
+    return module
 
 
 def widest() -> int:

@@ -1,5 +1,6 @@
 """The feature maps of `l2o_runtime.features`, and `l2o_runtime.rule.combine`, as LLVM code for some coordinates."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,22 +48,26 @@ class Look(NamedTuple):
     directions: Sequence[Vector] = ()
 
 
-def shared(kind: str, step: Tensor, context: Tensor) -> Tensor:
+@functools.lru_cache(maxsize=8)
+def shared(kind: str, step: float, level: float) -> Tensor:
     """What all coordinates share: 1 − βᵗ of every average; for `moments` also the level and the lowest root.
 
-    It is rounded as in the plain loop, whose float32 is far from exact where t is small beside 1/(1 − β).
+    It is rounded as in the plain loop, whose float32 is far from exact where t is small beside 1/(1 − β). Parameters
+    that join a run together share it too, so that it is computed once per step.
 
     Args:
         kind: of features.
-        step: (1,) steps taken before this one.
-        context: (c,), the level first for `moments`.
+        step: steps taken before this one.
+        level: of all gradients.
 
     Returns:
-        (k,) float32.
+        (k,) float32, not to be written.
     """
-    corrections = 1 - torch.tensor(BETAS[kind]) ** (step + 1)
-    level = context[:1] if kind == "moments" else context[:0]
-    return torch.cat([corrections, level, lowest_root(level)])
+    betas, steps, size = (
+        torch.tensor(numbers, dtype=torch.float32, device="cpu") for numbers in (BETAS[kind], [step + 1], [level])
+    )
+    corrections = 1 - betas**steps
+    return torch.cat([corrections, size, lowest_root(size)]) if kind == "moments" else corrections
 
 
 def look(kind: str, grad: Vector, param: Vector, averages: Sequence[Vector], numbers: Sequence[Vector]) -> Look:

@@ -11,7 +11,7 @@ Source: the blocking is that of Goto & van de Geijn 2008, section 5, on register
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from llvmlite import ir
@@ -319,23 +319,5 @@ def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, .
         return []
 
     loop(builder, tiles, [], body)
-    builder.ret_void()
-    return module
-
-
-def function_module(name: Literal["tanh", "exp", "log"], width: int) -> ir.Module:
-    """`apply(blocks, x, y)`: the kernel's own tanh, exp or log of blocks · width numbers."""
-    module = ir.Module(name="l2o")
-    function = ir.Function(module, ir.FunctionType(VOID, [I64, POINTER, POINTER]), name="apply")
-    blocks, x, y = function.args
-    builder = ir.IRBuilder(function.append_basic_block())
-
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        at = builder.mul(index, I64(width))
-        vector = load(builder, builder.gep(x, [at]), width)
-        store(builder, getattr(vector, name)(), builder.gep(y, [at]))
-        return []
-
-    loop(builder, blocks, [], body)
     builder.ret_void()
     return module
