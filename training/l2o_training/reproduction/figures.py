@@ -38,7 +38,7 @@ def panels(curves: dict[str, dict[str, np.ndarray]], path: Path, marks: tuple[in
             place.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
             if marks:
                 place.set_xscale("log")
-            for mark in marks:
+            for mark in marks if named else ():
                 place.axvline(mark, color="black", lw=0.8, ls=":")
         if next(iter(curves.values()), {}):
             axes.flat[0].legend(fontsize=8)
