@@ -143,7 +143,7 @@ def test_the_bundled_rule_survives_a_task_far_from_its_training():
 
 def test_the_end_of_the_horizon_is_announced_once():
     p = nn.Parameter(torch.ones(3))
-    optimizer = LearnedOptimizer([p])
+    optimizer = LearnedOptimizer([p], rule="normalized-dmd")
 
     def go(count):
         for _ in range(count):
@@ -151,7 +151,7 @@ def test_the_end_of_the_horizon_is_announced_once():
             optimizer.step(loss=1.0)
 
     go(150)
-    twin = LearnedOptimizer([p])
+    twin = LearnedOptimizer([p], rule="normalized-dmd")
     twin.load_state_dict(optimizer.state_dict())
     optimizer = twin  # the count goes on after a resume
     go(50)
