@@ -23,6 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from l2o_runtime import LearnedOptimizer, save_rule
 
+RULE = "normalized-dmd"
+"""A bundled rule with a context, unless a scenario has its own."""
+
 STEPS = 100
 BATCH = 16
 
@@ -107,11 +110,11 @@ class ColumnsAndCopies(nn.Module):
 def parallel(build: Callable[[], nn.Module], split: bool = True, **options: object) -> dict[str, float]:
     """A distributed run against the same run in one process."""
     model = build()
-    optimizer = LearnedOptimizer(model.parameters(), **options)
+    optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
     train(model, optimizer, split=split)
     (alone_group,) = [g for g in ONE_BY_ONE if g is not None]
     alone = network()
-    reference = LearnedOptimizer(alone.parameters(), process_group=alone_group, **options)
+    reference = LearnedOptimizer(alone.parameters(), process_group=alone_group, **{"rule": RULE} | options)
     train(alone, reference, split=False)
     health = optimizer.health()
     assert health == reference.health(), (health, reference.health())
@@ -130,7 +133,7 @@ def window_of(optimizer: LearnedOptimizer) -> Tensor:
 def save_half_way(folder: Path, **options: object) -> dict[str, float]:
     """Train, write a checkpoint in the middle, and go on to the end."""
     model = fully_sharded()
-    optimizer = LearnedOptimizer(model.parameters(), **options)
+    optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
     train(model, optimizer, 0, STEPS // 2)
     if "safeguard" in options:
         assert optimizer.health()["trials"] == 1
@@ -147,7 +150,7 @@ def save_half_way(folder: Path, **options: object) -> dict[str, float]:
 def resume(folder: Path, **options: object) -> dict[str, float]:
     """With another number of ranks, from another start."""
     model = fully_sharded(seed=5)
-    optimizer = LearnedOptimizer(model.parameters(), **options)
+    optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
@@ -159,7 +162,7 @@ def resume(folder: Path, **options: object) -> dict[str, float]:
 def a_bad_batch_on_one_rank() -> dict[str, float]:
     """All ranks skip the step together, and go on equal."""
     model = DistributedDataParallel(network())
-    optimizer = LearnedOptimizer(model.parameters())
+    optimizer = LearnedOptimizer(model.parameters(), rule=RULE)
     train(model, optimizer, 0, 5)
     before = flat(model)
     for gradient_too in (False, True):
