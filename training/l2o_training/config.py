@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from l2o_runtime.config import ConfigError, FlagConfig, RuleConfig, WindowConfig, build, nearest, require
+from l2o_runtime.config import LATER, ConfigError, FlagConfig, RuleConfig, WindowConfig, build, nearest, require
 from l2o_training.tasks import MLPConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
@@ -20,7 +20,8 @@ class TrainConfig:
 
     Attributes:
         description: one line on what the preset is for.
-        rule: the architecture.
+        start: a bundled name or a file: begin with this rule's weights; empty begins with random ones.
+        rule: the architecture; that of `start` has to be the same.
         tasks: what the rule is meta-trained on; every epoch draws one of them.
         epochs: outer epochs; each starts fresh instances.
         horizon: T, inner steps per epoch, and of the longest optimization.
@@ -35,6 +36,8 @@ class TrainConfig:
         lr: learning rate of the outer Adam.
         final_lr: where given, the learning rate falls to this along a cosine.
         clip: bound on the norm of the meta-gradient.
+        average: where given, what is validated and kept is an average of the weights over the outer updates so far, the
+            older ones forgotten by this factor per update.
         weights: w_τ of the losses in a truncation: all 1, or only the last.
         objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike.
         hide_loss: probability that an instance does not show its loss to the rule.
@@ -45,6 +48,7 @@ class TrainConfig:
     """
 
     description: str = ""
+    start: str = dataclasses.field(default="", metadata=LATER)
     rule: RuleConfig = dataclasses.field(default_factory=RuleConfig)
     tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
     epochs: int = 100
@@ -59,6 +63,7 @@ class TrainConfig:
     lr: float = 0.003
     final_lr: float | None = None
     clip: float = 1.0
+    average: float | None = dataclasses.field(default=None, metadata=LATER)
     weights: Literal["uniform", "last"] = "uniform"
     objective: Literal["loss", "log_loss"] = "loss"
     hide_loss: float = 0.0
@@ -75,6 +80,9 @@ class TrainConfig:
         require(self.sample is None or 0 < self.sample <= 1, f"sample: must be in (0, 1] or absent, got {self.sample}")
         require(0 <= self.rescale <= 10, f"rescale: must be in [0, 10], got {self.rescale}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
+        require(
+            self.average is None or 0 < self.average < 1, f"average: must be in (0, 1) or absent, got {self.average}"
+        )
         require(0 <= self.hide_loss <= 1, f"hide_loss: must be in [0, 1], got {self.hide_loss}")
         require(self.koopman >= 0, f"koopman: must be 0 or more, got {self.koopman}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")

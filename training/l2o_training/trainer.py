@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import l2o_runtime
-from l2o_runtime.artifact import atomic_write, remove_leftovers, save_rule
-from l2o_runtime.config import require, to_dict
+from l2o_runtime.artifact import atomic_write, read_rule, remove_leftovers, save_rule
+from l2o_runtime.config import ConfigError, require, to_dict
 from l2o_runtime.contexts import KAE
 from l2o_runtime.rule import Rule
 from l2o_training.config import TrainConfig
@@ -104,11 +106,18 @@ class Trainer:
 
         self.tasks: list[Task] = [make_task(task, load, self.device) for task in config.tasks]
         torch.manual_seed(config.seed)
-        self.rule = fuse(Rule(config.trained_rule).to(self.device))
+        rule = Rule(config.trained_rule)
+        self.ancestor: dict[str, Any] | None = None
+        if config.start and checkpoint is None:
+            self.ancestor = _inherit(rule, config.start)
+        self.rule = fuse(rule.to(self.device))
+        self.averaged = None
+        if config.average is not None:
+            self.averaged = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.lanes = [Lane(config, self.tasks, index) for index in range(config.lanes)]
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
         self.epoch, self.best, self.seconds = 0, float("inf"), 0.0
-        self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}
+        self.best_state = self._candidate_state()
         self.history: list[dict[str, Any]] = []
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -206,23 +215,33 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(moved, self.config.clip)
         if norm.isfinite():
             self.optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.rule)
+
+    @property
+    def candidate(self) -> Rule:
+        """What is validated and kept: the rule, or its average."""
+        return self.rule if self.averaged is None else cast(Rule, self.averaged.module)
+
+    def _candidate_state(self) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in self.candidate.state_dict().items()}
 
     def validate(self) -> float:
         """Mean loss over T steps on the validation instances; the best rule so far is kept.
 
         The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
         """
-        self.rule.eval()
+        rule = self.candidate.eval()
         geometric, means = self.config.objective == "log_loss", []
         for index, task in enumerate(self.tasks):
             instances = task.instances(self.config.validation_runs, VALIDATION_SEED + self.config.seed + index)
-            losses = rollout(self.rule, instances, self.config.horizon + 1)[1:]
+            losses = rollout(rule, instances, self.config.horizon + 1)[1:]
             means.append((losses.clamp_min(TINY).log() if geometric else losses).mean())
         mean = torch.stack(means).mean()
         score = float(mean.exp() if geometric else mean)
         if score < self.best:
             self.best = score
-            self.best_state = {k: v.clone() for k, v in self.rule.state_dict().items()}
+            self.best_state = self._candidate_state()
         return score
 
     def _record(self, progress: Progress) -> None:
@@ -244,7 +263,10 @@ class Trainer:
             "best_rule": self.best_state,
             "optimizer": self.optimizer.state_dict(),
             "lanes": [lane.state_dict() for lane in self.lanes],
+            "ancestor": self.ancestor,
         }
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
         with atomic_write(self.out / METRICS) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
         with atomic_write(self.out / CHECKPOINT) as file:
@@ -255,6 +277,9 @@ class Trainer:
         self.history, self.best_state = state["history"], state["best_rule"]
         self.rule.load_state_dict(state["rule"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.ancestor = state.get("ancestor")
         for lane, saved in zip(self.lanes, state["lanes"], strict=True):
             lane.load_state_dict(saved, self.rule)
 
@@ -274,7 +299,8 @@ class Trainer:
 
     def provenance(self) -> dict[str, Any]:
         """What made this rule: configuration, score and versions; nothing that differs between equal runs."""
-        return {
+        ancestor = {"start": self.ancestor} if self.ancestor is not None else {}
+        return ancestor | {
             "config": comparable(self.config),
             "tasks": [task.name for task in self.tasks],
             "inner_steps": self.epoch * self.config.horizon * self.config.batch,
@@ -286,6 +312,33 @@ class Trainer:
                 "python": platform.python_version(),
             },
         }
+
+
+def _inherit(rule: Rule, start: str) -> dict[str, Any]:
+    """Give a rule the weights of another one.
+
+    Returns:
+        The other one's provenance.
+
+    Raises:
+        ConfigError: the other one is of another architecture.
+        ArtifactError: it cannot be read.
+    """
+    other, provenance = read_rule(start)
+    if _architecture(other) != _architecture(rule):
+        raise ConfigError(
+            f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
+            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
+        )
+    rule.load_state_dict(other.state_dict())
+    return provenance
+
+
+def _architecture(rule: Rule) -> str:
+    """What has to be equal for weights to fit."""
+    config = rule.config
+    context = json.dumps(to_dict(config.context))
+    return f"{config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:

@@ -21,9 +21,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def mlp(inputs: int, hidden: tuple[int, ...], classes: int, activation: str) -> nn.Sequential:
-    """Flatten, then `hidden` layers with an activation, then a linear layer."""
-    layers: list[nn.Module] = [nn.Flatten()]
+def mlp(inputs: int, hidden: tuple[int, ...], classes: int, activation: str, zoom: int = 1) -> nn.Sequential:
+    """Repeat every pixel zoom × zoom times, flatten, then `hidden` layers with an activation, then a linear layer."""
+    layers: list[nn.Module] = [nn.Upsample(scale_factor=zoom)] if zoom > 1 else []
+    layers.append(nn.Flatten())
+    inputs *= zoom**2
     for before, after in pairwise((inputs, *hidden)):
         layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], classes))

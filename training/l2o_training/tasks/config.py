@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from l2o_runtime.config import require
+from l2o_runtime.config import LATER, require
 from l2o_training.data import Dataset
 from l2o_training.tasks.base import Task
 from l2o_training.tasks.classification import ClassificationTask, convnet, mlp
@@ -35,6 +35,7 @@ class MLPConfig:
 
     Attributes:
         gain, shift: images x become gain · x + shift.
+        zoom: every pixel is repeated zoom × zoom times: more inputs, that agree with each other.
     """
 
     kind: ClassVar[str] = "mlp"
@@ -44,11 +45,13 @@ class MLPConfig:
     batch_size: int = 128
     gain: float = 1.0
     shift: float = 0.0
+    zoom: int = dataclasses.field(default=1, metadata=LATER)
     name: str = ""
 
     def __post_init__(self) -> None:
         require(all(width >= 1 for width in self.hidden), f"hidden: widths must be 1 or more, got {self.hidden}")
         require(self.batch_size >= 1, f"batch_size: must be 1 or more, got {self.batch_size}")
+        require(1 <= self.zoom <= 8, f"zoom: must be in 1..8, got {self.zoom}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,7 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     if isinstance(config, MLPConfig):
         if (config.gain, config.shift) != (1.0, 0.0):
             data = dataclasses.replace(data, images=config.gain * data.images + config.shift)
-        inputs = data.images[0].numel()
-        model = partial(mlp, inputs, config.hidden, data.classes, config.activation)
+        model = partial(mlp, data.images[0].numel(), config.hidden, data.classes, config.activation, config.zoom)
         default = f"{config.data}-{'-'.join(map(str, config.hidden))}-{config.activation}"
     else:
         model = partial(convnet, data.shape, config.channels, data.classes, config.activation)
