@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from rules import RULES
 from torch import nn
 
-from l2o_runtime import ConfigError, Rule, load_rule
+from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
+from l2o_runtime.artifact import read_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
@@ -232,6 +233,59 @@ def test_lanes_in_the_middle_of_a_horizon_resume_bit_for_bit(tmp_path):
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+STARTED = ["start=default", "rule.context={kind='none'}", "rule.features=moments", "rule.output=adam"]
+STARTED += ["rule.output_scale=0.01", "rule.layers=1", *TINY, "validate_every=1"]
+
+
+def test_meta_training_starts_from_a_rule_and_keeps_the_average_of_its_weights(tmp_path):
+    config = load_preset("demo", [*STARTED, "average=0.75"])
+    trainer = Trainer(config, tmp_path / "run")
+    bundled, provenance = read_rule("default")
+    expected = {key: value.clone() for key, value in bundled.state_dict().items()}
+    assert all(torch.equal(value, expected[key]) for key, value in trainer.rule.state_dict().items())
+    update, updates = trainer._outer_update, 0
+
+    def outer_update():
+        nonlocal updates
+        update()
+        for key, value in trainer.rule.state_dict().items():
+            expected[key] = value.clone() if updates == 0 else torch.lerp(expected[key], value, 0.25)
+        updates += 1
+
+    trainer._outer_update = outer_update
+    trainer.validate()
+    for _ in range(2):
+        trainer.train_epoch()
+    assert updates == 4
+    for key, value in trainer.candidate.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-7)
+        assert not torch.equal(value, trainer.rule.state_dict()[key]) or not value.any()
+    trainer.out.mkdir()
+    trainer._save()
+    resumed = Trainer(config, tmp_path / "run", resume=True)
+    whole = Trainer(config, tmp_path / "whole")
+    assert resumed.run().read_bytes() == whole.run().read_bytes()
+    assert read_rule(tmp_path / "run" / "rule.safetensors")[1]["start"] == provenance
+
+
+def test_a_rule_of_another_architecture_is_no_start(tmp_path):
+    with pytest.raises(ConfigError, match=r"start: default is 1 × 20, moments.*this run's rule is 1 × 8"):
+        Trainer(load_preset("demo", [*STARTED, "rule.hidden=8"]), tmp_path)
+    with pytest.raises(ArtifactError, match="nowhere"):
+        Trainer(load_preset("demo", [*STARTED, "start=nowhere.safetensors"]), tmp_path)
+
+
+def test_zoomed_images_have_every_pixel_repeated():
+    config = MLPConfig(hidden=(3,), batch_size=5, gain=-0.5, shift=0.75, zoom=2)
+    instances = task_of(config).instances(1, seed=0)
+    shapes = [(3, 256), (3,), (10, 3), (10,)]
+    w1, b1, w2, b2 = (x.view(s) for x, s in zip(instances.params[0].split([768, 3, 30, 10]), shapes, strict=True))
+    images, labels = instances._batches()
+    larger = images[0].repeat_interleave(2, -1).repeat_interleave(2, -2).flatten(1)
+    expected = F.cross_entropy(F.linear(F.linear(larger, w1, b1).sigmoid(), w2, b2), labels[0])
+    torch.testing.assert_close(task_of(config).instances(1, seed=0).value_and_grad(instances.params)[0][0], expected)
+
+
 def test_horizons_are_log_uniform_multiples_of_the_truncation():
     config = dataclasses.replace(load_preset("demo"), horizon=1000, shortest=20, unroll=20)
     horizons = [draw_episode(config, number).horizon for number in range(2000)]
@@ -310,6 +364,8 @@ def test_presets_are_valid(name):
         ("rule.context.rank=30", "rank"),
         ("unroll=30", "must divide the horizon"),
         ("epochs.x=1", "not a table"),
+        ("average=1", "average: must be in"),
+        ('tasks=[{kind="mlp", zoom=9}]', "zoom: must be in 1..8"),
     ],
 )
 def test_bad_overrides_are_refused(override, message):
