@@ -71,7 +71,7 @@ def part_of(rule: Rule, n: int) -> Part:
     param = nn.Parameter(torch.randn(n))
     param.grad = torch.randn(n)
     group = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "safeguard_lr": 1e-3}
-    return make_part(group, param, {}, rule.coordinate_spec, 0)
+    return make_part(group, param, {}, rule.coordinate_spec, {}, 0)
 
 
 def updater(rule: Rule, part: Part, kernel: cpu.CPUKernel | None) -> Callable[[], None]:

@@ -55,7 +55,7 @@ def make_part(rule: Rule, param: Tensor, grad: Tensor, dtype: torch.dtype) -> Pa
         for key, (shape, _) in rule.coordinate_spec.items()
     }
     state["step"] = torch.zeros(1, device="cuda")
-    return Part(GROUP, param, param.view(-1), grad.reshape(-1), state, 0, ())
+    return Part(GROUP, param, param.view(-1), grad.reshape(-1), state, {}, param.shape, 0, ())
 
 
 def make_random_part(rule: Rule, count: int, dtype: torch.dtype) -> Part:

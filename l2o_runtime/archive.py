@@ -17,7 +17,7 @@ import torch
 
 from l2o_runtime.artifact import MAX_BYTES, ArtifactError, check_format
 from l2o_runtime.config import RuleConfig, build
-from l2o_runtime.rule import Rule
+from l2o_runtime.scale import make_rule
 from l2o_runtime.untrusted import parse_json, printable
 
 METADATA_KEY = "l2o-rule.json"
@@ -150,7 +150,7 @@ def safe_program(members: dict[str, bytes], config: RuleConfig) -> dict[str, byt
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"its program is not understood ({printable(error)})") from None
     with torch.device("meta"):
-        wanted = {f"rule.{name}": list(tensor.shape) for name, tensor in Rule(config).state_dict().items()}
+        wanted = {f"rule.{name}": list(tensor.shape) for name, tensor in make_rule(config).state_dict().items()}
     if found != wanted or constants != {"config": {}}:
         raise ArtifactError("its weights are not those that its configuration asks for")
     for key, text in _strings(program):

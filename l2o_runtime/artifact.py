@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from l2o_runtime.config import ConfigError, RuleConfig, build, to_dict
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import make_rule
 from l2o_runtime.untrusted import canonical, parse_json, printable
 
 FORMAT = "l2o-rule/1"
@@ -200,7 +201,7 @@ def _parse(content: bytes) -> tuple[Rule, dict[str, Any]]:
 
 def _assemble(config: RuleConfig, header: dict[str, Any], content: bytes) -> Rule:
     with torch.device("meta"):
-        rule = Rule(config).float()  # whatever torch's default dtype is
+        rule = make_rule(config).float()  # whatever torch's default dtype is
     # Compared before anything is read or allocated for them: the header may ask for tensors of any size.
     found = {name: _declared(entry) for name, entry in header.items() if name != "__metadata__"}
     wanted = {name: ("F32", list(tensor.shape)) for name, tensor in rule.state_dict().items()}

@@ -283,9 +283,11 @@ class RuleConfig:
     Attributes:
         features: "log_sign" (Andrychowicz et al. 2016, p = 10), "normalized" (RNNprop, Lv et al. 2017), or "moments":
             averages over several spans, sizes of gradients and parameters, time and loss.
-        hidden, layers: size of the coordinatewise LSTM.
+        hidden, layers: size of the LSTM.
         output: "linear" (Andrychowicz), "tanh" (RNNprop; bounds every step by output_scale · lr), or "adam": a change
             of Adam's step; goes with "moments".
+        cell: "lstm" runs the LSTM for every coordinate; "scale" runs it for every tensor, where it steers a tiny
+            network for every coordinate; goes with "moments" and one layer.
         output_scale: factor on the network's output.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
@@ -296,6 +298,7 @@ class RuleConfig:
     hidden: int = 20
     layers: int = 2
     output: Literal["linear", "tanh", "adam"] = "linear"
+    cell: Literal["lstm", "scale"] = dataclasses.field(default="lstm", metadata=LATER)
     output_scale: float = 0.1
     context: ContextConfig = dataclasses.field(default_factory=NoneConfig)
     horizon: int = 100
@@ -306,6 +309,8 @@ class RuleConfig:
         require(1 <= self.layers <= 8, f"layers: must be in 1..8, got {self.layers}")
         together = (self.features == "moments") == (self.output == "adam")
         require(together, f"output: 'adam' goes with features 'moments', got {self.output!r} with {self.features!r}")
+        fits = self.cell == "lstm" or (self.features == "moments" and self.layers == 1)
+        require(fits, f"cell: 'scale' goes with features 'moments' and layers 1, got {self.features!r}, {self.layers}")
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)

@@ -16,6 +16,7 @@ from l2o_runtime.gram import State
 from l2o_runtime.kernels import Kernel, fits, select
 from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import Layout, ScaleRule, describe
 
 REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
 """Why a step may not be taken."""
@@ -50,7 +51,7 @@ class Replicas:
 
 
 def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
-    """Statistics (k,) for the context and Σ|g| (), of all parts on all ranks, summed in float64.
+    """Statistics for the context and Σ|g| (), of all parts on all ranks, summed in float64.
 
     They are exchanged together: sharding costs one all-reduce for every set of process groups.
 
@@ -58,10 +59,17 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
         parts: of this rank.
         rule: whose context is to see them; None gives Σθ in place of the statistics. Both are not finite
             where a parameter is not (a rule without context gives no statistics).
+
+    Returns:
+        Statistics (k,), or (parts, k) if the rule has a network per tensor; and Σ|g|.
     """
     device = parts[0].param.device
-    sums: dict[Groups, Tensor] = {}
-    for part in parts:
+    # Rows of sums that are exchanged together: one for all parts that are split alike, or one for each of them.
+    rows: dict[Groups, dict[int, Tensor]] = {}
+    separate = rule is not None and bool(rule.rule.tensor_spec)
+    for index, part in enumerate(parts):
+        own = rows.setdefault(part.groups, {})
+        row = index if separate else 0
         for piece in part.chunks():
             pulse = piece.grad.abs().sum(dtype=torch.float64).reshape(1)
             if rule is None:
@@ -71,9 +79,14 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
                 with full_precision(device):
                     seen = local.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
             seen = torch.cat([pulse, seen]).to(device)
-            sums[part.groups] = sums[part.groups] + seen if part.groups in sums else seen
-    total = torch.stack([sum_over(groups, value) for groups, value in sums.items()]).sum(0)
-    return total[1:], total[0]
+            own[row] = own[row] + seen if row in own else seen
+    tables = [sum_over(groups, torch.stack(list(own.values()))) for groups, own in rows.items()]
+    if not separate:
+        total = torch.cat(tables).sum(0)
+        return total[1:], total[0]
+    order = torch.tensor([index for own in rows.values() for index in own]).argsort().tolist()
+    table = torch.cat(tables)[order]
+    return table[:, 1:], table[:, 0].sum()
 
 
 def diagnose(pulse: Tensor, loss: Tensor, statistics: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -82,7 +95,7 @@ def diagnose(pulse: Tensor, loss: Tensor, statistics: Tensor) -> tuple[Tensor, l
     Args:
         pulse: () Σ|g|.
         loss: ().
-        statistics: (k,).
+        statistics: (k,) or (parts, k).
 
     Returns:
         () bool, and which of `REASONS` are against it, () bool each.
@@ -105,7 +118,7 @@ def advance(
     Args:
         rule: on all devices.
         parts: of this rank; their parameters and states are written.
-        statistics: (k,) of all parts on all ranks.
+        statistics: (k,) of all parts on all ranks, or (parts, k).
         loss: ().
         context_state: written.
         good: () bool; else nothing is written.
@@ -113,9 +126,13 @@ def advance(
     """
     with full_precision(loss.device):
         statistics, loss = torch.where(good, statistics, 0.0), torch.where(good, loss, 0.0)
-        context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
-    _write(context_state, new, good)
-    for part in parts:
+        if rule.rule.tensor_spec:
+            contexts = _tensor_contexts(rule, parts, statistics, loss, context_state, good)
+        else:
+            context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
+            _write(context_state, new, good)
+            contexts = [context] * len(parts)
+    for part, context in zip(parts, contexts, strict=True):
         device = part.param.device
         here, fine = context.to(device), good.to(device)
         kernel = rule.kernel(part)
@@ -129,6 +146,21 @@ def advance(
                 _write(piece.state, new, fine)
                 part.move(piece.theta, delta, fine, reach)
         part.finish(fine)
+
+
+def _tensor_contexts(
+    rule: Replicas, parts: list[Part], statistics: Tensor, loss: Tensor, context_state: State, good: Tensor
+) -> list[Tensor]:
+    """The contexts (1, c) of all parts, from statistics (parts, k); their states and the context's are written."""
+    here = rule.on(loss.device)
+    assert isinstance(here, ScaleRule)
+    shapes = torch.tensor([describe(part.shape) for part in parts], device=loss.device)
+    states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in rule.rule.tensor_spec}
+    contexts, new = here.contextualise_tensors(statistics, shapes, loss, context_state | states)
+    _write(context_state, {key: new[key] for key in context_state}, good)
+    for index, part in enumerate(parts):
+        _write(part.own, {key: new[key][index].to(part.param.device) for key in part.own}, good.to(part.param.device))
+    return list(contexts.split(1))
 
 
 def advance_exported(
@@ -150,8 +182,13 @@ def advance_exported(
     coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.coordinate_spec}
     thetas = join([part.theta.float() for part in parts])
     grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
-    delta, coordinates, new = rule(thetas, grads, torch.where(good, loss, 0.0), coordinates, context_state)
-    _write(context_state, new, good)
+    states = {key: torch.stack([part.own[key].cpu() for part in parts]) for key in rule.tensor_spec}
+    layout = Layout.of([part.shape for part in parts]) if states else None
+    loss = torch.where(good, loss, 0.0)
+    delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state | states, layout)
+    _write(context_state, {key: new[key] for key in context_state}, good)
+    for index, part in enumerate(parts):
+        _write(part.own, {key: new[key][index].to(part.param.device) for key in part.own}, good.to(part.param.device))
     pieces = {key: value.split(sizes) for key, value in coordinates.items()}
     for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
         fine = good.to(part.param.device)

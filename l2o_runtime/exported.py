@@ -4,7 +4,8 @@ Every file holds the whole step as one function of flat tensors,
 
     (param (n,), grad (n,), loss (), *state) → (delta (n,), *next state),
 
-with the state in the order of `step_names`, all of it zero at the start, and n free.
+with the state in the order of `step_names`, all of it zero at the start, and n free. A rule with a network per tensor
+takes its `Layout` between loss and state, (n,) and (S, 2), and has states with S in front.
 """
 
 import logging
@@ -30,6 +31,7 @@ from l2o_runtime.artifact import ArtifactError, find_rule, read_limited
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import Layout, ScaleRule, make_rule
 from l2o_runtime.untrusted import printable
 
 SUFFIXES = {".pt": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
@@ -52,7 +54,9 @@ def torchscript() -> Iterator[None]:
 def step_names(rule: "Rule | ExportedRule") -> tuple[list[str], list[str]]:
     """Names of the step's inputs and outputs, in order."""
     state = [f"coordinate.{k}" for k in rule.coordinate_spec] + [f"context.{k}" for k in rule.context_spec]
-    return ["param", "grad", "loss", *state], ["delta", *(f"next.{name}" for name in state)]
+    state += [f"tensor.{k.removeprefix('tensor_')}" for k in rule.tensor_spec]
+    layout = [f"layout.{key}" for key in Layout._fields] if rule.tensor_spec else []
+    return ["param", "grad", "loss", *layout, *state], ["delta", *(f"next.{name}" for name in state)]
 
 
 class FlatStep(nn.Module):
@@ -62,14 +66,17 @@ class FlatStep(nn.Module):
         super().__init__()
         self.rule = rule
         self.coordinates = list(rule.coordinate_spec)
-        self.optimization = list(rule.context_spec)
+        self.optimization = [*rule.context_spec, *rule.tensor_spec]
 
     def forward(self, param: Tensor, grad: Tensor, loss: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Advance by one step; arguments and results as in the module's docstring."""
+        layout: tuple[Layout, ...] = ()
+        if isinstance(self.rule, ScaleRule):
+            layout, state = (Layout(*state[:2]),), state[2:]
         split = len(self.coordinates)
         coordinates = dict(zip(self.coordinates, state[:split], strict=True))
         optimization = dict(zip(self.optimization, state[split:], strict=True))
-        delta, coordinates, optimization = self.rule(param, grad, loss, coordinates, optimization)
+        delta, coordinates, optimization = self.rule(param, grad, loss, coordinates, optimization, *layout)
         new = [coordinates[k] for k in self.coordinates] + [optimization[k] for k in self.optimization]
         return delta, *new
 
@@ -80,30 +87,38 @@ class ExportedRule:
     Attributes:
         path: the file.
         config: the rule's configuration.
-        coordinate_spec, context_spec: its states.
+        coordinate_spec, context_spec, tensor_spec: its states.
     """
 
     def __init__(self, path: Path, config: RuleConfig, run: Flat):
         self.path = path
         self.config = config
         with torch.device("meta"):
-            rule = Rule(self.config)
+            rule = make_rule(self.config)
         self.coordinate_spec: StateSpec = rule.coordinate_spec
         self.context_spec: StateSpec = rule.context_spec
+        self.tensor_spec: StateSpec = rule.tensor_spec
         self._run = run
 
     def __call__(
-        self, param: Tensor, grad: Tensor, loss: Tensor, coordinates: State, optimization: State
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, State, State]:
         """One step on the CPU, where exported files run: Δ (n,) and both new states."""
-        state = [coordinates[k] for k in self.coordinate_spec] + [optimization[k] for k in self.context_spec]
+        whole = [*self.context_spec, *self.tensor_spec]
+        state = [coordinates[k] for k in self.coordinate_spec] + [optimization[k] for k in whole]
         with torch.autocast("cpu", enabled=False):
-            delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *state)])
+            delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *(layout or ()), *state)])
         split = len(self.coordinate_spec)
         return (
             delta,
             dict(zip(self.coordinate_spec, new[:split], strict=True)),
-            dict(zip(self.context_spec, new[split:], strict=True)),
+            dict(zip(whole, new[split:], strict=True)),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -105,6 +105,7 @@ class LearnedOptimizer(Optimizer):
         path = find_rule(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
         self._coordinate_spec = kept_in(state_dtype, self._rule.coordinate_spec)
+        self._tensor_spec = self._rule.tensor_spec
         self._context_spec = self._rule.context_spec
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         self._process_group = process_group
@@ -205,7 +206,7 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None and param.numel() > 0:
-                    yield make_part(group, param, self.state[param], self._coordinate_spec, start)
+                    yield make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)
                 start += param.numel()
 
     def _context_state(self) -> State:
@@ -272,7 +273,8 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             guard.adam_step(group, self.state, move=not verdict.learned)
         if verdict.restart:
-            for tensor in chain(self._context_state().values(), *(part.state.values() for part in parts)):
+            states = (chain(part.state.values(), part.own.values()) for part in parts)
+            for tensor in chain(self._context_state().values(), *states):
                 tensor.zero_()
         if verdict.learned:
             statistics, _ = observe(parts, self._replicas)
@@ -296,7 +298,7 @@ class LearnedOptimizer(Optimizer):
                 exact[param] = saved["state"].get(index, {}).copy()
                 if isinstance(exact[param].get("step"), int | float):
                     exact[param]["step"] = torch.tensor(float(exact[param]["step"]), dtype=torch.float32)
-                check_state(exact[param], param, self._coordinate_spec, self._context_spec)
+                check_state(exact[param], param, self._coordinate_spec, self._tensor_spec, self._context_spec)
 
         def restore(_: Optimizer) -> None:
             """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""
@@ -320,7 +322,8 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
-        own = ("_rule", "_replicas", "_coordinate_spec", "_context_spec", "_safeguard", "_calls", "_told_of_loss")
+        specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
+        own = ("_rule", "_replicas", *specs, "_safeguard", "_calls", "_told_of_loss")
         copied = {key: getattr(self, key) for key in own}
         return super().__getstate__() | copied | {"_process_group": None}
 

@@ -51,6 +51,8 @@ class Part:
         theta: (n,) the same flat: a view, or a copy if `param` is not contiguous.
         grad: (n,) its gradient.
         state: the rule's state, views (n, …); `step` (1,).
+        own: the rule's state of the parameter as a whole.
+        shape: of the whole parameter.
         offset: global index of the first coordinate, or an offset (n,) per coordinate.
         groups: the process groups over which the parameter is split.
     """
@@ -60,6 +62,8 @@ class Part:
     theta: Tensor
     grad: Tensor
     state: State
+    own: State
+    shape: torch.Size
     offset: int | Tensor
     groups: Groups
 
@@ -122,14 +126,16 @@ def kept_in(dtype: torch.dtype, spec: StateSpec) -> StateSpec:
     return {key: (shape, dtype if key.rstrip("0123456789") in NARROW else own) for key, (shape, own) in spec.items()}
 
 
-def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, start: int) -> Part:
+def make_part(
+    group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec, start: int
+) -> Part:
     """Look at a parameter that has a gradient.
 
     Args:
         group: its parameter group.
         param: plain or DTensor.
-        state: its optimizer state; what `spec` asks for is added where it is missing.
-        spec: the rule's state per coordinate.
+        state: its optimizer state; what `spec` and `own` ask for is added where it is missing.
+        spec, own: the rule's state per coordinate, and per tensor.
         start: global index of the parameter's first coordinate.
 
     Raises:
@@ -143,6 +149,9 @@ def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec:
         if key not in state:
             here = torch.zeros((), dtype=dtype, device=param.device)
             state[key] = here if key == "step" else zeros_beside(param, shape, dtype)
+    for key, (shape, dtype) in own.items():
+        if key not in state:
+            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
     part = local(param).detach()
     return Part(
         group=group,
@@ -150,18 +159,22 @@ def make_part(group: dict[str, Any], param: Tensor, state: dict[str, Any], spec:
         theta=part.reshape(-1),
         grad=local(param.grad, like=param).reshape(-1),
         state={key: local(state[key]).view(-1, *shape) for key, (shape, _) in spec.items()},
+        own={key: state[key] for key in own},
+        shape=param.shape,
         offset=start + first_index(param),
         groups=shard_groups(param),
     )
 
 
-def check_state(state: dict[str, Any], param: Tensor, coordinates: StateSpec, context: StateSpec) -> None:
+def check_state(
+    state: dict[str, Any], param: Tensor, coordinates: StateSpec, tensors: StateSpec, context: StateSpec
+) -> None:
     """Does a parameter's saved state, which may be empty, fit a rule?
 
     Args:
         state: of a parameter; of the first one with the context's.
         param: the parameter.
-        coordinates, context: the rule's states.
+        coordinates, tensors, context: the rule's states.
 
     Raises:
         ValueError: it does not.
@@ -169,6 +182,7 @@ def check_state(state: dict[str, Any], param: Tensor, coordinates: StateSpec, co
     wanted: dict[str, tuple[int, ...]] = {}
     if "step" in state:
         wanted |= {key: (*param.shape, *shape) for key, (shape, _) in coordinates.items()} | {"step": ()}
+        wanted |= {key: shape for key, (shape, _) in tensors.items()}
     if any(key.startswith(CONTEXT) for key in state):
         wanted |= {CONTEXT + key: shape for key, (shape, _) in context.items()}
     for key, shape in wanted.items():

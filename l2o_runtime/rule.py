@@ -72,6 +72,11 @@ class Rule(nn.Module):
         """State of the whole optimization: shape and dtype by name."""
         return self.context.context_spec | (self.progress.context_spec if self.progress else {})
 
+    @property
+    def tensor_spec(self) -> StateSpec:
+        """State of every tensor; none, unless the rule has a network per tensor."""
+        return {}
+
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
         """Additive statistics of some coordinates.
 
@@ -84,7 +89,9 @@ class Rule(nn.Module):
             (..., k); sum over all parts before `contextualise`.
         """
         statistics = self.context.observe(param, grad, state, offset)
-        return torch.cat([self.progress.observe(grad, state), statistics], dim=-1) if self.progress else statistics
+        if not self.progress:
+            return statistics
+        return torch.cat([self.progress.observe(grad, state["m10"], state["v1000"]), statistics], dim=-1)
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The context of this step.

@@ -83,7 +83,7 @@ def random_part(
     for key in state:
         if key.startswith("v"):
             state[key] = state[key].square()
-    return make_part(group(**changes), param, state, spec, 0)
+    return make_part(group(**changes), param, state, spec, {}, 0)
 
 
 def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, reach=None, **changes) -> list[Part]:
@@ -97,7 +97,9 @@ def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, reach=None,
         width = len(rule.observe(part.theta.float(), part.grad.float(), part.state))
         statistics = torch.linspace(-1, 1, width)
         if rule.progress:
-            statistics[: rule.progress.STATISTICS] = rule.progress.observe(part.grad.float(), part.state)
+            statistics[: rule.progress.STATISTICS] = rule.progress.observe(
+                part.grad.float(), part.state["m10"], part.state["v1000"]
+            )
         with torch.no_grad():
             advance(replicas, [part], statistics, torch.tensor(0.5), context, torch.tensor(good), reach)
         parts.append(part)
@@ -224,7 +226,7 @@ def test_extreme_gradients(plain):
         for kernel in (None, cpu.make_kernel(rule)):
             param = nn.Parameter(torch.zeros(len(values)))
             param.grad = torch.tensor(values)
-            part = make_part(group(), param, {}, rule.coordinate_spec, 0)
+            part = make_part(group(), param, {}, rule.coordinate_spec, {}, 0)
             replicas = Replicas(rule)
             replicas.kernels[CPU] = kernel
             for _ in range(5):

@@ -185,7 +185,9 @@ def test_progress_against_its_definition():
     for loss, grad in zip(losses, grads, strict=True):
         halves = torch.tensor(grad).float().split(3)
         split = [{key: value[part] for key, value in coordinates.items()} for part in (slice(3), slice(3, 6))]
-        statistics = sum(progress.observe(half, part) for half, part in zip(halves, split, strict=True))
+        statistics = sum(
+            progress.observe(half, part["m10"], part["v1000"]) for half, part in zip(halves, split, strict=True)
+        )
         vector, state = progress.contextualise(statistics, torch.tensor(float(loss)), state)
     logs = np.log([loss for loss in losses if loss])
     fast, slow = (np.average(logs, weights=(1 - 1 / span) ** np.arange(len(logs))[::-1]) for span in (10, 50))

@@ -18,6 +18,7 @@ from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
 from l2o_runtime.exported import FlatStep, step_names, torchscript
 from l2o_runtime.rule import Rule, zeros
+from l2o_runtime.scale import Layout
 
 OPSET = 20
 """ONNX operator set; the standard domain only."""
@@ -31,7 +32,10 @@ def example_inputs(rule: Rule, coordinates: int = 7) -> tuple[Tensor, ...]:
     """Inputs of the flat step at the first step of an optimization."""
     param, grad = torch.linspace(-1, 1, coordinates), torch.linspace(0.5, -0.5, coordinates)
     state = [*zeros(rule.coordinate_spec, (coordinates,)).values(), *zeros(rule.context_spec, ()).values()]
-    return param, grad, torch.tensor(1.0), *state
+    if not rule.tensor_spec:
+        return param, grad, torch.tensor(1.0), *state
+    layout = Layout.of([torch.Size([coordinates - 4]), torch.Size([2, 2])])
+    return param, grad, torch.tensor(1.0), *layout, *state, *zeros(rule.tensor_spec, (2,)).values()
 
 
 def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
@@ -123,9 +127,11 @@ WRITERS: dict[str, tuple[str, Callable[[Rule, dict[str, Any], Path], None]]] = {
 
 def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:
     """n is free in every coordinate tensor; everything else is fixed by the configuration."""
-    n = {0: Dim("n", min=2)}
+    n, tensors = {0: Dim("n", min=2)}, {0: Dim("tensors", min=1)}
+    layout = (n, tensors) if rule.tensor_spec else ()
+    state = [*(n for _ in rule.coordinate_spec), *({} for _ in rule.context_spec), *(tensors for _ in rule.tensor_spec)]
     # FlatStep.forward takes the state as *args, which torch.export sees as one tuple.
-    return n, n, {}, (*(n for _ in rule.coordinate_spec), *({} for _ in rule.context_spec))
+    return n, n, {}, (*layout, *state)
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

@@ -38,20 +38,23 @@ class Progress:
         keys = ("steps", "losses_seen", "energy", "first_loss", *(f"loss{span}" for span in SPANS))
         return dict.fromkeys(keys, ((), torch.float32))
 
-    def observe(self, grad: Tensor, state: State) -> Tensor:
-        """Number of coordinates, Σ g², and Σ g m/v, Σ g²/v, Σ m²/v where v > 0: (..., 5) of gradients (..., n).
+    def terms(self, grad: Tensor, momentum: Tensor, square: Tensor) -> list[Tensor]:
+        """Of every coordinate 1, g², and g m/v, g²/v, m²/v where v > 0: five of (..., n), float64.
 
         Args:
             grad: (..., n).
-            state: of the features `moments`, before this step: m10, v1000.
+            momentum, square: averages of gradients (over 10 steps) and of their squares, before this step.
         """
         grad = grad.nan_to_num().clamp(-LARGEST, LARGEST)
-        root = state["v1000"].sqrt()
+        root = square.sqrt()
         there = root > 0
         root = torch.where(there, root, torch.ones_like(root))
-        g, m = (torch.where(there, (x / root).clamp(-100, 100), torch.zeros_like(x)) for x in (grad, state["m10"]))
-        sums = [torch.ones_like(grad), grad.double().square(), g * m, g * g, m * m]
-        return torch.stack([x.double().sum(-1) for x in sums], dim=-1)
+        g, m = (torch.where(there, (x / root).clamp(-100, 100), torch.zeros_like(x)) for x in (grad, momentum))
+        return [x.double() for x in (torch.ones_like(grad), grad.double().square(), g * m, g * g, m * m)]
+
+    def observe(self, grad: Tensor, momentum: Tensor, square: Tensor) -> Tensor:
+        """The sums of `terms`: (..., 5)."""
+        return torch.stack([x.sum(-1) for x in self.terms(grad, momentum, square)], dim=-1)
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The vector (..., 9) and the new state, from summed statistics (..., 5) and loss (...)."""

@@ -38,7 +38,7 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
         device: of the parameters.
     """
     wish = os.environ.get("L2O_KERNELS", "")
-    if wish == "plain":
+    if wish == "plain" or rule.tensor_spec:
         return None
     if device.type == "cuda" and wish == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton

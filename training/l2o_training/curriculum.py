@@ -82,7 +82,7 @@ class Lane:
         """Where the lane stands, as tensors and numbers."""
         if self.inner is None or self.episode is None or self.done >= self.episode.horizon:
             return {"number": self.number, "done": self.done}
-        inner = {key: value for key, value in vars(self.inner).items() if key != "instances"}
+        inner = {key: value for key, value in vars(self.inner).items() if key not in ("instances", "layout")}
         return {"number": self.number, "done": self.done, "inner": inner, "rng": self.inner.instances.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:

@@ -21,6 +21,7 @@ from l2o_runtime.artifact import atomic_write, read_rule, remove_leftovers, save
 from l2o_runtime.config import ConfigError, require, to_dict
 from l2o_runtime.contexts import KAE
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.curriculum import VALIDATION_SEED, Lane
 from l2o_training.data import load_dataset
@@ -106,7 +107,7 @@ class Trainer:
 
         self.tasks: list[Task] = [make_task(task, load, self.device) for task in config.tasks]
         torch.manual_seed(config.seed)
-        rule = Rule(config.trained_rule)
+        rule = make_rule(config.trained_rule)
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
             self.ancestor = _inherit(rule, config.start)
@@ -289,7 +290,7 @@ class Trainer:
 
         if self.best == float("inf"):
             raise RunError("no validation gave a finite loss: the rule diverges; try a smaller lr or output_scale")
-        rule = Rule(self.config.trained_rule)
+        rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
         path = self.out / RULE
         save_rule(path, rule, self.provenance())

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l2o_runtime.gram import State
 from l2o_runtime.rule import Rule, zeros
+from l2o_runtime.scale import Layout
 from l2o_training.tasks import Instances
 
 TINY = 1e-10
@@ -25,6 +26,7 @@ class Inner:
         loss, grad: (B,) and (B, n), at `params` on the current minibatches.
         visible: (B,) 1 where the rule sees the loss, else 0.
         coordinates, optimization: the rule's states.
+        layout: of the parameters, for a rule with a network per tensor.
     """
 
     instances: Instances
@@ -34,6 +36,7 @@ class Inner:
     visible: Tensor
     coordinates: State
     optimization: State
+    layout: Layout | None
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> In
         grad=grad,
         visible=torch.ones_like(loss) if visible is None else visible,
         coordinates=zeros(rule.coordinate_spec, (count, n), params.device),
-        optimization=zeros(rule.context_spec, (count,), params.device),
+        optimization=zeros(rule.context_spec, (count,), params.device)
+        | zeros(rule.tensor_spec, (count, len(instances.shapes)), params.device),
+        layout=Layout.of(instances.shapes, params.device) if rule.tensor_spec else None,
     )
 
 
@@ -166,6 +171,7 @@ def unroll(
     """
     params, loss, grad = inner.params, inner.loss, inner.grad
     coordinates, optimization = inner.coordinates, inner.optimization
+    layout = () if inner.layout is None else (inner.layout,)
     chosen = None if sample is None else sample.begin(params, coordinates)
     total, losses, features = params.new_zeros(()), [], []
     for step in range(steps):
@@ -173,9 +179,9 @@ def unroll(
         if sample is not None and chosen is not None:
             delta, coordinates, optimization, chosen = sample.step(rule, seen, chosen)
         elif recompute:
-            delta, coordinates, optimization = checkpoint(rule, *seen, use_reentrant=False)
+            delta, coordinates, optimization = checkpoint(rule, *seen, *layout, use_reentrant=False)
         else:
-            delta, coordinates, optimization = rule(*seen)
+            delta, coordinates, optimization = rule(*seen, *layout)
         if "features" in optimization:
             features.append(optimization["features"])
         params = params + delta

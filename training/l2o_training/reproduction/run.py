@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from l2o_runtime.artifact import read_rule, save_rule
 from l2o_runtime.config import ConfigError, build, nearest, require
-from l2o_runtime.rule import Rule
+from l2o_runtime.scale import make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
 from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
@@ -203,7 +203,7 @@ def save_derived(placebo: Path, config: TrainConfig, path: Path) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        rule = Rule(config.trained_rule)
+        rule = make_rule(config.trained_rule)
     source, provenance = read_rule(placebo)
     weights = {key: value for key, value in source.state_dict().items() if key != CONTEXT_WEIGHTS}
     rule.load_state_dict(rule.state_dict() | weights)

@@ -16,11 +16,20 @@ class Instances:
 
     Attributes:
         params: (B, n) initial parameters.
+        shapes: of the tensors that the parameters of an instance are made of; one vector where none are given.
         rng: what the minibatches are drawn with.
     """
 
-    def __init__(self, params: Tensor, loss: Loss, batches: Callable[[], tuple[Tensor, ...]], rng: torch.Generator):
+    def __init__(
+        self,
+        params: Tensor,
+        loss: Loss,
+        batches: Callable[[], tuple[Tensor, ...]],
+        rng: torch.Generator,
+        shapes: list[torch.Size] | None = None,
+    ):
         self.params = params
+        self.shapes = [params.shape[1:]] if shapes is None else shapes
         self.rng = rng
         self._batches = batches
         self._grad_and_value = vmap(grad_and_value(loss))

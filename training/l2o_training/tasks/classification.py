@@ -89,4 +89,5 @@ class ClassificationTask(Task):
         def batches() -> tuple[Tensor, ...]:
             return self.dataset.batch(torch.randint(len(labels), size, generator=rng, device=device))
 
-        return Instances(params, classification_loss(models[0].to(device)), batches, rng)
+        shapes = [param.shape for param in models[0].parameters()]
+        return Instances(params, classification_loss(models[0].to(device)), batches, rng, shapes)

@@ -1,0 +1,296 @@
+"""The two-tier rule `scale`: an LSTM for every tensor steers a tiny network for every coordinate.
+
+The LSTM reads sums over its tensor, so it costs nothing per coordinate; what it says (a magnitude, and a gain and a
+bias for every unit of the network) is the tensor's context. The three phases stay what they are; statistics and
+contexts have a row per tensor.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2o_runtime.cells import CoordinateLSTM
+from l2o_runtime.config import RuleConfig
+from l2o_runtime.contexts import make_context
+from l2o_runtime.contexts.progress import Progress
+from l2o_runtime.features import LARGEST, SMALLEST_SQUARE, lowest_root
+from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.rule import OUTPUTS, Rule, combine
+
+SPANS = {"m": (10, 100), "v": (100,)}
+"""Averages of gradients and of their squares, per coordinate: over about so many steps."""
+
+UNITS = 8
+"""Hidden units of the network per coordinate."""
+
+INPUTS = 8
+"""Numbers per coordinate that it sees."""
+
+TENSOR_INPUTS = 13
+"""Numbers per tensor that the LSTM sees, besides what is the same for all of them."""
+
+TERMS = 8
+"""Sums over a tensor's coordinates, after those of `Progress`."""
+
+SCALARS = 4
+"""Numbers in a tensor's context before the gains and biases."""
+
+SMALLEST_SIZE = 1e-3
+"""Steps are in proportion to parameters, and those that are smaller than this have to move too."""
+
+SMALLEST_DIRECTION = 0.1
+"""Directions are scaled to a root mean square of 1, but no more than tenfold: of an embedding few rows have moved."""
+
+
+class Layout(NamedTuple):
+    """Which tensors the coordinates of a flat vector belong to.
+
+    Attributes:
+        owner: (n,) int64, the number of each coordinate's tensor.
+        shapes: (S, 2) float32, number of dimensions and of coordinates of each tensor.
+    """
+
+    owner: Tensor
+    shapes: Tensor
+
+    @classmethod
+    def of(cls, shapes: list[torch.Size], device: torch.device | str | None = None) -> "Layout":
+        """The layout of tensors one after the other.
+
+        >>> Layout.of([torch.Size([2, 1]), torch.Size([3])]).owner
+        tensor([0, 0, 1, 1, 1])
+        """
+        sizes = torch.tensor([shape.numel() for shape in shapes], device=device)
+        owner = torch.arange(len(shapes), device=device).repeat_interleave(sizes)
+        return cls(owner, torch.tensor([describe(shape) for shape in shapes], device=device))
+
+
+def describe(shape: torch.Size) -> list[float]:
+    """Number of dimensions and of coordinates of a tensor."""
+    return [float(len(shape)), float(shape.numel())]
+
+
+class Averages(NamedTuple):
+    """Averages of a coordinate's gradients with the newest one in, all (..., n).
+
+    Attributes:
+        grad: clipped.
+        fast, slow: m̂₁₀ and m̂₁₀₀.
+        root: √v̂₁₀₀.
+        state: m10, m100, v100, step.
+    """
+
+    grad: Tensor
+    fast: Tensor
+    slow: Tensor
+    root: Tensor
+    state: State
+
+
+def average(grad: Tensor, state: State) -> Averages:
+    """Bias-corrected averages over 10 and 100 steps, and of squares over 100.
+
+    Args:
+        grad: (..., n).
+        state: m10, m100, v100 (..., n) and step (..., n) or (..., 1), zero at the start.
+    """
+    step = state["step"] + 1
+    grad = grad.clamp(-LARGEST, LARGEST)
+    new, hat = {"step": step}, {}
+    for kind, value in (("m", grad), ("v", grad.square())):
+        for span in SPANS[kind]:
+            key = f"{kind}{span}"
+            new[key] = torch.lerp(state[key], value, 1 / span)
+            hat[key] = new[key] / (1 - (1 - 1 / span) ** step)
+    return Averages(grad, hat["m10"], hat["m100"], hat["v100"].sqrt(), new)
+
+
+def log_root(square: Tensor, count: Tensor | float) -> Tensor:
+    """½ log of a mean square, float32, finite where it is zero."""
+    return (square / count).clamp_min(SMALLEST_SQUARE).log().div(2).float()
+
+
+def cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """x·y / (|x| |y|) from x·y, x·x and y·y, float32; 0 where one is zero."""
+    return (product / first.clamp_min(SMALLEST_SQUARE).sqrt() / second.clamp_min(SMALLEST_SQUARE).sqrt()).float()
+
+
+class ScaleRule(Rule):
+    """Δ = −scale · e^(2 s) · ρ · d / RMS(u), for every tensor.
+
+    u = m̂₁₀/√v̂₁₀₀ is Adam's direction; d is u changed by the coordinate's network, whose hidden units have gains and
+    biases from the tensor's LSTM, as has the magnitude s; ρ² is the mean square of the tensor's parameters plus that of
+    all parameters. So steps do not change with the scale of the gradients, and are in proportion to the parameters;
+    coordinates without any gradient do not move. Before meta-training d = u and s = 0.
+
+    Nothing here knows how many steps are to come, or the name of a layer.
+
+    Source: two tiers as in Wichrowska et al. 2017 and Metz et al. 2022 (VeLO); gains and biases as in Perez et al. 2018
+    (FiLM); steps in proportion to parameters as in You et al. 2020 (LAMB).
+    """
+
+    def __init__(self, config: RuleConfig):
+        nn.Module.__init__(self)
+        self.config = config
+        self.progress = Progress()
+        # The context is drawn last: rules that differ only in their context share all other weights.
+        self.into = nn.Linear(INPUTS, UNITS)
+        self.out = nn.Linear(UNITS, OUTPUTS)
+        width = Progress.WIDTH + config.context.width
+        self.cell = CoordinateLSTM(TENSOR_INPUTS, width, config.hidden, config.layers, 1 + 2 * UNITS)
+        for head in (self.out, self.cell.head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.context = make_context(config.context)
+
+    @property
+    def coordinate_spec(self) -> StateSpec:
+        """Averages (12 bytes), and what an exact window keeps."""
+        keys = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
+        return dict.fromkeys([*keys, "step"], ((), torch.float32)) | self.context.coordinate_spec
+
+    @property
+    def tensor_spec(self) -> StateSpec:
+        """The LSTM's memory, for every tensor."""
+        return {f"tensor_{key}": spec for key, spec in self.cell.coordinate_spec.items()}
+
+    def terms(self, param: Tensor, grad: Tensor, state: State) -> Tensor:
+        """What is summed over a tensor: `Progress.terms`, then squares and products of averages; (..., n, k) float64.
+
+        Args:
+            param, grad: (..., n).
+            state: before this step; the averages here have the newest gradient in.
+        """
+        assert self.progress is not None
+        new = average(grad.nan_to_num(), state)
+        g, fast, slow, root, theta = (x.double() for x in (new.grad, new.fast, new.slow, new.root, param))
+        u = torch.where(root > 0, fast / torch.where(root > 0, root, 1.0), 0.0)
+        own = [root * root, theta * theta, fast * fast, slow * slow, fast * slow, fast * theta, u * u, g * theta]
+        return torch.stack([*self.progress.terms(grad, state["m10"], state["v100"]), *own], dim=-1)
+
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
+        """Statistics (..., k) of some coordinates of one tensor; sum over its parts before `contextualise`."""
+        statistics = self.context.observe(param, grad, state, offset)
+        return torch.cat([self.terms(param, grad, state).sum(-2), statistics], dim=-1)
+
+    def observe_flat(self, param: Tensor, grad: Tensor, state: State, layout: Layout) -> Tensor:
+        """Statistics (..., S, k) of all tensors in a flat vector; the context's, of which only sums count, in row 0."""
+        terms = self.terms(param, grad, state)
+        tensors = layout.shapes.shape[0]  # not len, which would be constant in a trace
+        rows = terms.new_zeros((*terms.shape[:-2], tensors, terms.shape[-1]))
+        rows = rows.index_add(-2, layout.owner, terms)
+        first = torch.arange(tensors, device=terms.device).unsqueeze(-1) == 0
+        statistics = self.context.observe(param, grad, state, 0).to(rows.dtype).unsqueeze(-2)
+        return torch.cat([rows, torch.where(first, statistics, 0.0)], dim=-1)
+
+    def contextualise_tensors(
+        self, statistics: Tensor, shapes: Tensor, loss: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """The context of this step, a row for every tensor.
+
+        Args:
+            statistics: (..., S, k), each row summed over its tensor.
+            shapes: (S, 2) as in `Layout`.
+            loss: (...) loss at θ; zero where it is not known.
+            state: context state, and the tensors' with (..., S) in front.
+
+        Returns:
+            Context (..., S, 4 + 2 · UNITS) and the new states.
+        """
+        assert self.progress is not None
+        size = Progress.STATISTICS + TERMS
+        total = statistics.sum(-2)
+        progress, new = self.progress.contextualise(total[..., : Progress.STATISTICS], loss, state)
+        context, context_state = self.context.contextualise(total[..., size:], loss, state)
+        level, seen = progress[..., :1], torch.cat([progress[..., 1:], context], dim=-1)
+
+        count, gg, product, normal, averaged = statistics[..., : Progress.STATISTICS].unbind(-1)
+        own = statistics[..., Progress.STATISTICS : size]
+        root, theta, fast, slow, fast_slow, fast_theta, u, g_theta = own.unbind(-1)
+        n, everything = count.clamp_min(1), total[..., 0].clamp_min(1)
+        mean_theta = (total[..., Progress.STATISTICS + 1] / everything).unsqueeze(-1)
+        size_g, size_root, size_fast, size_slow, size_u = (log_root(x, n) for x in (gg, root, fast, slow, u))
+        inputs = [
+            (size_g - size_root).clamp(-3, 3),
+            (size_root - level).clamp(-8, 8) / 4,
+            (size_fast - size_root).clamp(-5, 5),
+            (size_slow - size_fast).clamp(-5, 5),
+            (log_root(theta, n) - log_root(mean_theta, 1.0)).clamp(-8, 8) / 4,
+            cosine(product, normal, averaged),
+            ((averaged + 1e-6) / (normal + 1e-6)).log().float() / 4,
+            cosine(fast_slow, fast, slow),
+            cosine(fast_theta, fast, theta),
+            cosine(g_theta, gg, theta),
+            size_u.clamp(-5, 5),
+            (n.log() / 10).float(),
+            (shapes[..., 0] / 4).expand_as(size_u),
+        ]
+        cell_state = {key: state[f"tensor_{key}"] for key in self.cell.coordinate_spec}
+        output, cell_state = self.cell(torch.stack(inputs, dim=-1), seen, cell_state)
+        rho = (theta / n + mean_theta + SMALLEST_SIZE**2).sqrt().float()
+        magnitude = self.config.output_scale * (2 * output[..., 0].clamp(-4, 4)).exp() * rho
+        magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
+        scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
+        new |= context_state | {f"tensor_{key}": value for key, value in cell_state.items()}
+        return torch.cat([scalars, output[..., 1:]], dim=-1), new
+
+    def update(self, grad: Tensor, param: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
+        """The step of some coordinates.
+
+        Args:
+            grad, param: (..., n) float32.
+            context: their tensor's (..., 1, c), or a row for every one of them (..., n, c).
+            state: coordinate state.
+
+        Returns:
+            Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
+        """
+        remembered = self.context.remember(param, grad, state)
+        size_root, size_fast, rho, magnitude = context[..., :SCALARS].unbind(-1)
+        gain, bias = context[..., SCALARS:].chunk(2, dim=-1)
+        new = average(grad, state)
+        root = new.root + lowest_root(size_root)
+        g, fast, slow = ((x / root).clamp(-5, 5) for x in (new.grad, new.fast, new.slow))
+        relative = param / rho
+        features = [
+            g,
+            fast,
+            slow,
+            (g * fast).clamp(-3, 3),
+            (root.log() - size_root).clamp(-6, 6) / 3,
+            (slow.abs() + 1e-3).log() / 3 + 1,
+            (relative.abs() + 1e-3).log() / 3 + 1,
+            relative.clamp(-3, 3),
+        ]
+        hidden = (self.into(torch.stack(features, dim=-1)) * (1 + gain) + bias).relu()
+        plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
+        delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
+        return magnitude * delta, new.state | remembered
+
+    def forward(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, State, State]:
+        """All three phases, for all coordinates of all tensors at once; see `Rule.forward`.
+
+        Args:
+            param, grad, loss, coordinates: as there.
+            optimization: context state, and the tensors' with (..., S) in front.
+            layout: of the coordinates; needed.
+        """
+        assert layout is not None
+        statistics = self.observe_flat(param, grad, coordinates, layout)
+        rows, optimization = self.contextualise_tensors(statistics, layout.shapes, loss, optimization)
+        delta, coordinates = self.update(grad, param, rows.index_select(-2, layout.owner), coordinates)
+        return delta, coordinates, optimization
+
+
+def make_rule(config: RuleConfig) -> Rule:
+    """The rule that a configuration describes, with random weights."""
+    return ScaleRule(config) if config.cell == "scale" else Rule(config)
