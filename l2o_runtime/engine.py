@@ -14,9 +14,10 @@ from l2o_runtime.distributed import Groups, sum_over
 from l2o_runtime.exported import ExportedRule
 from l2o_runtime.gram import State
 from l2o_runtime.kernels import Kernel, fits, select
+from l2o_runtime.layout import Layout, describe
 from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
-from l2o_runtime.scale import Layout, ScaleRule, describe
+from l2o_runtime.scale import ScaleRule
 
 REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
 """Why a step may not be taken."""

@@ -30,8 +30,9 @@ from l2o_runtime.archive import (
 from l2o_runtime.artifact import ArtifactError, find_rule, read_limited
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule
-from l2o_runtime.scale import Layout, ScaleRule, make_rule
+from l2o_runtime.scale import ScaleRule, make_rule
 from l2o_runtime.untrusted import printable
 
 SUFFIXES = {".pt": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}

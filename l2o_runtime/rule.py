@@ -14,6 +14,7 @@ from l2o_runtime.contexts import make_context
 from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.features import FEATURE_SPECS, FEATURES, WIDTHS, moments
 from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.layout import Layout
 
 
 def zeros(spec: StateSpec, lead: tuple[int, ...], device: torch.device | str | None = None) -> State:
@@ -134,8 +135,43 @@ class Rule(nn.Module):
             delta = output.squeeze(-1).tanh() if self.config.output == "tanh" else output.squeeze(-1)
         return self.config.output_scale * delta, feature_state | cell_state | remembered
 
+    def perceive(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, State]:
+        """The first two phases, for all coordinates at once.
+
+        Args:
+            param, grad, loss, coordinates, optimization, layout: as in `forward`.
+
+        Returns:
+            What `spread` takes, and the new context state.
+        """
+        return self.contextualise(self.observe(param, grad, coordinates), loss, optimization)
+
+    def spread(self, context: Tensor, layout: Layout | None = None, chosen: Tensor | None = None) -> Tensor:
+        """The context that coordinates see in `update`: the same for all of them.
+
+        Args:
+            context: from `perceive`.
+            layout: of the coordinates.
+            chosen: (..., k) some of the coordinates; all of them if left out.
+        """
+        return context
+
     def forward(
-        self, param: Tensor, grad: Tensor, loss: Tensor, coordinates: State, optimization: State
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, State, State]:
         """All three phases, for all coordinates at once.
 
@@ -145,12 +181,12 @@ class Rule(nn.Module):
         Args:
             param, grad: (..., n) float32.
             loss: (...).
-            coordinates, optimization: coordinate and context state.
+            coordinates, optimization: coordinate and context state, the latter with that of the tensors.
+            layout: which tensors the coordinates belong to; needed by rules with a state per tensor.
 
         Returns:
             Δ (..., n), and both new states.
         """
-        statistics = self.observe(param, grad, coordinates)
-        context, optimization = self.contextualise(statistics, loss, optimization)
-        delta, coordinates = self.update(grad, param, context, coordinates)
+        context, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
+        delta, coordinates = self.update(grad, param, self.spread(context, layout), coordinates)
         return delta, coordinates, optimization

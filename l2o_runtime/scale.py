@@ -16,6 +16,7 @@ from l2o_runtime.contexts import make_context
 from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.features import LARGEST, SMALLEST_SQUARE, lowest_root
 from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.layout import Layout
 from l2o_runtime.rule import OUTPUTS, Rule, combine
 
 SPANS = {"m": (10, 100), "v": (100,)}
@@ -41,34 +42,6 @@ SMALLEST_SIZE = 1e-3
 
 SMALLEST_DIRECTION = 0.1
 """Directions are scaled to a root mean square of 1, but no more than tenfold: of an embedding few rows have moved."""
-
-
-class Layout(NamedTuple):
-    """Which tensors the coordinates of a flat vector belong to.
-
-    Attributes:
-        owner: (n,) int64, the number of each coordinate's tensor.
-        shapes: (S, 2) float32, number of dimensions and of coordinates of each tensor.
-    """
-
-    owner: Tensor
-    shapes: Tensor
-
-    @classmethod
-    def of(cls, shapes: list[torch.Size], device: torch.device | str | None = None) -> "Layout":
-        """The layout of tensors one after the other.
-
-        >>> Layout.of([torch.Size([2, 1]), torch.Size([3])]).owner
-        tensor([0, 0, 1, 1, 1])
-        """
-        sizes = torch.tensor([shape.numel() for shape in shapes], device=device)
-        owner = torch.arange(len(shapes), device=device).repeat_interleave(sizes)
-        return cls(owner, torch.tensor([describe(shape) for shape in shapes], device=device))
-
-
-def describe(shape: torch.Size) -> list[float]:
-    """Number of dimensions and of coordinates of a tensor."""
-    return [float(len(shape)), float(shape.numel())]
 
 
 class Averages(NamedTuple):
@@ -101,7 +74,7 @@ def average(grad: Tensor, state: State) -> Averages:
     for kind, value in (("m", grad), ("v", grad.square())):
         for span in SPANS[kind]:
             key = f"{kind}{span}"
-            new[key] = torch.lerp(state[key], value, 1 / span)
+            new[key] = state[key] + (value - state[key]) / span
             hat[key] = new[key] / (1 - (1 - 1 / span) ** step)
     return Averages(grad, hat["m10"], hat["m100"], hat["v100"].sqrt(), new)
 
@@ -174,15 +147,34 @@ class ScaleRule(Rule):
         statistics = self.context.observe(param, grad, state, offset)
         return torch.cat([self.terms(param, grad, state).sum(-2), statistics], dim=-1)
 
-    def observe_flat(self, param: Tensor, grad: Tensor, state: State, layout: Layout) -> Tensor:
-        """Statistics (..., S, k) of all tensors in a flat vector; the context's, of which only sums count, in row 0."""
-        terms = self.terms(param, grad, state)
+    def perceive(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, State]:
+        """As in `Rule`; the context has a row for every tensor, (..., S, c)."""
+        assert layout is not None
+        terms = self.terms(param, grad, coordinates)
         tensors = layout.shapes.shape[0]  # not len, which would be constant in a trace
         rows = terms.new_zeros((*terms.shape[:-2], tensors, terms.shape[-1]))
         rows = rows.index_add(-2, layout.owner, terms)
+        # Of the context's statistics only the sum over all tensors counts.
         first = torch.arange(tensors, device=terms.device).unsqueeze(-1) == 0
-        statistics = self.context.observe(param, grad, state, 0).to(rows.dtype).unsqueeze(-2)
-        return torch.cat([rows, torch.where(first, statistics, 0.0)], dim=-1)
+        statistics = self.context.observe(param, grad, coordinates, 0).to(rows.dtype).unsqueeze(-2)
+        statistics = torch.cat([rows, torch.where(first, statistics, 0.0)], dim=-1)
+        return self.contextualise_tensors(statistics, layout.shapes, loss, optimization)
+
+    def spread(self, context: Tensor, layout: Layout | None = None, chosen: Tensor | None = None) -> Tensor:
+        """As in `Rule`: each coordinate gets its tensor's row, (..., n, c) or (..., k, c)."""
+        assert layout is not None
+        if chosen is None:
+            return context.index_select(-2, layout.owner)
+        owner = layout.owner[chosen].unsqueeze(-1)
+        return context.gather(-2, owner.expand(*owner.shape[:-1], context.shape[-1]))
 
     def contextualise_tensors(
         self, statistics: Tensor, shapes: Tensor, loss: Tensor, state: State
@@ -267,28 +259,6 @@ class ScaleRule(Rule):
         plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
         delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
         return magnitude * delta, new.state | remembered
-
-    def forward(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        loss: Tensor,
-        coordinates: State,
-        optimization: State,
-        layout: Layout | None = None,
-    ) -> tuple[Tensor, State, State]:
-        """All three phases, for all coordinates of all tensors at once; see `Rule.forward`.
-
-        Args:
-            param, grad, loss, coordinates: as there.
-            optimization: context state, and the tensors' with (..., S) in front.
-            layout: of the coordinates; needed.
-        """
-        assert layout is not None
-        statistics = self.observe_flat(param, grad, coordinates, layout)
-        rows, optimization = self.contextualise_tensors(statistics, layout.shapes, loss, optimization)
-        delta, coordinates = self.update(grad, param, rows.index_select(-2, layout.owner), coordinates)
-        return delta, coordinates, optimization
 
 
 def make_rule(config: RuleConfig) -> Rule:

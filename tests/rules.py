@@ -1,9 +1,13 @@
 """The table of rules that the invariants are checked on."""
 
+import dataclasses
+
 import torch
 
-from l2o_runtime import Rule, RuleConfig
+from l2o_runtime import Rule, RuleConfig, scale
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig
+from l2o_runtime.layout import Layout
+from l2o_runtime.rule import zeros
 
 CONTEXTS = {
     "none": NoneConfig(),
@@ -28,12 +32,27 @@ RULES = {
     )
     for context in ("none", "dmd-sketch")
 }
+RULES |= {
+    name.replace("moments", "scale"): dataclasses.replace(config, cell="scale", output_scale=0.003, hidden=8)
+    for name, config in RULES.items()
+    if name.endswith("moments")
+}
+
+
+def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):
+    """States and layout before the first step, as the last arguments of `Rule.forward`."""
+    shapes = [torch.Size(shape) for shape in shapes]
+    coordinates = zeros(rule.coordinate_spec, (*lead, sum(shape.numel() for shape in shapes)))
+    optimization = zeros(rule.context_spec, lead) | zeros(rule.tensor_spec, (*lead, len(shapes)))
+    return [coordinates, optimization], [Layout.of(shapes)] if rule.tensor_spec else []
 
 
 def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
     torch.manual_seed(seed)
-    rule = Rule(config).eval().requires_grad_(False)
-    if config.features == "moments":  # its head is zero at first, and the network without effect
+    rule = scale.make_rule(config).eval().requires_grad_(False)
+    if config.features == "moments":  # its heads are zero at first, and the networks without effect
         torch.manual_seed(seed + 1)
         rule.cell.head.weight.normal_(std=0.05)
+        if config.cell == "scale":
+            rule.out.weight.normal_(std=0.05)
     return rule

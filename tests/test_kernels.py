@@ -63,6 +63,12 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=[name for name, config in RULES.items() if config.cell == "lstm"])
+def rule(request) -> Rule:
+    """Every rule of the table that has a kernel."""
+    return make_rule(RULES[request.param])
+
+
 def group(**changes) -> dict:
     return {"lr": 0.3, "weight_decay": 0.0, "maximize": False, "safeguard_lr": 1e-3} | changes
 
@@ -402,6 +408,10 @@ def test_the_environment_turns_kernels_off(plain):
     assert select(rule, CPU) is not None
     plain(True)
     assert select(rule, CPU) is None
+
+
+def test_the_rule_with_two_tiers_has_no_kernel():
+    assert select(make_rule(RULES["none-scale"]), CPU) is None
 
 
 def test_without_llvm_the_plain_loop_is_taken(monkeypatch):

@@ -7,12 +7,11 @@ import pickle
 import pytest
 import torch
 from problems import flat
-from rules import RULES, make_rule
+from rules import RULES, first_state, make_rule
 from torch import nn
 
 from l2o_runtime import ArtifactError, LearnedOptimizer, RuleConfig, save_rule
 from l2o_runtime.config import DMDConfig
-from l2o_runtime.rule import zeros
 
 
 def problem(seed: int = 0):
@@ -41,22 +40,23 @@ def test_equals_the_rule_on_the_flat_vector(rule, rule_file):
     model, loss_of, _ = problem()
     optimizer = LearnedOptimizer(model.parameters(), rule=rule_file, lr=0.5)
     theta = flat(model)
-    state = zeros(rule.coordinate_spec, theta.shape), zeros(rule.context_spec, ())
+    state, layout = first_state(rule, (), [param.shape for param in model.parameters()])
     for _ in range(12):
         optimizer.zero_grad()
         loss = loss_of()
         loss.backward()
         grad = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
-        delta, *state = rule(theta, grad, loss.detach(), *state)
+        delta, *state = rule(theta, grad, loss.detach(), *state, *layout)
         theta = theta + 0.5 * delta
         optimizer.step(loss=loss)
         torch.testing.assert_close(flat(model), theta, rtol=1e-4, atol=1e-5)
         theta = flat(model)
 
 
-def test_large_parameters_are_chunked_exactly(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["dmd-sketch-normalized", "dmd-sketch-scale"])
+def test_large_parameters_are_chunked_exactly(tmp_path, monkeypatch, name):
     path = tmp_path / "rule.safetensors"
-    save_rule(path, make_rule(RULES["dmd-sketch-normalized"]))
+    save_rule(path, make_rule(RULES[name]))
     results = []
     for chunk in (7, 10_000):
         monkeypatch.setattr("l2o_runtime.parts.CHUNK", chunk)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules import RULES, make_rule
+from rules import RULES, first_state, make_rule
 from torch import nn
 
 from l2o_runtime import ConfigError, LearnedOptimizer, Rule, RuleConfig
@@ -224,13 +224,14 @@ def test_lstm_equals_torchs_cells():
 def test_batched_and_single_runs_agree(rule):
     """A batch of optimizations gives what each alone gives."""
     torch.manual_seed(1)
-    state = zeros(rule.coordinate_spec, (3, 11)), zeros(rule.context_spec, (3,))
-    single = [(zeros(rule.coordinate_spec, (11,)), zeros(rule.context_spec, ())) for _ in range(3)]
+    shapes = [(2, 3), (5,)]
+    state, layout = first_state(rule, (3,), shapes)
+    single = [first_state(rule, (), shapes)[0] for _ in range(3)]
     for _ in range(9):
         param, grad, loss = torch.randn(3, 11), torch.randn(3, 11), torch.rand(3)
-        delta, *state = rule(param, grad, loss, *state)
+        delta, *state = rule(param, grad, loss, *state, *layout)
         for i in range(3):
-            one, *single[i] = rule(param[i], grad[i], loss[i], *single[i])
+            one, *single[i] = rule(param[i], grad[i], loss[i], *single[i], *layout)
             torch.testing.assert_close(delta[i], one, rtol=1e-4, atol=1e-5)
 
 
@@ -239,7 +240,8 @@ def test_same_seed_gives_the_same_cell_whatever_the_context(rule):
     width = rule.config.context.width
     cell = rule.cell.state_dict()
     none = make_rule(dataclasses.replace(rule.config, context=NoneConfig())).cell.state_dict()
-    assert none.pop("weight_context").shape == (80, cell["weight_context"].shape[1] - width)
+    units = 4 * rule.config.hidden
+    assert none.pop("weight_context").shape == (units, cell["weight_context"].shape[1] - width)
     control = PlaceboConfig(width=width) if width else NoneConfig()
     placebo = make_rule(dataclasses.replace(rule.config, context=control)).cell.state_dict()
     assert cell.keys() == placebo.keys() == none.keys() | {"weight_context"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rules import RULES
+from rules import RULES, make_rule
 from torch import nn
 
 from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
@@ -296,9 +296,9 @@ def test_horizons_are_log_uniform_multiples_of_the_truncation():
     assert 0.45 < halves < 0.55
 
 
-def test_a_sampled_meta_gradient_is_right_on_average():
-    torch.manual_seed(0)
-    rule, task = Rule(RULES["dmd-exact-normalized"]), task_of(QuadraticConfig(size=12))
+@pytest.mark.parametrize("name", ["dmd-exact-normalized", "none-scale"])
+def test_a_sampled_meta_gradient_is_right_on_average(name):
+    rule, task = make_rule(RULES[name]).requires_grad_(), task_of(QuadraticConfig(size=12))
 
     def meta_gradient(sample):
         inner = begin(rule, task.instances(2, seed=3))

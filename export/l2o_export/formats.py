@@ -17,8 +17,8 @@ from l2o_runtime.artifact import FORMAT, atomic_write, save_rule
 from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
 from l2o_runtime.exported import FlatStep, step_names, torchscript
+from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule, zeros
-from l2o_runtime.scale import Layout
 
 OPSET = 20
 """ONNX operator set; the standard domain only."""

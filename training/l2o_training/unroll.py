@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from l2o_runtime.gram import State
+from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule, zeros
-from l2o_runtime.scale import Layout
 from l2o_training.tasks import Instances
 
 TINY = 1e-10
@@ -98,26 +98,24 @@ class Sample:
         return self.take(params), {key: self.take(value) for key, value in coordinates.items()}
 
     def step(
-        self, rule: Rule, seen: tuple[Tensor, Tensor, Tensor, State, State], chosen: Chosen
+        self, rule: Rule, seen: tuple[Tensor, Tensor, Tensor, State, State], layout: Layout | None, chosen: Chosen
     ) -> tuple[Tensor, State, State, Chosen]:
         """A step of the rule: all coordinates without, the chosen ones with a graph.
 
         Args:
             rule: being trained.
-            seen: the arguments of `Rule.forward`.
+            seen, layout: the arguments of `Rule.forward`.
             chosen: before the step.
 
         Returns:
             What `Rule.forward` gives, and the chosen coordinates after the step.
         """
-        params, grad, loss, coordinates, optimization = seen
+        params, grad, _, coordinates, _ = seen
+        context, optimization = rule.perceive(*seen, layout)
         with torch.no_grad():
-            statistics = rule.observe(params, grad, coordinates)
-        context, optimization = rule.contextualise(statistics, loss, optimization)
-        with torch.no_grad():
-            delta, coordinates = rule.update(grad, params, context, coordinates)
+            delta, coordinates = rule.update(grad, params, rule.spread(context, layout), coordinates)
         theta, state = chosen
-        moved, state = rule.update(self.take(grad), theta.detach(), context, state)
+        moved, state = rule.update(self.take(grad), theta.detach(), rule.spread(context, layout, self.index), state)
         return delta, coordinates, optimization, (theta + moved, state)
 
     def product(self, slope: Tensor, chosen: Chosen) -> Tensor:
@@ -171,17 +169,16 @@ def unroll(
     """
     params, loss, grad = inner.params, inner.loss, inner.grad
     coordinates, optimization = inner.coordinates, inner.optimization
-    layout = () if inner.layout is None else (inner.layout,)
     chosen = None if sample is None else sample.begin(params, coordinates)
     total, losses, features = params.new_zeros(()), [], []
     for step in range(steps):
         seen = params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
         if sample is not None and chosen is not None:
-            delta, coordinates, optimization, chosen = sample.step(rule, seen, chosen)
+            delta, coordinates, optimization, chosen = sample.step(rule, seen, inner.layout, chosen)
         elif recompute:
-            delta, coordinates, optimization = checkpoint(rule, *seen, *layout, use_reentrant=False)
+            delta, coordinates, optimization = checkpoint(rule, *seen, inner.layout, use_reentrant=False)
         else:
-            delta, coordinates, optimization = rule(*seen, *layout)
+            delta, coordinates, optimization = rule(*seen, inner.layout)
         if "features" in optimization:
             features.append(optimization["features"])
         params = params + delta

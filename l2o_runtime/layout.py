@@ -1,0 +1,34 @@
+"""Which tensors the coordinates of a flat vector belong to."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Which tensors the coordinates of a flat vector belong to.
+
+    Attributes:
+        owner: (n,) int64, the number of each coordinate's tensor.
+        shapes: (S, 2) float32, number of dimensions and of coordinates of each tensor.
+    """
+
+    owner: Tensor
+    shapes: Tensor
+
+    @classmethod
+    def of(cls, shapes: list[torch.Size], device: torch.device | str | None = None) -> "Layout":
+        """The layout of tensors one after the other.
+
+        >>> Layout.of([torch.Size([2, 1]), torch.Size([3])]).owner
+        tensor([0, 0, 1, 1, 1])
+        """
+        sizes = torch.tensor([shape.numel() for shape in shapes], device=device)
+        owner = torch.arange(len(shapes), device=device).repeat_interleave(sizes)
+        return cls(owner, torch.tensor([describe(shape) for shape in shapes], device=device))
+
+
+def describe(shape: torch.Size) -> list[float]:
+    """Number of dimensions and of coordinates of a tensor."""
+    return [float(len(shape)), float(shape.numel())]

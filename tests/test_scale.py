@@ -1,0 +1,156 @@
+"""The rule with two tiers: against NumPy, its symmetries, and what moves and what does not."""
+
+import dataclasses
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from problems import Regression, flat, minibatches
+from rules import RULES, first_state, make_rule
+from torch import nn
+
+from l2o_runtime import ConfigError, LearnedOptimizer, RuleConfig, save_rule
+from l2o_runtime.layout import Layout
+from l2o_runtime.scale import ScaleRule
+
+CONFIG = dataclasses.replace(RULES["none-scale"], output_scale=0.01)
+SHAPES = [(3, 4), (4,), (2, 2, 3), (1,), ()]
+SIZE = 30
+
+
+def run(rule, params, grads, losses=None, shapes=SHAPES):
+    """Steps (T, n) of a rule that is shown the same parameters and gradients whatever it does."""
+    state, layout = first_state(rule, (), shapes)
+    steps = []
+    for step, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        loss = torch.tensor(1.0 if losses is None else losses[step])
+        delta, *state = rule(param, grad, loss, *state, *layout)
+        steps.append(delta)
+    return torch.stack(steps)
+
+
+def wild(seed, steps=6, size=SIZE):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(steps, size, generator=rng), torch.randn(steps, size, generator=rng)
+
+
+def test_untrained_it_is_adam_with_steps_in_proportion_to_parameters():
+    """Against NumPy: Δ = −scale ρ u / max(RMS u, 0.1), u = m̂₁₀/√v̂₁₀₀, ρ² = mean θ² of the tensor + of all + 10⁻⁶."""
+    params, grads = wild(0)
+    steps = run(ScaleRule(CONFIG), params, grads).detach().numpy()
+    theta, g = params.double().numpy(), grads.double().numpy()
+    m, v = np.zeros(SIZE), np.zeros(SIZE)
+    bounds = np.cumsum([0, *(math.prod(shape) for shape in SHAPES)])
+    for t in range(len(g)):
+        m, v = 0.9 * m + 0.1 * g[t], 0.99 * v + 0.01 * g[t] ** 2
+        fast, root = m / (1 - 0.9 ** (t + 1)), np.sqrt(v / (1 - 0.99 ** (t + 1)))
+        for a, b in pairwise(bounds):
+            rho = math.sqrt((theta[t, a:b] ** 2).mean() + (theta[t] ** 2).mean() + 1e-6)
+            size = max(math.sqrt(((fast / root)[a:b] ** 2).mean()), 0.1)
+            floor = 1e-6 * math.sqrt((root[a:b] ** 2).mean())
+            expected = -0.01 * rho * fast[a:b] / (root[a:b] + floor) / size
+            np.testing.assert_allclose(steps[t, a:b], expected, rtol=2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e3, 1e8])
+def test_steps_do_not_change_with_the_scale_of_gradients(scale):
+    rule, (params, grads) = make_rule(CONFIG), wild(1)
+    torch.testing.assert_close(run(rule, params, grads * scale), run(rule, params, grads), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 100.0])
+def test_steps_are_in_proportion_to_the_parameters(scale):
+    rule, (params, grads) = make_rule(CONFIG), wild(2)
+    torch.testing.assert_close(run(rule, params * scale, grads) / scale, run(rule, params, grads), rtol=1e-3, atol=1e-5)
+
+
+def test_the_size_of_a_step_is_bounded_by_the_magnitude_that_the_tensor_was_given():
+    rule, (params, grads) = ScaleRule(CONFIG), wild(3)
+    steps = run(rule, params, 10 ** (6 * grads)).detach()
+    for part, theta in zip(steps.split([12, 4, 12, 1, 1], -1), params.split([12, 4, 12, 1, 1], -1), strict=True):
+        rho = (theta.square().mean(-1) + params.square().mean(-1) + 1e-6).sqrt()
+        assert (part.square().mean(-1).sqrt() <= 0.01 * rho * (1 + 1e-5)).all()
+
+
+def test_coordinates_and_tensors_without_any_gradient_do_not_move():
+    rule, (params, grads) = make_rule(CONFIG), wild(4)
+    grads[:, ::3] = 0
+    grads[:, 12:16] = 0
+    steps = run(rule, params, grads)
+    assert not steps[:, ::3].any()
+    assert not steps[:, 12:16].any()
+    assert steps[:, 1].all()
+    assert steps.isfinite().all()
+
+
+def test_the_order_of_tensors_does_not_matter():
+    rule, (params, grads) = make_rule(CONFIG), wild(5)
+    order = [3, 0, 4, 2, 1]
+    pieces = torch.arange(SIZE).split([math.prod(shape) for shape in SHAPES])
+    index = torch.cat([pieces[i] for i in order])
+    moved = run(rule, params[:, index], grads[:, index], shapes=[SHAPES[i] for i in order])
+    torch.testing.assert_close(moved, run(rule, params, grads)[:, index], rtol=1e-4, atol=1e-7)
+
+
+def test_extreme_gradients_leave_the_step_finite():
+    rule, (params, _) = make_rule(CONFIG), wild(6)
+    for size in (0.0, 1e-38, 1e-30, 1e-20, 1e18, 3e38):
+        assert run(rule, params, torch.full((6, SIZE), size)).isfinite().all()
+        assert run(rule, torch.zeros(6, SIZE), torch.full((6, SIZE), size)).isfinite().all()
+
+
+def test_every_weight_gets_a_meta_gradient():
+    rule, (params, grads) = make_rule(RULES["dmd-sketch-scale"]).requires_grad_(), wild(7, steps=12)
+    (run(rule, params, grads) * grads).sum().backward()
+    for name, weight in rule.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.any(), name
+
+
+def test_layout_numbers_the_tensors():
+    layout = Layout.of([torch.Size(shape) for shape in SHAPES])
+    assert layout.owner.bincount().tolist() == [12, 4, 12, 1, 1]
+    assert layout.shapes.tolist() == [[2, 12], [1, 4], [3, 12], [1, 1], [0, 1]]
+
+
+def test_a_late_tensor_starts_afresh_and_the_others_go_on(tmp_path):
+    """Rows belong to their parameters, whichever of them have a gradient."""
+    save_rule(tmp_path / "rule.safetensors", make_rule(CONFIG))
+    model = Regression()
+    optimizer = LearnedOptimizer(model.parameters(), rule=tmp_path / "rule.safetensors")
+    first, *others = model.parameters()
+    for step, batch in enumerate(minibatches(4)):
+        optimizer.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        if step < 2:
+            first.grad = None
+        before = first.detach().clone()
+        optimizer.step(loss=loss)
+        assert torch.equal(first, before) == (step < 2)
+        assert ("tensor_h0" in optimizer.state[first]) == (step >= 2)
+    assert all(optimizer.state[param]["tensor_h0"].any() for param in others)
+    assert optimizer.state[first]["step"] == 2
+
+
+def test_weights_are_shared_by_an_embedding_that_moves_in_few_rows(tmp_path):
+    """Rows that are never looked up stay where they are, those that are move at most tenfold."""
+    save_rule(tmp_path / "rule.safetensors", ScaleRule(CONFIG))
+    torch.manual_seed(0)
+    table = nn.Embedding(1000, 4)
+    optimizer, start = LearnedOptimizer(table.parameters(), rule=tmp_path / "rule.safetensors"), flat(table)
+    table(torch.tensor([3, 7])).square().sum().backward()
+    optimizer.step()
+    moved = (flat(table) - start).view(1000, 4)
+    assert moved[[3, 7]].all()
+    assert moved.count_nonzero() == 8
+    assert moved.abs().max() <= 10 * 0.01 * math.sqrt(2) * 1.1
+
+
+@pytest.mark.parametrize("wrong", [{"layers": 2}, {"features": "normalized", "output": "tanh"}])
+def test_what_the_two_tiers_go_with(wrong):
+    options = {"features": "moments", "output": "adam", "layers": 1} | wrong
+    with pytest.raises(ConfigError, match="cell: 'scale' goes with features 'moments' and layers 1"):
+        RuleConfig(cell="scale", **options)
