@@ -46,6 +46,11 @@ class Replicas:
             self.kernels[device] = select(self.on(device), device)
         return self.kernels[device]
 
+    def sums(self, part: Part) -> Tensor | None:
+        """What the kernel sums up over a part, in place of `ScaleRule.terms`; None where the rule has to do it."""
+        kernel = self.kernel(part)
+        return None if kernel is None else kernel.observe(part)
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies make their own kernels."""
         return self.__dict__ | {"kernels": {}}
@@ -71,6 +76,7 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
     for index, part in enumerate(parts):
         own = rows.setdefault(part.groups, {})
         row = index if separate else 0
+        sums = rule.sums(part) if rule is not None and separate else None
         for piece in part.chunks():
             pulse = piece.grad.abs().sum(dtype=torch.float64).reshape(1)
             if rule is None:
@@ -78,7 +84,10 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
             else:
                 local = rule.on(piece.theta.device)
                 with full_precision(device):
-                    seen = local.observe(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+                    see = local.observe if sums is None else local.context.observe
+                    seen = see(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+                if sums is not None:
+                    seen, sums = torch.cat([sums, seen]), torch.zeros_like(sums)
             seen = torch.cat([pulse, seen]).to(device)
             own[row] = own[row] + seen if row in own else seen
     tables = [sum_over(groups, torch.stack(list(own.values()))) for groups, own in rows.items()]

@@ -74,7 +74,7 @@ def average(grad: Tensor, state: State) -> Averages:
     for kind, value in (("m", grad), ("v", grad.square())):
         for span in SPANS[kind]:
             key = f"{kind}{span}"
-            new[key] = state[key] + (value - state[key]) / span
+            new[key] = state[key] + (value - state[key]) * (1 / span)
             hat[key] = new[key] / (1 - (1 - 1 / span) ** step)
     return Averages(grad, hat["m10"], hat["m100"], hat["v100"].sqrt(), new)
 

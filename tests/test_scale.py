@@ -149,6 +149,65 @@ def test_weights_are_shared_by_an_embedding_that_moves_in_few_rows(tmp_path):
     assert moved.abs().max() <= 10 * 0.01 * math.sqrt(2) * 1.1
 
 
+def optimize(path, sizes, steps=5, dtype=torch.float32, **options):
+    """Parameters and states after some steps on gradients of all magnitudes, every fifth of them zero."""
+    rng = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(size, generator=rng).to(dtype)) for size in sizes]
+    optimizer = LearnedOptimizer(params, rule=path, **options)
+    for step in range(steps):
+        for param in params:
+            size = torch.rand(param.shape, generator=rng)
+            param.grad = (torch.randn(param.shape, generator=rng) * 10 ** (8 * size - 6)).to(dtype)
+            param.grad[::5] = 0
+        optimizer.step(loss=torch.tensor(1.0 / (1 + step)))
+    return [param.detach() for param in params], [optimizer.state[param] for param in params]
+
+
+OPTIONS = {
+    "float32": {},
+    "two threads": {"sizes": [5, 3 * 16384 + 11, 40_000], "steps": 2},
+    "float64": {"dtype": torch.float64},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "state in bfloat16": {"state_dtype": torch.bfloat16},
+    "maximize": {"maximize": True, "weight_decay": 0.1},
+    "safeguard": {"safeguard": "adam", "steps": 60},
+}
+
+
+CASES = [("none-scale", options) for options in OPTIONS]
+# Over many steps eigenvalues of almost static windows take rounding for motion.
+CASES += [("dmd-sketch-scale", options) for options in OPTIONS if options != "safeguard"]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_kernel_does_what_the_plain_loop_does(tmp_path, monkeypatch, name, options):
+    path = tmp_path / "rule.safetensors"
+    save_rule(path, make_rule(dataclasses.replace(RULES[name], horizon=200)))
+    arguments = {"sizes": [1, 7, 15, 16, 17, 16383, 16385]} | OPTIONS[options]
+    torch.set_num_threads(2 if options == "two threads" else 1)
+    results = []
+    for kernels in ("plain", ""):
+        monkeypatch.setenv("L2O_KERNELS", kernels)
+        results.append(optimize(path, **arguments))
+    torch.set_num_threads(1)
+    (plain, plain_states), (fast, fast_states) = results
+    eps = torch.finfo(plain[0].dtype).eps
+    torch.testing.assert_close(fast, plain, rtol=max(2e-5, 2 * eps), atol=1e-6)
+    for one, other in zip(fast_states, plain_states, strict=True):
+        for key, value in one.items():
+            narrow = isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+            torch.testing.assert_close(value, other[key], rtol=1e-2 if narrow else 1e-4, atol=1e-6, msg=key)
+
+
+def test_the_sums_do_not_depend_on_which_thread_was_faster(tmp_path):
+    path = tmp_path / "rule.safetensors"
+    save_rule(path, make_rule(CONFIG))
+    torch.set_num_threads(2)
+    first, *others = (optimize(path, [100_000], steps=3)[0][0] for _ in range(4))
+    torch.set_num_threads(1)
+    assert all(torch.equal(first, other) for other in others)
+
+
 @pytest.mark.parametrize("wrong", [{"layers": 2}, {"features": "normalized", "output": "tanh"}])
 def test_what_the_two_tiers_go_with(wrong):
     options = {"features": "moments", "output": "adam", "layers": 1} | wrong

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from l2o_runtime.parts import STATE_DTYPES, Part
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import ScaleRule
 
 
 class Kernel(Protocol):
     """A fast `update` of one rule."""
+
+    def observe(self, part: Part) -> Tensor | None:
+        """The sums of `ScaleRule.terms` over a part, (k,) float64; None for rules without a network per tensor."""
 
     def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
         """Advance the recurrent state, the features' state and the parameter of a part in place, if good.
@@ -38,16 +42,21 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
         device: of the parameters.
     """
     wish = os.environ.get("L2O_KERNELS", "")
-    if wish == "plain" or rule.tensor_spec:
+    if wish == "plain":
         return None
-    if device.type == "cuda" and wish == "triton" and find_spec("triton") is not None:
+    if (
+        device.type == "cuda"
+        and not isinstance(rule, ScaleRule)
+        and wish == "triton"
+        and find_spec("triton") is not None
+    ):
         from l2o_runtime.kernels import triton
 
         return triton.TritonKernel(rule) if triton.supported(rule) else None
     if device.type == "cpu" and find_spec("llvmlite") is not None:
-        from l2o_runtime.kernels import cpu
+        from l2o_runtime.kernels import cpu, scale
 
-        return cpu.make_kernel(rule)
+        return scale.make_kernel(rule) if isinstance(rule, ScaleRule) else cpu.make_kernel(rule)
     return None
 
 

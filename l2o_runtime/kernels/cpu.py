@@ -59,7 +59,7 @@ def apply(name: Literal["tanh", "exp", "log"], x: Tensor) -> Tensor:
 _pool: ThreadPoolExecutor | None = None
 
 
-def _threads() -> ThreadPoolExecutor:
+def pool() -> ThreadPoolExecutor:
     """Threads for all kernels, which are started when they are needed."""
     global _pool
     if _pool is None:
@@ -138,17 +138,20 @@ class CPUKernel:
         strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
         job = _Job(part, states, strides, self._update(states), shared, reach)
         threads = torch.get_num_threads()
-        size = _chunk_size(n, threads)
+        size = chunk_size(n, threads)
         starts = iter(range(0, n, size))
         helpers = min(threads, -(-n // size)) - 1
         while len(self.scratch) <= helpers:
             self.scratch.append(Scratch(self.widths))
-        futures = [_threads().submit(self._work, job, starts, size, self.scratch[1 + i]) for i in range(helpers)]
+        futures = [pool().submit(self._work, job, starts, size, self.scratch[1 + i]) for i in range(helpers)]
         try:
             self._work(job, starts, size, self.scratch[0])
         finally:
             for future in futures:
                 future.result()
+
+    def observe(self, part: Part) -> None:
+        """Nothing: the rule has no network per tensor."""
 
     def _update(self, states: list[Tensor]) -> Callable[..., None]:
         """The code for states of these dtypes."""
@@ -166,9 +169,9 @@ class CPUKernel:
     def _chunk(self, job: "_Job", start: int, stop: int, scratch: Scratch) -> None:
         piece = slice(start, stop)
         theta = job.part.theta[piece]
-        grad = _gradient(job.part, piece, scratch)
+        grad = gradient(job.part, piece, scratch)
         delta = scratch.delta[: stop - start]
-        columns = [grad, _parameter(theta, scratch) if self.rule.progress else grad, delta]
+        columns = [grad, parameter(theta, scratch) if self.rule.progress else grad, delta]
         full = (stop - start) // ROWS
         if full:
             self._call(job, full, columns, job.places(start))
@@ -176,7 +179,7 @@ class CPUKernel:
             self._tail(job, [column[full * ROWS :] for column in columns], start + full * ROWS, scratch)
         if job.window is not None and isinstance(self.rule.context, WindowContext):
             push(job.window[piece], self.rule.context.snapshot(theta, grad))
-        _move(job.part, theta, delta, job.reach, scratch)
+        move(job.part, theta, delta, job.reach, scratch)
 
     def _tail(self, job: "_Job", columns: list[Tensor], start: int, scratch: Scratch) -> None:
         """The last coordinates, fewer than a tile's, on a padded copy."""
@@ -201,7 +204,7 @@ class CPUKernel:
         job.update(tiles, *(tensor.data_ptr() for tensor in tensors), *states)
 
 
-def _chunk_size(n: int, threads: int) -> int:
+def chunk_size(n: int, threads: int) -> int:
     """Coordinates of a chunk, so that all threads get as many chunks of one size as they share the work."""
     rounds = -(-n // (threads * CHUNK)) if n > threads * SMALLEST else 0
     chunks = max(1, threads * rounds if rounds else n // SMALLEST)
@@ -253,7 +256,7 @@ def push(window: Tensor, newest: Tensor) -> None:
     window[:, -1].copy_(newest)
 
 
-def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
+def gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
     """The direction to go down, contiguous float32, as in `Part.chunks`."""
     grad = part.grad[piece]
     if grad.dtype == torch.float32 and grad.is_contiguous() and not part.group["maximize"]:
@@ -262,14 +265,14 @@ def _gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
     return copy.neg_() if part.group["maximize"] else copy
 
 
-def _parameter(theta: Tensor, scratch: Scratch) -> Tensor:
+def parameter(theta: Tensor, scratch: Scratch) -> Tensor:
     """θ, contiguous float32."""
     if theta.dtype == torch.float32 and theta.is_contiguous():
         return theta
     return scratch.wide(torch.float32)[: len(theta)].copy_(theta)
 
 
-def _move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:
+def move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:
     """`Part.move` of a good step, without new memory."""
     group: dict[str, Any] = part.group
     lr, decay = float(group["lr"]), float(group["weight_decay"])
