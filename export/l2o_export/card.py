@@ -7,6 +7,12 @@ from typing import Any
 from l2o_runtime.config import to_dict
 from l2o_runtime.exported import step_names
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import UNITS
+
+LAYOUT = (
+    "layout.owner is the number of the tensor, int64 of shape (n,), that each coordinate belongs to; layout.shapes",
+    "holds the number of dimensions and of coordinates of every tensor, float32 of shape (S, 2).",
+)
 
 
 def describe_context(rule: Rule) -> str:
@@ -15,6 +21,15 @@ def describe_context(rule: Rule) -> str:
     kind = options.pop("kind")
     text = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
     return f"{kind} ({text})" if text else kind
+
+
+def describe_network(rule: Rule) -> str:
+    """One phrase on the networks of a rule."""
+    config = rule.config
+    size = f"{config.layers} × {config.hidden}"
+    if config.cell == "scale":
+        return f"an LSTM of {size} units per tensor that steers a network of {UNITS} units per coordinate"
+    return f"a coordinatewise LSTM of {size} units"
 
 
 def state_bytes(rule: Rule) -> int:
@@ -28,19 +43,21 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     inputs, outputs = step_names(rule)
     tensors = [(("n", *shape), dtype) for shape, dtype in rule.coordinate_spec.values()]
     tensors += rule.context_spec.values()
+    tensors += [(("S", *shape), dtype) for shape, dtype in rule.tensor_spec.values()]
     rows = [
         f"| `{name}` | {entry['format']} | {entry['bytes']} | {_parity(entry)} |"
         for name, entry in manifest["files"].items()
     ]
+    first = len(inputs) - len(tensors)
     states = [
         f"| `{name}` | ({', '.join(map(str, shape))}) | {str(dtype).removeprefix('torch.')} |"
-        for name, (shape, dtype) in zip(inputs[3:], tensors, strict=True)
+        for name, (shape, dtype) in zip(inputs[first:], tensors, strict=True)
     ]
     return "\n".join(
         [
             "# Learned optimizer",
             "",
-            f"A coordinatewise LSTM of {config.layers} × {config.hidden} units over `{config.features}` features,",
+            f"The rule is {describe_network(rule)}, over `{config.features}` features,",
             f"with context {describe_context(rule)}. {sum(p.numel() for p in rule.parameters())} weights,",
             f"{state_bytes(rule)} bytes of state per coordinate, meta-trained for {config.horizon} steps.",
             "It needs the loss at every step." if config.needs_loss else "It works with and without the loss.",
@@ -55,9 +72,11 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
             "",
             "## The step",
             "",
-            f"`({', '.join(inputs[:3])}, *state) → ({outputs[0]}, *next state)`; param and grad are float32 of",
+            f"`({', '.join(inputs[:first])}, *state) → ({outputs[0]}, *next state)`; param and grad are float32 of",
             "shape (n,), loss is a float32 scalar (0 where it is not known), every state starts at zero, and",
-            "the caller adds `lr · delta` to the parameters. The state, in order:",
+            "the caller adds `lr · delta` to the parameters.",
+            *LAYOUT * bool(rule.tensor_spec),
+            "The state, in order:",
             "",
             "| name | shape | dtype |",
             "|---|---|---|",

@@ -18,6 +18,8 @@ from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.config import ConfigError, ContextConfig, DMDConfig, KAEConfig, NoneConfig, require
 from l2o_runtime.exported import SUFFIXES, load_exported
 from l2o_runtime.features import WIDTHS
+from l2o_runtime.rule import OUTPUTS
+from l2o_runtime.scale import INPUTS, UNITS
 from l2o_training.benchmark.reference import PlainLSTM
 
 FOREACH, FUSED, NO_CONTEXT = "Adam foreach", "Adam fused", "2×20, no context"
@@ -53,7 +55,11 @@ def network_flops(config: RuleConfig) -> int:
 
     >>> network_flops(RuleConfig())
     10121
+    >>> network_flops(RuleConfig(cell="scale", features="moments", output="adam", layers=1))
+    204
     """
+    if config.cell == "scale":
+        return 2 * UNITS * (INPUTS + OUTPUTS) + UNITS + OUTPUTS
     inputs = [WIDTHS[config.features]] + [config.hidden] * (config.layers - 1)
     layers = sum(2 * 4 * config.hidden * (size + config.hidden) + 4 * config.hidden for size in inputs)
     return layers + 2 * config.hidden + 1
