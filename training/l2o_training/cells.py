@@ -24,7 +24,7 @@ def read_cell(path: Path, key: dict[str, Any], *fields: str) -> dict[str, Any] |
         content = json.loads(path.read_text())
         if content["of"] != key:
             return None
-        return content | {name: [_row(row) for row in content[name]] for name in fields}
+        return {**content, **{name: [_row(row) for row in content[name]] for name in fields}}
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut short or something else
         return None
 
