@@ -24,24 +24,15 @@ class Browser:
 
     def __init__(self, path: str):
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        to_read, self.commands = os.pipe()
-        self.answers, to_write = os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
+        flags.append(f"--user-data-dir={self.profile.name}")
         self.process = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}',
-                path,
-                *flags,
-                f"--user-data-dir={self.profile.name}",
-            ],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
+            ["sh", "-c", 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null', path, *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
         )
-        os.close(to_read)
-        os.close(to_write)
         self.pending = b""
         self.numbers = itertools.count(1)
         self.session = ""
@@ -56,10 +47,8 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.commands)
-        os.close(self.answers)
         self.process.terminate()
-        self.process.wait(20)
+        self.process.communicate(timeout=20)
         self.profile.cleanup()
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
@@ -68,7 +57,7 @@ class Browser:
         message = {"id": number, "method": method, "params": params} | (
             {"sessionId": self.session} if self.session else {}
         )
-        os.write(self.commands, json.dumps(message).encode() + b"\0")
+        self.process.stdin.write(json.dumps(message).encode() + b"\0")
         while True:
             answer = self._read()
             if answer.get("id") == number:
@@ -78,7 +67,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self.pending:
-            piece = os.read(self.answers, 1 << 20)
+            piece = os.read(self.process.stdout.fileno(), 1 << 20)
             assert piece, "the browser has gone"
             self.pending += piece
         message, _, self.pending = self.pending.partition(b"\0")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from l2o_cli.main import app
 from l2o_runtime import ConfigError, LearnedOptimizer, save_rule
 from l2o_training.cells import read_cell, write_cell
-from l2o_training.config import load_preset, preset_names
+from l2o_training.config import load_preset
 from l2o_training.data import DataError, Dataset
 from l2o_training.workloads import WORKLOADS, find_workloads, metrics
 from l2o_training.workloads import study as studies
@@ -59,11 +59,10 @@ def study_in(folder: Path, **changes) -> Study:
     return Study(**settings | changes)
 
 
-def test_there_are_enough_workloads_and_their_data_is_in_no_preset_of_the_default():
+def test_the_bundled_rule_has_not_seen_the_data():
     assert len(WORKLOADS) >= 12
     used = {workload.data for workload in WORKLOADS.values()} - {None}
     assert used == {"fashion-mnist", "cifar10"}
-    assert "demo" in preset_names()
     (rule,) = find_rules(["default"])
     assert rule.seen == {"mnist"}
     assert "cifar10" in {task.data for task in load_preset("cifar-dmd").tasks}, "so reports have to tell of it"
@@ -77,7 +76,7 @@ def test_workloads_are_deterministic_and_trainable(name):
     first, second = (train(problem, BASELINES["adam"], lr, 3, steps) for _ in range(2))
     assert first == second
     assert first.train != train(problem, BASELINES["adam"], lr, 4, steps).train
-    assert np.mean(first.train[-5:]) < 0.98 * np.mean(first.train[:5])
+    assert np.mean(first.train[-5:]) < 0.995 * np.mean(first.train[:5])
     assert all(map(math.isfinite, first.validation))
     assert 100 <= first.parameters <= 110_000
     assert problem_of(name).train[0].equal(problem.train[0])
