@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from l2o_runtime.artifact import atomic_write
+from l2o_training.trainer import RunError
 from l2o_training.workloads import metrics
 from l2o_training.workloads.base import Workload
 from l2o_training.workloads.entrants import REFERENCE, Entrant
@@ -19,8 +20,8 @@ from l2o_training.workloads.study import Study, read_run, read_times
 from l2o_training.workloads.train import Run
 
 
-class Incomplete(Exception):
-    """A run that the figures need has not been measured."""
+class Incomplete(RunError):
+    """A run that the figures need has not been measured, or another process has replaced it since."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def choose(study: Study, workload: Workload, entrant: Entrant, horizon: int) -> 
     for lr, seed in study.runs(entrant):
         run = read_run(study, workload, entrant, lr, seed, horizon)
         if run is None:
-            raise Incomplete(f"{workload.name}, {entrant.name}, lr {lr:g}, seed {seed}")
+            raise _missing(study, f"{workload.name}, {entrant.name}, lr {lr:g}, seed {seed}")
         found[lr].append(run)
     curves = {lr: np.array([run.train for run in runs]) for lr, runs in found.items()}
 
@@ -183,6 +184,12 @@ def choose(study: Study, workload: Workload, entrant: Entrant, horizon: int) -> 
     )
 
 
+def _missing(study: Study, what: str) -> Incomplete:
+    return Incomplete(
+        f"{study.cells}: no measurement of {what}; run the command again, alone if another version uses it"
+    )
+
+
 def summarise(study: Study) -> Findings:
     """Choose learning rates and compute all figures.
 
@@ -193,7 +200,7 @@ def summarise(study: Study) -> Findings:
     for horizon, workload in itertools.product(study.horizons, study.workloads):
         times = read_times(study, workload)
         if times is None:
-            raise Incomplete(f"{workload.name}, times")
+            raise _missing(study, f"{workload.name}, times")
         chosen = {entrant.name: choose(study, workload, entrant, horizon) for entrant in study.entrants}
         for name, runs in chosen.items():
             tuned[horizon, workload.name, name] = runs
