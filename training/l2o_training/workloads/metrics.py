@@ -65,7 +65,7 @@ def log_ratio(values: np.ndarray, control: np.ndarray) -> np.ndarray:
 def iqm(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Interquartile mean of values (n,), and its 95 % bootstrap interval over them.
 
-    Source: Agarwal et al. 2021, section 4.3; percentile bootstrap.
+    Source: Agarwal et al. 2021; percentile bootstrap.
     """
     centre = float(trim_mean(values, 0.25))
     if len(values) < 2:
@@ -105,6 +105,8 @@ def profile(ratios: np.ndarray, taus: np.ndarray) -> np.ndarray:
 def score(ratios: np.ndarray) -> float:
     """Mean of ρ over τ in 1 … 4: 1 is the fastest everywhere, 0 within four times of the fastest nowhere.
 
-    Source: AlgoPerf, Dahl et al. 2023, section 4.5. The integral of a step function, exactly.
+    The integral of a step function, exactly.
+
+    Source: AlgoPerf, Dahl et al. 2023.
     """
     return float(np.clip((MAX_TAU - ratios) / (MAX_TAU - 1), 0, 1).mean())

@@ -185,9 +185,7 @@ def choose(study: Study, workload: Workload, entrant: Entrant, horizon: int) -> 
 
 
 def _missing(study: Study, what: str) -> Incomplete:
-    return Incomplete(
-        f"{study.cells}: no measurement of {what}; run the command again, alone if another version uses it"
-    )
+    return Incomplete(f"{study.cells}: no measurement of {what}: run the command again, and no other version beside it")
 
 
 def summarise(study: Study) -> Findings:
