@@ -15,7 +15,7 @@ import l2o_runtime
 from l2o_runtime.artifact import atomic_write
 from l2o_training.workloads import metrics, pictures
 from l2o_training.workloads.base import Workload
-from l2o_training.workloads.entrants import REFERENCE, Entrant
+from l2o_training.workloads.entrants import GRID_SIZE, REFERENCE, Entrant
 from l2o_training.workloads.study import ROUNDS
 from l2o_training.workloads.summary import Findings, Overall, Row
 from l2o_training.workloads.train import LOOKS, looks
@@ -126,9 +126,9 @@ def cautions(findings: Findings) -> list[str]:
         named = [f"{r.optimizer} on {r.workload} ({r.steps} steps, {r.lr:g})" for r in edges]
         named = named[:NAMED] + [f"and {len(named) - NAMED} more, marked in the tables"] * (len(named) > NAMED)
         found.append(f"The best learning rate is at the grid's edge, a better one may lie outside: {', '.join(named)}.")
-    steps = {len(entrant.lrs) for entrant in study.entrants if entrant.name == REFERENCE}
-    if min(steps) < 14:
-        found.append(f"Baselines were tuned over {min(steps)} of the 14 learning rates of the full grid.")
+    tried = next(len(entrant.lrs) for entrant in study.entrants if entrant.name == REFERENCE)
+    if tried < GRID_SIZE:
+        found.append(f"Baselines were tuned over {tried} of the {GRID_SIZE} learning rates of the full grid.")
     if study.seeds < 3:
         found.append(f"Runs per setting: {study.seeds}. Fewer than three say little.")
     return found
