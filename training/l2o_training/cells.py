@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from l2o_runtime.artifact import atomic_write
 
 
@@ -15,16 +17,16 @@ def read_cell(path: Path, key: dict[str, Any], *fields: str) -> dict[str, Any] |
     Args:
         path: of the file.
         key: as it was written with.
-        fields: rows of numbers, or rows of rows, that have to be in it.
+        fields: numbers in rows of equal length that have to be in it.
 
     Returns:
-        Its content, null among `fields` read as NaN; None where it has to be measured again.
+        Its content, `fields` as arrays in which null is NaN; None where it has to be measured again.
     """
     try:
         content = json.loads(path.read_text())
         if content["of"] != key:
             return None
-        return {**content, **{name: [_row(row) for row in content[name]] for name in fields}}
+        return {**content, **{name: np.array(content[name], dtype=float) for name in fields}}
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut short or something else
         return None
 
@@ -39,12 +41,3 @@ def write_cell(path: Path, key: dict[str, Any], content: dict[str, Any]) -> None
 def numbers(values: Iterable[float]) -> list[float | None]:
     """Six digits each; JSON has no NaN or infinity, which become null."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
-
-
-def _row(value: Any) -> Any:
-    """Numbers as floats, null as NaN.
-
-    Raises:
-        TypeError, ValueError: it is neither a number, nor null, nor a row of those.
-    """
-    return [_row(part) for part in value] if isinstance(value, list) else math.nan if value is None else float(value)

@@ -165,10 +165,7 @@ def _cells(
 def read_losses(path: Path, key: dict[str, Any]) -> np.ndarray | None:
     """Losses (runs, steps) of a file, if it is there and belongs to `key`."""
     content = read_cell(path, key, "losses")
-    try:
-        return None if content is None else np.array(content["losses"], dtype=float)
-    except ValueError:  # rows of different lengths
-        return None
+    return None if content is None else np.asarray(content["losses"])
 
 
 def final(curves: np.ndarray) -> np.ndarray:

@@ -98,14 +98,12 @@ def read_run(study: Study, workload: Workload, entrant: Entrant, lr: float, seed
     """A run that was measured; None where its cell is missing, damaged, or of other code."""
     path, key = study.cell(workload, entrant, lr, seed, horizon)
     content = read_cell(path, key, "train", "validation")
-    if (
-        content is None
-        or len(content["train"]) != key["steps"]
-        or len(content["validation"]) != len(looks(key["steps"]))
-    ):
+    shapes = (key["steps"],), (len(looks(key["steps"])),)
+    if content is None or (content["train"].shape, content["validation"].shape) != shapes:
         return None
+    losses, validation = content["train"].tolist(), content["validation"].tolist()
     try:
-        return Run(content["train"], content["validation"], float(content["state_bytes"]), int(content["parameters"]))
+        return Run(losses, validation, float(content["state_bytes"]), int(content["parameters"]))
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -128,9 +126,10 @@ def read_times(study: Study, workload: Workload) -> dict[str, tuple[float, float
     """Seconds of a training step and of the optimizer's part, by optimizer; None where they were not taken."""
     path, key = _timing_cell(study, workload)
     content = read_cell(path, key, "step", "optimizer")
-    if content is None or not len(content["step"]) == len(content["optimizer"]) == len(study.entrants):
+    count = len(study.entrants)
+    if content is None or not content["step"].shape == content["optimizer"].shape == (count,):
         return None
-    pairs = zip(content["step"], content["optimizer"], strict=True)
+    pairs = zip(content["step"].tolist(), content["optimizer"].tolist(), strict=True)
     return dict(zip((entrant.name for entrant in study.entrants), pairs, strict=True))
 
 
