@@ -1,5 +1,6 @@
 """A comparison of optimizers on workloads: what has to be measured, and the cells that keep it."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -83,7 +84,7 @@ class Study:
 
     def _key(self, workload: Workload) -> dict[str, Any]:
         data = None if workload.data is None else str(self.data_root.resolve())
-        return {"workload": workload.name, "code": f"{workload.version}-{code_version(training)}", "data": data}
+        return {"workload": workload.name, "code": _code(workload), "data": data}
 
     def folder(self, workload: Workload, entrant: Entrant) -> Path:
         """Folder of the runs of an optimizer on a workload."""
@@ -92,6 +93,12 @@ class Study:
     def runs(self, entrant: Entrant) -> Iterator[tuple[float, int]]:
         """Learning rate and seed of every run of an optimizer on a workload."""
         return itertools.product(entrant.lrs, range(self.seeds))
+
+
+@functools.cache
+def _code(workload: Workload) -> str:
+    """What the code of a workload and of the training loop does; parsed once, for it is asked for every cell."""
+    return f"{workload.version}-{code_version(training)}"
 
 
 def read_run(study: Study, workload: Workload, entrant: Entrant, lr: float, seed: int, horizon: int) -> Run | None:
