@@ -15,10 +15,32 @@ if TYPE_CHECKING:
 def evaluate(
     rules: Annotated[list[str], typer.Argument(help="Rules: .safetensors files or bundled names.")],
     suite: Annotated[str, typer.Option(help="Which tasks (see `l2o suites`).")] = "digits",
-    baselines: Annotated[str, typer.Option(help="Comma-separated: adam, sgd, momentum, rmsprop.")] = "adam,sgd,rmsprop",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of every run.")] = 300,
-    runs: Annotated[int, typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the runs; all optimizers get the same.")] = 0,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Only this task of the suite unseen; may be repeated.")
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: adam, sgd, momentum, rmsprop. [default: adam,sgd,rmsprop; unseen: all]"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of every run. [default: 300; unseen: 100, at horizon 1]")
+    ] = None,
+    horizons: Annotated[
+        str | None, typer.Option(help="Suite unseen: lengths of the runs in multiples of --steps. [default: 1,5,25]")
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches. [default: 10; unseen: 3]"),
+    ] = None,
+    thin: Annotated[
+        int | None, typer.Option(min=1, max=14, help="Suite unseen: every n-th of the 14 learning rates. [default: 1]")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Suite unseen: write a report, one HTML file, to this path.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the runs; all optimizers get the same. [default: 0]")
+    ] = None,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
@@ -31,32 +53,63 @@ def evaluate(
     The figure is the mean training loss of the last 10 steps, ± the standard deviation over runs. The folder gets
     results.json, results.csv and a picture of the loss curves per task.
 
+    The suite `unseen` runs rules as drop-in optimizers of ordinary training scripts, against baselines whose learning
+    rate is tuned for every task and length. What was measured is kept under --out: a stopped evaluation goes on where
+    it was, and two processes with the same arguments share the work. See docs/evaluation.md.
+
     Example: l2o eval runs/demo/rule.safetensors --suite digits --steps 300 --runs 10
+
+    Example: l2o eval default --suite unseen --horizons 1 --data-root data --report report.html
     """
     with friendly_errors():
         import torch
 
+        from l2o_cli.unseen import evaluate_unseen
+        from l2o_runtime.config import require
         from l2o_training.data import Dataset, load_dataset
         from l2o_training.evaluation.baselines import parse_baselines
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
-        from l2o_training.evaluation.suites import find_suite
+        from l2o_training.evaluation.suites import UNSEEN, find_suite
         from l2o_training.tasks import make_task
         from l2o_training.trainer import pick_device
 
         set_threads(threads)
+        if suite == UNSEEN:
+            require(device in ("auto", "cpu"), f"--device {device}: the suite unseen runs on the CPU")
+            require(seed is None, "--seed: the suite unseen has seeds 0, 1, …; --runs says how many")
+            evaluate_unseen(
+                rules,
+                tasks=tasks or (),
+                baselines="all" if baselines is None else baselines,
+                steps=steps,
+                horizons="1,5,25" if horizons is None else horizons,
+                runs=runs,
+                thin=1 if thin is None else thin,
+                out_dir=out_dir,
+                data_root=data_root,
+                download=download,
+                report=report,
+                as_json=as_json,
+            )
+            return
+        for flag, given in (("--task", tasks), ("--horizons", horizons), ("--thin", thin), ("--report", report)):
+            require(given is None or given == [], f"{flag}: only the suite {UNSEEN} takes it, not {suite}")
+        steps, runs, seed = (
+            usual if given is None else given for given, usual in ((steps, 300), (runs, 10), (seed, 0))
+        )
         place = torch.device(pick_device(device))
         named = {name: rule.to(place) for name, rule in name_rules(rules).items()}
-        chosen, configs = parse_baselines(baselines), find_suite(suite)
+        chosen, configs = parse_baselines("adam,sgd,rmsprop" if baselines is None else baselines), find_suite(suite)
 
         def load(name: str) -> Dataset:
             return load_dataset(name, data_root, download=download)
 
-        tasks = [make_task(config, load, place) for config in configs]
+        made = [make_task(config, load, place) for config in configs]
         settings = {"suite": suite, "rules": rules, "baselines": chosen}
         with err.status("evaluating") as status:
             results = run(
-                tasks,
+                made,
                 named,
                 chosen,
                 steps=steps,

@@ -37,6 +37,6 @@ def rules(as_json: Json = False) -> None:
 def suites(as_json: Json = False) -> None:
     """List the suites of `l2o eval`."""
     with friendly_errors():
-        from l2o_training.evaluation.suites import SUITES
+        from l2o_training.evaluation.suites import DESCRIPTIONS
 
-        _show({name: description for name, (description, _) in SUITES.items()}, as_json)
+        _show(DESCRIPTIONS, as_json)

@@ -40,6 +40,14 @@ SUITES: dict[str, tuple[str, tuple[TaskConfig, ...]]] = {
 }
 """Name → description and tasks."""
 
+UNSEEN = "unseen"
+"""The suite of `l2o_training.workloads`: ordinary networks in ordinary training loops."""
+
+DESCRIPTIONS = {name: description for name, (description, _) in SUITES.items()} | {
+    UNSEEN: "13 ordinary training scripts, from ConvNets to a VAE, that no preset is meta-trained on"
+}
+"""Name → description, of all suites."""
+
 
 def find_suite(name: str) -> tuple[TaskConfig, ...]:
     """The tasks of a suite.
@@ -48,5 +56,5 @@ def find_suite(name: str) -> tuple[TaskConfig, ...]:
         ConfigError: there is none of that name.
     """
     if name not in SUITES:
-        raise ConfigError(f"unknown suite {name!r}: {nearest(name, list(SUITES))}")
+        raise ConfigError(f"unknown suite {name!r}: {nearest(name, list(DESCRIPTIONS))}")
     return SUITES[name][1]

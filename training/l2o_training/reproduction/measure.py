@@ -1,7 +1,6 @@
 """Losses of rules and baselines on a study's tasks, kept as JSON, so that nothing is computed twice."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2o_runtime.artifact import atomic_write, find_rule, load_rule
+from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.config import to_dict
+from l2o_training.cells import numbers, read_cell, write_cell
 from l2o_training.data import Dataset, load_dataset
 from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.evaluation.evaluate import LAST
@@ -129,7 +129,7 @@ def losses(lab: Lab, contender: Contender, study: Study, task: TaskConfig) -> np
         return None
     parts = []
     for path, key, _, _ in _cells(lab, contender, study, task):
-        part = _read(path, key)
+        part = read_losses(path, key)
         if part is None:
             return None
         parts.append(part)
@@ -139,12 +139,9 @@ def losses(lab: Lab, contender: Contender, study: Study, task: TaskConfig) -> np
 def measure(lab: Lab, contender: Contender, study: Study, task: TaskConfig) -> None:
     """Compute the losses of a contender on a task that are missing; a stopped one keeps what it has."""
     for path, key, count, seed in _cells(lab, contender, study, task):
-        if _read(path, key) is None:
+        if read_losses(path, key) is None:
             curves = contender.rollout(lab.task(task).instances(count, seed), study.steps)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"of": key, "losses": [[_number(x) for x in run] for run in curves.T.tolist()]}
-            with atomic_write(path) as file:
-                file.write(json.dumps(content, allow_nan=False).encode())
+            write_cell(path, key, {"losses": [numbers(run) for run in curves.T.tolist()]})
 
 
 def _cells(
@@ -165,18 +162,10 @@ def _cells(
         yield folder / f"{task_name(task)}-{study.steps}x{count}-s{seed}.json", key, count, seed
 
 
-def _read(path: Path, key: dict[str, Any]) -> np.ndarray | None:
+def read_losses(path: Path, key: dict[str, Any]) -> np.ndarray | None:
     """Losses (runs, steps) of a file, if it is there and belongs to `key`."""
-    try:
-        content = json.loads(path.read_text())
-        return np.array(content["losses"], dtype=float) if content["of"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):  # missing, cut short or something else: measured again
-        return None
-
-
-def _number(value: float) -> float | None:
-    """Six digits; JSON has no NaN or infinity, which become null and are read as NaN."""
-    return float(f"{value:.6g}") if np.isfinite(value) else None
+    content = read_cell(path, key, "losses")
+    return None if content is None else np.asarray(content["losses"])
 
 
 def final(curves: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Do what is missing of a plan: meta-train, resume, evaluate; several processes share the work."""
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,37 +14,10 @@ from l2o_runtime.scale import make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
 from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
+from l2o_training.sharing import POLL, Busy, Job, Report, share
 from l2o_training.trainer import CHECKPOINT, CONFIG, LOCK, RULE, Progress, RunError, Trainer, comparable
 
-BUSY_LOCK = ".reproduce.lock"
-POLL = 5.0
-"""Seconds between looks at work that another process is doing."""
-
 CONTEXT_WEIGHTS = "cell.weight_context"
-
-Report = Callable[[str, str, int, int], None]
-"""Called with what is done now, a detail, and how much of how much of it is done."""
-
-
-class Busy(Exception):
-    """Another process is at this job, or at one that has to come before it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A piece of work that one process does.
-
-    Attributes:
-        name: for messages.
-        folder: locked meanwhile.
-        done: whether nothing is left to do.
-        work: does it.
-    """
-
-    name: str
-    folder: Path
-    done: Callable[[], bool]
-    work: Callable[[Report], None]
 
 
 def reproduce(
@@ -98,26 +70,6 @@ def select(plan: Plan, only: list[str]) -> list[Study]:
     wanted = {*only, *(v.placebo for study in plan.studies for v in study.variants if v.name in only)}
     chosen = [(study, tuple(v for v in study.variants if v.name in wanted)) for study in plan.studies]
     return [replace(study, variants=variants) for study, variants in chosen if variants]
-
-
-def share(jobs: list[Job], report: Report, poll: float) -> None:
-    """Do all jobs, in order; one that another process holds is passed over and looked at again later."""
-    waiting = list(jobs)
-    while waiting:
-        before = len(waiting)
-        for job in list(waiting):
-            try:
-                if not job.done():
-                    job.folder.mkdir(parents=True, exist_ok=True)
-                    with FileLock(job.folder / BUSY_LOCK, timeout=0):
-                        if not job.done():
-                            job.work(report)
-            except (Busy, Timeout):
-                continue
-            waiting.remove(job)
-        if len(waiting) == before:
-            report(f"another process is at {waiting[0].name}", "waiting", len(jobs) - before, len(jobs))
-            time.sleep(poll)
 
 
 def training_jobs(lab: Lab, study: Study) -> list[Job]:

@@ -1,0 +1,156 @@
+"""Who is compared: baselines over their grids of learning rates, and learned rules as drop-in optimizers."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch.nn import Parameter
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from l2o_runtime import LearnedOptimizer
+from l2o_runtime.artifact import find_rule, load_rule, read_rule
+from l2o_runtime.config import ConfigError, nearest, require
+
+GRID_SIZE = 14
+"""Learning rates of a baseline, three per decade."""
+
+UNTUNED = "adam-0.001"
+
+Make = Callable[..., Optimizer]
+
+
+def grid(first: float) -> tuple[float, ...]:
+    """14 learning rates, first · 10^(i/3), three digits each.
+
+    >>> grid(1e-4)[:4], grid(1e-4)[-1]
+    ((0.0001, 0.000215, 0.000464, 0.001), 2.15)
+    """
+    return tuple(float(f"{first * 10 ** (i / 3):.3g}") for i in range(GRID_SIZE))
+
+
+ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An optimizer with the settings it may be run with.
+
+    Attributes:
+        name: how tables call it.
+        label: what it is, in words.
+        identity: what its numbers belong to: its settings, or the digest of a rule's file.
+        make: parameters and a learning rate → optimizer.
+        lrs: learning rates; the best is taken. A learned rule has one, 1.
+        cosine: whether the learning rate falls to zero along a cosine over the run.
+        horizon: steps that a rule was meta-trained for; 0 for a baseline.
+        seen: data sets that a rule was meta-trained on.
+    """
+
+    name: str
+    label: str
+    identity: str
+    make: Make
+    lrs: tuple[float, ...]
+    cosine: bool = False
+    horizon: int = 0
+    seen: frozenset[str] = frozenset()
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is a rule."""
+        return self.horizon > 0
+
+    def optimizer(self, params: Iterable[Parameter], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
+        """The optimizer, and its schedule if it has one."""
+        optimizer = self.make(params, lr=lr)
+        return optimizer, CosineAnnealingLR(optimizer, steps) if self.cosine else None
+
+
+def _baseline(name: str, label: str, make: Make, lrs: tuple[float, ...], *, cosine: bool = False) -> Entrant:
+    return Entrant(name, label, label, make, lrs, cosine)
+
+
+BASELINES = {
+    entrant.name: entrant
+    for entrant in (
+        _baseline(UNTUNED, "Adam, lr 0.001, not tuned", Adam, (1e-3,)),
+        _baseline("adam", "Adam", Adam, ADAPTIVE),
+        _baseline("adamw-cosine", "AdamW, weight decay 0.01, cosine to 0", AdamW, ADAPTIVE, cosine=True),
+        _baseline(
+            "nadamw",
+            "NAdam, decoupled weight decay 0.01",
+            partial(NAdam, decoupled_weight_decay=True, weight_decay=0.01),
+            ADAPTIVE,
+        ),
+        _baseline("momentum", "SGD, momentum 0.9", partial(SGD, momentum=0.9), PLAIN),
+        _baseline("rmsprop", "RMSprop", RMSprop, ADAPTIVE),
+    )
+}
+"""Name → baseline; PyTorch's defaults where nothing is said."""
+
+REFERENCE = "adam"
+"""The tuned baseline that sets the target; without it there are no ratios."""
+
+
+def find_baselines(text: str) -> list[Entrant]:
+    """Baselines from "adam,momentum"; all of them for "all". The reference has to be among them.
+
+    Raises:
+        ConfigError: an unknown one, or no reference.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = list(BASELINES) if names == ["all"] else names
+    for name in names:
+        require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
+    require(REFERENCE in names, f"--baselines: {REFERENCE} sets the target and has to be among them, got {text!r}")
+    return [entrant for name, entrant in BASELINES.items() if name in names]
+
+
+def thinned(entrant: Entrant, every: int) -> Entrant:
+    """The same with every n-th learning rate of its grid only."""
+    return Entrant(**{**vars(entrant), "lrs": entrant.lrs[::every]})
+
+
+def find_rules(rules: Iterable[str]) -> list[Entrant]:
+    """Learned rules by bundled name or file, as drop-in optimizers that are handed the loss.
+
+    Raises:
+        ArtifactError: one cannot be read.
+        ConfigError: two have the same name.
+    """
+    entrants: dict[str, Entrant] = {}
+    for rule in rules:
+        path = find_rule(rule)
+        name = path.stem if path.stem != "rule" else path.absolute().parent.name
+        if name in entrants or name in BASELINES:
+            raise ConfigError(
+                f"{rule}: the name {name!r} is taken: rename the file, or its folder if it is rule.safetensors"
+            )
+        entrants[name] = _rule(name, path)
+    return list(entrants.values())
+
+
+def _rule(name: str, path: Path) -> Entrant:
+    config, provenance = load_rule(path).config, read_rule(path)[1]
+    return Entrant(
+        name=name,
+        label="learned rule, lr 1, not tuned",
+        identity=hashlib.sha256(path.read_bytes()).hexdigest(),
+        make=partial(LearnedOptimizer, rule=path),
+        lrs=(1.0,),
+        horizon=config.horizon,
+        seen=frozenset(_data_sets(provenance)),
+    )
+
+
+def _data_sets(provenance: dict[str, Any]) -> Iterable[str]:
+    """Names of the data sets in a rule's provenance, as far as it tells."""
+    config = provenance.get("config")
+    tasks = config.get("tasks") if isinstance(config, dict) else None
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict) and isinstance(task.get("data"), str):
+            yield task["data"]
