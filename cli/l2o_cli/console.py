@@ -28,7 +28,7 @@ def friendly_errors() -> Iterator[None]:
     """Turn expected errors into one line on standard error and exit code 2; Ctrl-C into exit code 130."""
     from l2o_export.formats import ExportError
     from l2o_training.data import DataError
-    from l2o_training.trainer import RunError
+    from l2o_training.errors import RunError
 
     try:
         yield
