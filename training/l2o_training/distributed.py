@@ -65,14 +65,23 @@ class Ranks:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
+    def place(self, device: str) -> str:
+        """The device of this rank: of several GPUs, ranks of a machine take one each."""
+        if device != "cuda" or self.store is None:
+            return device
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
     def connect(self, device: torch.device) -> None:
         """Make the process groups: one for sums, one for checkpoints that are written in the background.
 
         Raises:
             RunError: a rank cannot be reached, within START_TIMEOUT seconds.
         """
+        if self.store is None:
+            return
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
+            torch.cuda.set_device(device)
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else a rank that hangs is no Python error
         try:
             dist.init_process_group(

@@ -339,12 +339,17 @@ class Trainer:
             "inner_steps": self.epoch * self.config.horizon * self.config.batch,
             "validation": self.best,
             "git": _git_revision(),
-            "versions": {
-                "l2o-runtime": l2o_runtime.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides about a rule's bits."""
+    return {
+        "l2o-runtime": l2o_runtime.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
