@@ -86,7 +86,6 @@ def _train(
     )
     ranks.require_shared(folder)
     ranks.connect(torch.device(place))
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     def build(fetch: bool = False) -> Trainer:
         return Trainer(
@@ -97,7 +96,7 @@ def _train(
             device=place,
             resume=resume,
             ranks=ranks,
-            restarted=restarted,
+            restarted=ranks.restarted,
         )
 
     if download and ranks.size > 1:  # one rank of a machine fetches what the others then read

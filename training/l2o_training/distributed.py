@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from l2o_runtime import ArtifactError, ConfigError
@@ -49,6 +50,7 @@ class Ranks:
         timeout: seconds to wait for the others in a sum.
 
     Attributes:
+        restarted: whether a launcher has started the ranks again.
         idle: seconds that this rank has waited in sums so far.
         sums: number of sums so far.
         bytes: size of what this rank has put into sums so far.
@@ -56,6 +58,7 @@ class Ranks:
 
     def __init__(self, store: Store | None = None, rank: int = 0, size: int = 1, timeout: float = TIMEOUT):
         self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
+        self.restarted = False
         self.idle, self.sums, self.bytes, self._turn = 0.0, 0, 0, 0
         self._group: Any = None
         self.saving: Any = None
@@ -203,9 +206,7 @@ class Ranks:
         """Find out who is missing in a sum."""
         behind = [rank for rank in range(self.size) if self._at(rank) < self.sums]
         if waited >= 0.95 * self.timeout and behind:
-            self._judge(
-                f"{_name(behind)} did not come to the sum of step {self.sums} within {waited:.0f} s: hangs", error
-            )
+            self._judge(f"{_name(behind)} did not come to sum {self.sums} within {waited:.0f} s: hangs", error)
         time.sleep(1)  # the rank that knows more, since it waited longest, comes first
         who = f"; {_name(behind)} had not come to it" if behind else ""
         self._judge(f"a connection broke in sum {self.sums}{who}: {_first_line(error)}", error)
@@ -272,9 +273,40 @@ def _meet(timeout: float) -> Ranks:
         raise (RunError if os.environ.get("LOCAL_RANK", "0") == "0" else Quiet)(
             f"{message} ({_first_line(error)}): check MASTER_ADDR, MASTER_PORT and the network"
         ) from None
+    # Launchers keep their store when they start ranks again: what the ranks before have left in it is not to be read.
     ranks = Ranks(store, rank, size, timeout)
-    ranks.exchange("", START_TIMEOUT)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    try:
+        ranks.store = PrefixStore(_generation(store, rank, size), store)
+    except RuntimeError as error:
+        raise Quiet(f"rank 0 did not answer: {_first_line(error)}") from None
+    ranks.restarted = "restarted" in ranks.exchange("restarted" if restarted else "", START_TIMEOUT)
     return ranks
+
+
+def _generation(store: Store, rank: int, size: int) -> str:
+    """A name for this start of the ranks, which rank 0 chooses.
+
+    Every rank asks for it under a name of its own that was never used before, so that no answer is an old one.
+    """
+    token, end = uuid.uuid4().hex, time.monotonic() + START_TIMEOUT
+    store.set(f"hello/{rank}", token)
+    if rank:
+        name = store.get(f"welcome/{token}").decode()
+        store.set(f"ready/{name}/{rank}", "")
+        return name
+    others, welcomed = range(1, size), set()
+    while missing := [other for other in others if not store.check([f"ready/{token}/{other}"])]:
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                asked = store.get(f"hello/{other}").decode()
+                if asked not in welcomed:
+                    welcomed.add(asked)
+                    store.set(f"welcome/{asked}", token)
+        if time.monotonic() > end:
+            raise RunError(f"{_name(missing)} gave no answer within {START_TIMEOUT:g} s: hangs, or was not started")
+        time.sleep(0.01)
+    return token
 
 
 def _seconds(seconds: float) -> timedelta:

@@ -26,7 +26,6 @@ def launch(arguments: list[str], count: int, max_restarts: int) -> None:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it logs tables of what is told below
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")  # seconds before SIGKILL, for ranks that hang
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
