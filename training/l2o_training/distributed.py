@@ -27,8 +27,8 @@ from l2o_runtime.artifact import TEMPORARY
 from l2o_training.data import DataError
 from l2o_training.errors import Quiet, RunError
 
-START_TIMEOUT = 50.0
-"""Seconds that ranks wait for each other before the first step."""
+START_TIMEOUT = float(os.environ.get("L2O_START_TIMEOUT", "50"))
+"""Seconds that ranks wait for each other before the first step; the environment has the last word."""
 
 TIMEOUT = 300.0
 """Seconds that ranks wait for each other from then on."""
