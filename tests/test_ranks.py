@@ -132,6 +132,18 @@ def test_fewer_lanes_than_ranks_are_refused(tmp_path):
         Trainer(ranks_worker.CONFIG, tmp_path, ranks=Ranks(size=5))
 
 
+def test_evaluation_is_the_same_on_any_number_of_ranks(tmp_path):
+    """One rank here alone; two and its own shares by torchrun."""
+    options = ["default", "--suite=quadratics", "--steps=15", "--runs=2", "--baselines=adam", "--out"]
+    line = ["-m", "l2o_cli", "eval", *options]
+    subprocess.run([sys.executable, *line, tmp_path / "one"], env=ENVIRONMENT, check=True, capture_output=True)
+    torchrun(2, *line, tmp_path / "two")
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
 # What follows goes through the command.
 
 
