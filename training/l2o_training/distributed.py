@@ -33,6 +33,9 @@ START_TIMEOUT = float(os.environ.get("L2O_START_TIMEOUT", "50"))
 TIMEOUT = 300.0
 """Seconds that ranks wait for each other from then on."""
 
+HEARD_TIMEOUT = 5.0
+"""Seconds that rank 0 waits for the others to have heard that all stop."""
+
 PROBE = "ranks"
 """Temporary files of this name show whether ranks share a folder."""
 
@@ -133,10 +136,16 @@ class Ranks:
         self._turn += 1
         limit = timeout or self.timeout
         keys = [f"say/{self._turn}/{rank}" for rank in range(self.size)]
+        summary = f"said/{self._turn}"
         try:
             self.store.set(keys[self.rank], text)
-            self.store.wait(keys, _seconds(limit))
-            return [self.store.get(key).decode() for key in keys]
+            if self.main:  # which reads for all: else the store would serve size² requests
+                self.store.wait(keys, _seconds(limit))
+                said = [self.store.get(key).decode() for key in keys]
+                self.store.set(summary, json.dumps(said))
+                return said
+            self.store.wait([summary], _seconds(limit + 1))
+            return [str(word) for word in json.loads(self.store.get(summary))]
         except RuntimeError as error:
             missing = [rank for rank, key in enumerate(keys) if not self._has(key)]
             self._judge(f"{_name(missing)} gave no answer within {limit:g} s: hangs, or was not started", error)
@@ -195,12 +204,18 @@ class Ranks:
 
     def fail(self, error: BaseException) -> None:
         """Let the others know that this rank stops and tells why itself."""
-        if self.store is not None and not isinstance(error, Quiet):
-            with suppress(RuntimeError):
-                self.store.set("verdict", f"{self.rank}")
+        if not isinstance(error, Quiet):
+            self._set("verdict", f"{self.rank}")
 
     def _tell(self, message: str) -> NoReturn:
-        raise RunError(message) if self.main else Quiet(message)
+        """Raise on rank 0, which keeps the store up until the others have stopped too, if it is the one that has it."""
+        if not self.main:
+            self._set(f"heard/{self.rank}")
+            raise Quiet(message)
+        with suppress(RuntimeError):
+            if self.store is not None:
+                self.store.wait([f"heard/{rank}" for rank in range(1, self.size)], _seconds(HEARD_TIMEOUT))
+        raise RunError(message)
 
     def _lost(self, error: RuntimeError, waited: float) -> NoReturn:
         """Find out who is missing in a sum."""
@@ -223,6 +238,11 @@ class Ranks:
     def _at(self, rank: int) -> int:
         key = f"at/{rank}"
         return int(self.store.get(key)) if self.store is not None and self._has(key) else 0
+
+    def _set(self, key: str, value: str = "") -> None:
+        with suppress(RuntimeError):  # the store may be gone
+            if self.store is not None:
+                self.store.set(key, value)
 
     def _has(self, key: str) -> bool:
         try:
