@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from l2o_training.distributed import ALONE, Ranks
-from l2o_training.errors import RunError
+from l2o_training.errors import Quiet, RunError
 
 FOLDER = "checkpoints"
 INFO, MARK = "info", "rank"
@@ -146,7 +146,8 @@ class Checkpoints:
         except BaseException as error:  # CheckpointException derives from it
             causes = getattr(error, "failures", {})
             why = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in causes.items()) or error
-            raise RunError(f"{self.out / FOLDER}: the checkpoint of epoch {epoch} cannot be written: {why}") from None
+            message = f"{self.out / FOLDER}: the checkpoint of epoch {epoch} cannot be written: {why}"
+            raise (RunError if self.ranks.main else Quiet)(message) from None  # every rank hears of every failure
         if self.ranks.main:
             self._commit(epoch, best)
 

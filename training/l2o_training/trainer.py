@@ -153,7 +153,7 @@ class Trainer:
                     self._save()
                 report(progress)
             self.checkpoints.settle(wait=True)
-            return self._finish()
+            return self.ranks.agree(self._finish)
 
     def _open(self) -> Any:
         """Write the configuration and begin to log."""
