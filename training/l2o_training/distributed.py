@@ -208,14 +208,22 @@ class Ranks:
             self._set("verdict", f"{self.rank}")
 
     def _tell(self, message: str) -> NoReturn:
-        """Raise on rank 0, which keeps the store up until the others have stopped too, if it is the one that has it."""
-        if not self.main:
-            self._set(f"heard/{self.rank}")
-            raise Quiet(message)
-        with suppress(RuntimeError):
-            if self.store is not None:
-                self.store.wait([f"heard/{rank}" for rank in range(1, self.size)], _seconds(HEARD_TIMEOUT))
-        raise RunError(message)
+        """Stop all ranks; rank 0 says why."""
+        self._last_word()
+        raise RunError(message) if self.main else Quiet(message)
+
+    def leave(self) -> None:
+        """Part, when all is done."""
+        self._last_word()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _last_word(self) -> None:
+        """Rank 0, which may keep the store, waits until the others have read all that they will read."""
+        self._set(f"heard/{self.rank}")
+        if self.main and self.store is not None:
+            with suppress(RuntimeError):
+                self.store.wait([f"heard/{rank}" for rank in range(self.size)], _seconds(HEARD_TIMEOUT))
 
     def _lost(self, error: RuntimeError, waited: float) -> NoReturn:
         """Find out who is missing in a sum."""
@@ -279,8 +287,7 @@ def join(timeout: float = TIMEOUT) -> Iterator[Ranks]:
     except BaseException as error:
         ranks.fail(error)
         raise
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    ranks.leave()
 
 
 def _meet(timeout: float) -> Ranks:
