@@ -9,6 +9,7 @@ seconds are summed over ranks: what they grow by is work that ranks add; what ti
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -114,6 +115,26 @@ def report(found: dict[int, list[dict[str, Any]]]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
+LANE, SPREAD, HOP, BANDWIDTH, MESSAGE, CELLS = 0.060, 0.2, 10e-6, 10e9, 43_712, 16
+"""Of the model: seconds of a lane's truncation on a GPU, its relative standard deviation between lanes, seconds per hop,
+bytes per second, bytes per sum, tasks that can be validated side by side. All but the bytes are assumed."""
+
+
+def model() -> None:
+    """Print what an update takes with a lane per GPU: the slowest lane, and a sum along a tree, there and back."""
+    rng = torch.Generator().manual_seed(0)
+    print("| GPUs | slowest lane | sum | per update | efficiency | busy in validation | sockets per rank |")
+    print("|---|---|---|---|---|---|---|")
+    for count in (8, 64, 512):
+        slowest = LANE * (1 + SPREAD * float(torch.randn(4000, count, generator=rng).amax(1).mean()))
+        total = 2 * math.ceil(math.log2(count)) * HOP + 2 * MESSAGE / BANDWIDTH
+        busy = min(1.0, CELLS / count)
+        print(
+            f"| {count} | {milliseconds(slowest)} | {milliseconds(total)} | {milliseconds(slowest + total)} "
+            f"| {LANE / (slowest + total):.0%} | {busy:.0%} | {3 * (count - 1):,} |"
+        )
+
+
 def worker(result: Path) -> None:
     """What a rank does."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -130,10 +151,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", action="store_true", help="print a model of GPUs in place of measuring")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args.worker)
+        return
+    if args.model:
+        model()
         return
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in args.ranks}
     for _ in range(args.repeats):

@@ -1,5 +1,6 @@
 """Meta-training on several ranks: the same as on one, whatever their number, and whatever becomes of one of them."""
 
+import json
 import os
 import shutil
 import signal
@@ -94,6 +95,9 @@ def test_checkpoints_of_two_ranks_continue_on_one_and_on_four(folder, tmp_path):
                 torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-7)
         rows = (folder / "four" / estimator / "metrics.jsonl").read_text().splitlines()
         assert len(rows) == ranks_worker.CONFIG.epochs
+        waited = [json.loads(row)["idle"] for row in rows]
+        assert [len(seconds) for seconds in waited] == [2] * ranks_worker.STOP + [4] * ranks_worker.STOP
+        assert min(map(min, waited)) > 0
 
 
 def test_checkpoints_are_what_torch_distributed_checkpoint_reads(folder):
