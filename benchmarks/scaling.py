@@ -116,7 +116,7 @@ def report(found: dict[int, list[dict[str, Any]]]) -> None:
 
 
 LANE, SPREAD, HOP, BANDWIDTH, MESSAGE, CELLS = 0.060, 0.2, 10e-6, 10e9, 43_712, 16
-"""Of the model: seconds of a lane's truncation on a GPU, its relative standard deviation between lanes, seconds per hop,
+"""Of the model: seconds of a lane's truncation on a GPU, its relative deviation between lanes, seconds per hop,
 bytes per second, bytes per sum, tasks that can be validated side by side. All but the bytes are assumed."""
 
 
