@@ -39,6 +39,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from l2o_runtime.artifact import read_rule
+from l2o_training import checkpoints
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -48,7 +49,7 @@ SMALL = [
 CHAIN = 3
 """Kills of one run at random moments, at most: a run's end is soon reached, and then all moments are start-up."""
 
-DURATIONS = {"seconds"}
+DURATIONS = {"seconds", "idle"}
 """Keys of metrics and checkpoints that differ between equal runs."""
 
 PRELOAD = [
@@ -97,7 +98,8 @@ JOBS = {"train": (train(60), train(12)), "script": (script(40), script(2))}
 
 def is_temporary(path: Path) -> bool:
     """Whether a file is one that a killed writer left."""
-    return path.suffix == ".tmp" or (path.name.startswith(".") and path.name != ".lock")
+    hidden = path.name.startswith(".") and path.name != ".lock"
+    return hidden or ".tmp" in (path.suffix, path.parent.suffix)
 
 
 def bits(value: Any) -> Any:
@@ -112,8 +114,10 @@ def bits(value: Any) -> Any:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """All that a checkpoint holds."""
-    return bits(torch.load(path, weights_only=True))
+    """All that a checkpoint holds: a script's file, or a folder of `l2o train`."""
+    if path.is_file():
+        return bits(torch.load(path, weights_only=True))
+    return bits(checkpoints.read(path))
 
 
 def read_metrics(path: Path) -> Any:
@@ -148,6 +152,7 @@ def read_verified(check: Callable[[Path], Any]) -> Callable[[Path], bytes]:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
+    "checkpoint": read_checkpoint,
     "checkpoint.pt": read_checkpoint,
     "metrics.jsonl": read_metrics,
     "config.json": read_verified(lambda path: json.loads(path.read_text())),
@@ -165,8 +170,15 @@ def contents(folder: Path) -> dict[str, Any]:
         Exception: a file cannot be read to its end, or nobody said how to read it.
     """
     files = [path for path in folder.rglob("*") if path.is_file() and not is_temporary(path)]
-    keys = {path: "tensorboard" if path.parent.name == "tensorboard" else path.name for path in files}
-    return {key: READERS[key](path) for path, key in keys.items()}
+    found = {}
+    for path in files:
+        kind, place = path.name, path
+        if path.parent.name == "tensorboard":
+            kind = "tensorboard"
+        elif path.parent.parent.name == "checkpoints":
+            kind, place = "checkpoint", path.parent
+        found[place.name if kind == "checkpoint" else kind] = READERS[kind](place)
+    return found
 
 
 def differences(folder: Path, reference: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ def test_the_whole_way(cli, tmp_path):
     result = cli("train", "--preset", "demo", "--out", "run", "--seed", 5, *(f"--set={x}" for x in TINY))
     assert result.exit_code == 0, result.output
     written = {p.name for p in (tmp_path / "run").iterdir()}
-    assert written >= {"config.json", "checkpoint.pt", "metrics.jsonl", "rule.safetensors", "learning-curve.png"}
+    assert written >= {"config.json", "checkpoints", "metrics.jsonl", "rule.safetensors", "learning-curve.png"}
     facts = json.loads(cli("inspect", "run/rule.safetensors", "--json").stdout)
     assert facts["provenance"]["config"]["seed"] == 5
     result = cli("export", "run/rule.safetensors", "--to", "torchscript", "--out", "out", "--json")

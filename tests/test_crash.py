@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from l2o_runtime.artifact import atomic_write, remove_leftovers
+from l2o_training import checkpoints
 from l2o_training.config import load_preset
 from l2o_training.data import DataError, load_dataset
-from l2o_training.trainer import RunError, Trainer
+from l2o_training.errors import RunError
+from l2o_training.trainer import Trainer
 
 HARNESS = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
 TINY = [
@@ -45,8 +46,8 @@ def test_what_a_checkpoint_says_is_done_is_on_disk(tmp_path, monkeypatch):
 
     def rename_and_look(self, target):
         renamed = rename(self, target)
-        if renamed.name == "checkpoint.pt":
-            epochs.append(torch.load(renamed, weights_only=True)["epoch"])
+        if renamed.name.startswith("epoch-"):
+            epochs.append(checkpoints.read(renamed)[1]["epoch"])
             board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
             logged = board.Scalars("meta_loss") if epochs[-1] else []
             assert [event.step for event in logged] == list(range(1, epochs[-1] + 1))
@@ -74,11 +75,15 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
 def test_a_resumed_run_tidies_up(tmp_path):
     run = trainer(tmp_path / "run")
     run.run()
-    writers = [atomic_write(tmp_path / "run" / name) for name in ("checkpoint.pt", "rule.safetensors", "mine")]
+    writers = [atomic_write(tmp_path / "run" / name) for name in ("metrics.jsonl", "rule.safetensors", "mine")]
     before = set((tmp_path / "run").iterdir())
     for writer in writers:
         writer.__enter__()
+    torn = tmp_path / "run" / "checkpoints" / ".epoch-00000006.tmp"
+    torn.mkdir()
+    (torn / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"torn")
     trainer(tmp_path / "run", resume=True).run()
+    assert not torn.exists()
     left = set((tmp_path / "run").iterdir()) - before
     assert [path.name.startswith(".mine.") for path in left] == [True]
 

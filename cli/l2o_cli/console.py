@@ -28,7 +28,7 @@ def friendly_errors() -> Iterator[None]:
     """Turn expected errors into one line on standard error and exit code 2; Ctrl-C into exit code 130."""
     from l2o_export.formats import ExportError
     from l2o_training.data import DataError
-    from l2o_training.trainer import RunError
+    from l2o_training.errors import Quiet, RunError
 
     try:
         yield
@@ -37,6 +37,8 @@ def friendly_errors() -> Iterator[None]:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", 2)
+    except Quiet:
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -1,5 +1,6 @@
 """l2o eval."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,6 +10,7 @@ from rich.table import Table
 from l2o_cli.console import Json, Threads, err, friendly_errors, out, print_json, set_threads
 
 if TYPE_CHECKING:
+    from l2o_runtime import Rule
     from l2o_training.evaluation.evaluate import Result
 
 
@@ -67,15 +69,16 @@ def evaluate(
         from l2o_cli.unseen import evaluate_unseen
         from l2o_runtime.config import require
         from l2o_training.data import Dataset, load_dataset
+        from l2o_training.distributed import START_TIMEOUT, join
         from l2o_training.evaluation.baselines import parse_baselines
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
         from l2o_training.evaluation.suites import UNSEEN, find_suite
-        from l2o_training.tasks import make_task
-        from l2o_training.trainer import pick_device
+        from l2o_training.tasks import Task, make_task
+        from l2o_training.trainer import pick_device, versions
 
-        set_threads(threads)
         if suite == UNSEEN:
+            set_threads(threads)
             require(device in ("auto", "cpu"), f"--device {device}: the suite unseen runs on the CPU")
             require(seed is None, "--seed: the suite unseen has seeds 0, 1, …; --runs says how many")
             evaluate_unseen(
@@ -98,27 +101,38 @@ def evaluate(
         steps, runs, seed = (
             usual if given is None else given for given, usual in ((steps, 300), (runs, 10), (seed, 0))
         )
-        place = torch.device(pick_device(device))
-        named = {name: rule.to(place) for name, rule in name_rules(rules).items()}
-        chosen, configs = parse_baselines("adam,sgd,rmsprop" if baselines is None else baselines), find_suite(suite)
+        baselines = "adam,sgd,rmsprop" if baselines is None else baselines
 
         def load(name: str) -> Dataset:
             return load_dataset(name, data_root, download=download)
 
-        made = [make_task(config, load, place) for config in configs]
-        settings = {"suite": suite, "rules": rules, "baselines": chosen}
-        with err.status("evaluating") as status:
-            results = run(
-                made,
-                named,
-                chosen,
-                steps=steps,
-                runs=runs,
-                seed=seed,
-                out=out_dir,
-                settings=settings,
-                report=lambda task, optimizer: status.update(f"{task}: {optimizer}"),
-            )
+        with join() as ranks:
+            set_threads(threads or (1 if ranks.size > 1 else 0))
+            place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
+            chosen = ranks.agree(lambda: parse_baselines(baselines), START_TIMEOUT)
+            settings = {"suite": suite, "rules": rules, "baselines": chosen}
+            sizes = {"steps": steps, "runs": runs, "seed": seed}
+            ranks.require_same({**settings, **sizes, "versions": versions()})
+            ranks.connect(torch.device(place))
+
+            def prepare() -> "tuple[list[Task], dict[str, Rule]]":
+                tasks = [make_task(config, load, torch.device(place)) for config in find_suite(suite)]
+                return tasks, {name: rule.to(place) for name, rule in name_rules(rules).items()}
+
+            made, named = ranks.agree(prepare)
+            with err.status("evaluating") if ranks.main else nullcontext() as status:
+                results = run(
+                    made,
+                    named,
+                    chosen,
+                    **sizes,
+                    out=out_dir,
+                    settings=settings,
+                    report=lambda task, name: status.update(f"{task}: {name}") if status else None,
+                    ranks=ranks,
+                )
+        if not ranks.main:
+            return
         if as_json:
             print_json([vars(result) for result in results])
             return

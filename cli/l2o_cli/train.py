@@ -1,11 +1,20 @@
 """l2o train."""
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
+
+if TYPE_CHECKING:
+    from l2o_training.distributed import Ranks
+
+
+DOWNLOAD_TIMEOUT = 3600.0
+"""Seconds that ranks wait for the one that fetches data."""
 
 
 def train(
@@ -23,44 +32,96 @@ def train(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
     threads: Threads = 0,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Ranks on this machine; they share the lanes. torchrun starts them elsewhere.")
+    ] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: restarts after a rank died.")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that ranks wait for one that hangs.")] = 300,
 ) -> None:
-    """Meta-train a rule: truncated back-propagation through unrolled optimizations.
+    """Meta-train a rule from unrolled optimizations.
 
-    The folder gets config.json, checkpoint.pt, metrics.jsonl, TensorBoard events, rule.safetensors (the best on
-    fresh instances) and learning-curve.png.
+    The folder gets config.json, checkpoints, metrics.jsonl, TensorBoard events, rule.safetensors (the best on
+    fresh instances) and learning-curve.png. Started by torchrun, or with --nproc, several ranks train together.
 
     Example: l2o train --preset demo --out runs/demo --set epochs=20
     """
     with friendly_errors():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from l2o_training.distributed import join, launched
+        from l2o_training.launch import launch
 
-        from l2o_training.config import load_preset
-        from l2o_training.trainer import Progress as Epoch
-        from l2o_training.trainer import Trainer, pick_device
-
-        set_threads(threads)
         changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-        config = load_preset(preset, changes)
         folder = out_dir or Path("runs") / Path(preset).stem
-        place = pick_device(device)
-        trainer = Trainer(config, folder, data_root=data_root, download=download, device=place, resume=resume)
-        kind = config.rule.context.kind
-        err.print(f"meta-training {preset} (context {kind}) on {place} into {folder}", markup=False, soft_wrap=True)
-        columns = (
-            TextColumn("epoch"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
+        if nproc > 1 and not launched():
+            launch(["-m", "l2o_cli", *sys.argv[1:]], nproc, max_restarts)
+            return
+        with join(timeout) as ranks:
+            _train(ranks, preset, changes, folder, data_root, download, device, resume, threads)
+
+
+def _train(
+    ranks: "Ranks",
+    preset: str,
+    changes: list[str],
+    folder: Path,
+    data_root: Path,
+    download: bool,
+    device: str,
+    resume: bool,
+    threads: int,
+) -> None:
+    """Train as one of several ranks, or alone."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from l2o_training.config import load_preset
+    from l2o_training.distributed import START_TIMEOUT
+    from l2o_training.trainer import Progress as Epoch
+    from l2o_training.trainer import Trainer, comparable, pick_device, versions
+
+    set_threads(threads or (1 if ranks.size > 1 else 0))
+    place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
+    config = ranks.agree(lambda: load_preset(preset, changes), START_TIMEOUT)
+    ranks.require_same(
+        {"config": comparable(config), "versions": versions(), "--resume": resume, "--device": place.split(":")[0]}
+    )
+    ranks.require_shared(folder)
+    ranks.connect(torch.device(place))
+
+    def build(fetch: bool = False) -> Trainer:
+        return Trainer(
+            config,
+            folder,
+            data_root=data_root,
+            download=fetch,
+            device=place,
+            resume=resume,
+            ranks=ranks,
+            restarted=ranks.restarted,
         )
-        with Progress(*columns, console=err) as bar:
-            started = trainer.epoch
-            job = bar.add_task("", total=config.epochs, completed=started)
 
-            def report(epoch: Epoch) -> None:
-                rate = epoch.steps / epoch.seconds
-                text = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {rate:.0f} inner steps/s"
-                bar.update(job, completed=epoch.epoch, description=text)
+    if download and ranks.size > 1:  # one rank of a machine fetches what the others then read
+        ranks.agree(lambda: build(fetch=True) if os.environ.get("LOCAL_RANK", "0") == "0" else None, DOWNLOAD_TIMEOUT)
+    trainer = ranks.agree(lambda: build(fetch=download and ranks.size == 1))
+    kind, count = config.rule.context.kind, f" with {ranks.size} ranks" if ranks.size > 1 else ""
+    if ranks.main:
+        text = f"meta-training {preset} (context {kind}) on {place}{count} into {folder}"
+        err.print(text, markup=False, soft_wrap=True)
+    columns = (
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not ranks.main) as bar:
+        started = trainer.epoch
+        job = bar.add_task("", total=config.epochs, completed=started)
 
-            path = trainer.run(report)
+        def report(epoch: Epoch) -> None:
+            rate = epoch.steps / epoch.seconds
+            text = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {rate:.0f} inner steps/s"
+            bar.update(job, completed=epoch.epoch, description=text)
+
+        path = trainer.run(report)
+    if ranks.main:
         out.print(f"{path}  validation loss {trainer.best:.4f}", markup=False, soft_wrap=True)

@@ -31,6 +31,10 @@ class TrainConfig:
         lanes: tasks advanced side by side, each with a horizon of its own; an outer update averages over them.
         sample: fraction of the coordinates that the meta-gradient is taken through; None is all of them.
         rescale: a; parameters are scaled by e^U(−a, a), instance by instance.
+        estimator: of the meta-gradient: truncated back-propagation, or evolution strategies, truncated (es) or
+            persistent (pes). The latter two differentiate nothing, so that `sample` and `recompute` do not matter.
+        sigma: standard deviation of the perturbations of es and pes.
+        particles: of es and pes, per lane; an even number, as they come in antithetic pairs.
         recompute: keep only the states of the steps of a truncation, and compute the rest again for the gradient:
             slower, but long truncations of large tasks need a fraction of the memory.
         lr: learning rate of the outer Adam.
@@ -60,6 +64,9 @@ class TrainConfig:
     sample: float | None = None
     rescale: float = 0.0
     recompute: bool = False
+    estimator: Literal["tbptt", "es", "pes"] = "tbptt"
+    sigma: float = 0.01
+    particles: int = 2
     lr: float = 0.003
     final_lr: float | None = None
     clip: float = 1.0
@@ -78,6 +85,9 @@ class TrainConfig:
         require(self.lr > 0, f"lr: must be greater than 0, got {self.lr}")
         require(self.final_lr is None or self.final_lr > 0, f"final_lr: must be greater than 0, got {self.final_lr}")
         require(self.sample is None or 0 < self.sample <= 1, f"sample: must be in (0, 1] or absent, got {self.sample}")
+        require(self.sigma > 0, f"sigma: must be greater than 0, got {self.sigma}")
+        even = self.particles >= 2 and self.particles % 2 == 0
+        require(even, f"particles: must be an even number, 2 or more, got {self.particles}")
         require(0 <= self.rescale <= 10, f"rescale: must be in [0, 10], got {self.rescale}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
         require(

@@ -50,54 +50,100 @@ def draw_episode(config: TrainConfig, number: int) -> Episode:
 class Lane:
     """Optimizations one after the other: those numbered index, index + lanes, index + 2 · lanes, …
 
+    Every rank follows all lanes, as far as that is known from the configuration alone, and advances its own.
+
+    Args:
+        config: the run.
+        tasks: what episodes are drawn from.
+        index: of the lane.
+        copies: how many optimizations of an episode go on side by side; estimators with particles need several.
+
     Attributes:
         number: of the current episode.
         episode: the current episode.
-        done: its steps so far.
-        inner: where it stands.
+        done: its steps so far, those of the truncation that is being done included.
+        inners: where the copies stand; empty between episodes, and on ranks that do not advance the lane.
     """
 
-    def __init__(self, config: TrainConfig, tasks: list[Task], index: int):
-        self.config, self.tasks = config, tasks
+    def __init__(self, config: TrainConfig, tasks: list[Task], index: int, copies: int = 1):
+        self.config, self.tasks, self.index, self.copies = config, tasks, index, copies
         self.number = index - config.lanes
         self.done = 0
         self.episode: Episode | None = None
-        self.inner: Inner | None = None
+        self.inners: list[Inner] = []
 
-    def advance(self, rule: Rule) -> Inner:
-        """The optimization whose next truncation is due; a new one if the last is over."""
-        if self.inner is None or self.episode is None or self.done >= self.episode.horizon:
-            self.number, self.done = self.number + self.config.lanes, 0
+    def tick(self) -> bool:
+        """Count one more truncation; whether it is the first of an episode."""
+        fresh = self.episode is None or self.done >= self.episode.horizon
+        if fresh:
+            self.number, self.done, self.inners = self.number + self.config.lanes, 0, []
             self.episode = draw_episode(self.config, self.number)
-            self.inner = self._begin(rule, self.episode)
         self.done += self.config.unroll
-        return self.inner
+        return fresh
+
+    def begun(self, rule: Rule) -> list[Inner]:
+        """The optimizations whose truncation was counted; begun if it is the first."""
+        if not self.inners:
+            self.inners = self._begin(rule)
+        return self.inners
 
     @property
     def seed(self) -> int:
         """Another one for every truncation."""
         return self.number * 2**20 + self.done
 
+    def position(self) -> dict[str, int]:
+        """Where the lane stands, as numbers; every rank knows those of all lanes."""
+        return {"number": self.number, "done": self.done}
+
     def state_dict(self) -> dict[str, Any]:
-        """Where the lane stands, as tensors and numbers."""
-        if self.inner is None or self.episode is None or self.done >= self.episode.horizon:
-            return {"number": self.number, "done": self.done}
-        inner = {key: value for key, value in vars(self.inner).items() if key not in ("instances", "layout")}
-        return {"number": self.number, "done": self.done, "inner": inner, "rng": self.inner.instances.rng.get_state()}
+        """Where its optimizations stand, as tensors; nothing between episodes."""
+        if not self.inners or self.episode is None or self.done >= self.episode.horizon:
+            return {}
+        states = [
+            {key: value for key, value in vars(inner).items() if key not in ("instances", "layout")}
+            for inner in self.inners
+        ]
+        rngs = [inner.instances.rng.get_state() for inner in self.inners]
+        return {"inners": [state | {"rng": rng} for state, rng in zip(states, rngs, strict=True)]}
+
+    def go_to(self, position: dict[str, int]) -> None:
+        """Go to a place that `position` gave."""
+        self.number, self.done, self.inners = position["number"], position["done"], []
+        self.episode = draw_episode(self.config, self.number) if self.number >= 0 else None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the episode goes on with the next truncation."""
+        return self.episode is not None and self.done < self.episode.horizon
 
     def load_state_dict(self, state: dict[str, Any], rule: Rule) -> None:
-        """Go on from there."""
-        self.number, self.done = state["number"], state["done"]
-        if "inner" not in state:
+        """Go on with optimizations that `state_dict` gave, after `go_to`."""
+        if not self.under_way:
             return
-        self.episode = draw_episode(self.config, self.number)
-        self.inner = self._begin(rule, self.episode)
-        vars(self.inner).update(state["inner"])
-        self.inner.instances.rng.set_state(state["rng"].cpu())
+        inners = self._begin(rule)
+        for index, inner in enumerate(inners):
+            saved = state["inners"][str(index)]
+            device = inner.params.device
+            inner.instances.rng.set_state(saved["rng"])
+            for key in vars(inner):
+                if key in saved:
+                    setattr(inner, key, _moved(saved[key], device))
+        self.inners = inners
 
-    def _begin(self, rule: Rule, episode: Episode) -> Inner:
-        instances = self.tasks[episode.task].instances(self.config.batch, episode.seed)
-        device = instances.params.device
-        if self.config.rescale:
-            instances.rescale(torch.tensor(episode.scale, device=device))
-        return begin(rule, instances, torch.tensor(episode.shown, device=device))
+    def _begin(self, rule: Rule) -> list[Inner]:
+        episode = self.episode
+        assert episode is not None
+        inners = []
+        for _ in range(self.copies):
+            instances = self.tasks[episode.task].instances(self.config.batch, episode.seed)
+            device = instances.params.device
+            if self.config.rescale:
+                instances.rescale(torch.tensor(episode.scale, device=device))
+            inners.append(begin(rule, instances, torch.tensor(episode.shown, device=device)))
+        return inners
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or a dictionary of them, on a device."""
+    return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)

@@ -1,4 +1,4 @@
-"""Meta-training: truncated back-propagation through unrolled optimizations, with validation and checkpoints."""
+"""Meta-training: outer updates from lanes of unrolled optimizations, with validation and checkpoints."""
 
 import json
 import math
@@ -6,8 +6,9 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,23 +20,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import l2o_runtime
 from l2o_runtime.artifact import atomic_write, read_rule, remove_leftovers, save_rule
 from l2o_runtime.config import ConfigError, require, to_dict
-from l2o_runtime.contexts import KAE
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import make_rule
+from l2o_training import checkpoints
+from l2o_training.checkpoints import Checkpoints
 from l2o_training.config import TrainConfig
 from l2o_training.curriculum import VALIDATION_SEED, Lane
 from l2o_training.data import load_dataset
+from l2o_training.distributed import ALONE, PROBE, Ranks
+from l2o_training.errors import RunError
+from l2o_training.estimators import make_estimator
 from l2o_training.fused import fuse
 from l2o_training.tasks import Task, make_task
-from l2o_training.tasks.base import generator
-from l2o_training.unroll import TINY, Sample, Segment, rollout, unroll
+from l2o_training.unroll import TINY, rollout
 
-CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
+CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
-
-
-class RunError(ValueError):
-    """A run's folder cannot be used as asked."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Progress:
         best: lowest validation so far.
         steps: inner steps (of one instance) in this epoch.
         seconds: time this epoch took, validation aside.
+        idle: seconds of it that each rank waited for the others, sums included; None for a process that is alone.
     """
 
     epoch: int
@@ -59,15 +60,18 @@ class Progress:
     best: float
     steps: int
     seconds: float
+    idle: list[float] | None = None
 
 
 class Trainer:
     """Meta-trains one rule into one folder.
 
-    The folder gets `config.json`, `checkpoint.pt`, `metrics.jsonl`, TensorBoard events, and at the end
+    The folder gets `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, and at the end
     `rule.safetensors` (the rule with the lowest validation loss) and `learning-curve.png`. All randomness of an
     epoch comes from the run's seed and the epoch's number, so a resumed run continues as if never stopped, wherever
     it was killed: before its first checkpoint it starts again.
+
+    Of several ranks, each advances every size-th lane, and all make the same outer updates; rank 0 writes the folder.
 
     Args:
         config: the run.
@@ -75,9 +79,12 @@ class Trainer:
         data_root, download: where data sets are, and whether torchvision may fetch them.
         device: "cpu" or "cuda".
         resume: continue from the folder's checkpoint.
+        ranks: who trains together.
+        restarted: continue if there is something to continue from, else begin.
 
     Raises:
         RunError: the folder has a run already, has another one than asked, or cannot be written.
+        ConfigError: there are more ranks than lanes.
         DataError: a task's data is missing.
     """
 
@@ -90,17 +97,16 @@ class Trainer:
         download: bool = False,
         device: str = "cpu",
         resume: bool = False,
+        ranks: Ranks = ALONE,
+        restarted: bool = False,
     ):
         self.config = config
         self.out = out
+        self.ranks = ranks
         self.device = torch.device(device)
-        checkpoint = _read_checkpoint(out / CHECKPOINT, self.device)
-        if checkpoint is not None and not resume:
-            raise RunError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-        if checkpoint is None and resume and not any((out / name).is_file() for name in (LOCK, CONFIG)):
-            raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
-        if checkpoint is not None and checkpoint["config"] != comparable(config):
-            raise RunError(f"{out} was started with another configuration: see {out / CONFIG}")
+        enough = config.lanes >= ranks.size
+        require(enough, f"lanes: {config.lanes} are too few for {ranks.size} ranks, which advance one or more each")
+        checkpoint = _newest(out, config, resume, restarted)
 
         def load(name: str) -> Any:
             return load_dataset(name, data_root, download=download)
@@ -115,11 +121,15 @@ class Trainer:
         self.averaged = None
         if config.average is not None:
             self.averaged = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-        self.lanes = [Lane(config, self.tasks, index) for index in range(config.lanes)]
+        self.estimator = make_estimator(config)
+        self.lanes = [Lane(config, self.tasks, index, self.estimator.copies) for index in range(config.lanes)]
+        self.mine = self.lanes[ranks.rank :: ranks.size]
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
-        self.epoch, self.best, self.seconds = 0, float("inf"), 0.0
+        self.epoch, self.best, self.best_epoch, self.seconds = 0, float("inf"), 0, 0.0
         self.best_state = self._candidate_state()
         self.history: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(out, ranks)
+        self.restored = checkpoint is not None
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -129,78 +139,92 @@ class Trainer:
         Args:
             report: called after every epoch.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
-        with _own(self.out):
-            with atomic_write(self.out / CONFIG) as file:
-                file.write(json.dumps(to_dict(self.config), indent=2).encode())
-            # Epochs past the checkpoint, which a killed run may have logged, are done and logged again.
-            board = SummaryWriter(self.out / "tensorboard", purge_step=self.epoch + 1)
-            with _deterministic(), board:
-                if self.epoch == 0:
-                    self.validate()
-                    self._save()
-                while self.epoch < self.config.epochs:
-                    progress = self.train_epoch()
+        with ExitStack() as stack:
+            self.ranks.agree(lambda: stack.enter_context(_own(self.out)) if self.ranks.main else None)
+            board = self._open() if self.ranks.main else None
+            stack.enter_context(_deterministic())
+            if board is not None:
+                stack.enter_context(board)
+            if not self.restored:
+                self.validate()
+                self._save()
+            while self.epoch < self.config.epochs:
+                progress = self.train_epoch()
+                if board is not None:
                     for key in ("meta_loss", "koopman_loss", "validation"):
                         value = getattr(progress, key)
                         if value is not None:
                             board.add_scalar(key, value, progress.epoch)
-                    if progress.validation is not None:
+                self.checkpoints.settle()
+                if progress.validation is not None:
+                    if board is not None:
                         board.flush()
-                        self._save()
-                    report(progress)
-            return self._finish()
+                    self._save()
+                report(progress)
+            self.checkpoints.settle(wait=True)
+            return self.ranks.agree(self._finish)
+
+    def _open(self) -> Any:
+        """Write the configuration and begin to log."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.checkpoints.tidy()
+        with atomic_write(self.out / CONFIG) as file:
+            file.write(json.dumps(to_dict(self.config), indent=2).encode())
+        # Epochs past the checkpoint, which a killed run may have logged, are done and logged again.
+        return SummaryWriter(self.out / "tensorboard", purge_step=self.epoch + 1)  # type: ignore[no-untyped-call]
 
     def train_epoch(self) -> Progress:
         """One outer epoch: T steps of every lane, an outer update after every u of them."""
-        config, started = self.config, time.perf_counter()
+        config, started, idle = self.config, time.perf_counter(), self.ranks.idle
         self.rule.train()
         self._set_lr()
-        losses, koopman = [], []
-        for _ in range(config.horizon // config.unroll):
-            self.optimizer.zero_grad()
-            for lane in self.lanes:
-                segment = self._truncation(lane)
-                objective = segment.objective
-                if isinstance(self.rule.context, KAE) and segment.features is not None:
-                    koopman_loss = self.rule.context.koopman_loss(segment.features)
-                    koopman.append(koopman_loss.detach())
-                    objective = objective + config.koopman * koopman_loss
-                (objective / config.lanes).backward()  # type: ignore[no-untyped-call]
-                losses.append(segment.losses)
-            self._outer_update()
+        updates = config.horizon // config.unroll
+        record = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for _ in range(updates):
+            gradient, seen = self.meta_gradient()
+            self._outer_update(gradient)
+            record += seen
         self.epoch += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
+        waited = self.ranks.idle - idle
         due = self.epoch % config.validate_every == 0 or self.epoch == config.epochs
+        loss, koopman, count = record.tolist()
         progress = Progress(
             epoch=self.epoch,
-            meta_loss=float(torch.cat(losses).mean()),
-            koopman_loss=float(torch.stack(koopman).mean()) if koopman else None,
+            meta_loss=loss / (updates * config.lanes),
+            koopman_loss=koopman / count if count else None,
             validation=self.validate() if due else None,
             best=self.best,
             steps=config.horizon * config.batch * config.lanes,
             seconds=seconds,
+            idle=self.ranks.gather(waited, self.device) if self.ranks.size > 1 else None,
         )
         self._record(progress)
         return progress
 
-    def _truncation(self, lane: Lane) -> Segment:
-        """The next u steps of a lane."""
-        config, inner = self.config, lane.advance(self.rule)
-        sample = None
-        if config.sample is not None:
-            sample = Sample.draw(inner.grad, config.sample, generator(lane.seed, self.device))
-        return unroll(
-            self.rule,
-            inner,
-            config.unroll,
-            config.weights,
-            objective=config.objective,
-            sample=sample,
-            recompute=config.recompute,
-        )
+    def meta_gradient(self) -> tuple[Tensor, Tensor]:
+        """Advance all lanes by a truncation.
+
+        Returns:
+            The meta-gradient (P,) in float64, the same on every rank, and three numbers for the record: sums over lanes
+            of mean losses and Koopman losses, and how many of the latter there were.
+        """
+        for lane in self.lanes:
+            lane.tick()
+        self.estimator.count(self.rule, self.lanes)
+        width = self.estimator.width(self.rule)
+        total = torch.zeros(width + 3, dtype=torch.float64, device=self.device)
+        for lane in self.mine:
+            share = self.estimator.share(self.rule, lane)
+            total[:width] += share.message
+            total[width] += share.loss
+            if share.koopman is not None:
+                total[width + 1] += share.koopman
+                total[width + 2] += 1
+        total = self.ranks.sum(total)
+        return self.estimator.gradient(self.rule, self.lanes, total[:width]), total[width:]
 
     def _set_lr(self) -> None:
         """lr, or what the cosine from lr to final_lr says for this epoch."""
@@ -209,10 +233,13 @@ class Trainer:
             share = (1 + math.cos(math.pi * self.epoch / config.epochs)) / 2
             self.optimizer.param_groups[0]["lr"] = config.final_lr + share * (config.lr - config.final_lr)
 
-    def _outer_update(self) -> None:
+    def _outer_update(self, gradient: Tensor) -> None:
         """One step of the outer Adam; a meta-gradient that is not finite is dropped."""
+        params = list(self.rule.parameters())
+        for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
+            p.grad = part.to(p.dtype).view_as(p)
         # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.
-        moved = [p for p in self.rule.parameters() if p.grad is not None and bool(p.grad.any())]
+        moved = [p for p in params if p.grad is not None and bool(p.grad.any())]
         norm = torch.nn.utils.clip_grad_norm_(moved, self.config.clip)
         if norm.isfinite():
             self.optimizer.step()
@@ -233,17 +260,30 @@ class Trainer:
         The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
         """
         rule = self.candidate.eval()
-        geometric, means = self.config.objective == "log_loss", []
-        for index, task in enumerate(self.tasks):
-            instances = task.instances(self.config.validation_runs, VALIDATION_SEED + self.config.seed + index)
-            losses = rollout(rule, instances, self.config.horizon + 1)[1:]
-            means.append((losses.clamp_min(TINY).log() if geometric else losses).mean())
-        mean = torch.stack(means).mean()
+        geometric = self.config.objective == "log_loss"
+        sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        for number, (index, start, stop) in enumerate(self._cells()):
+            if number % self.ranks.size != self.ranks.rank:
+                continue
+            seed = VALIDATION_SEED + self.config.seed + index
+            instances = self.tasks[index].instances(self.config.validation_runs, seed)
+            if stop - start < self.config.validation_runs:
+                instances = instances.part(start, stop)
+            losses = rollout(rule, instances, self.config.horizon + 1)[1:].double()
+            sums[index] += (losses.clamp_min(TINY).log() if geometric else losses).mean(0).sum()
+        mean = (self.ranks.sum(sums) / self.config.validation_runs).mean()
         score = float(mean.exp() if geometric else mean)
         if score < self.best:
-            self.best = score
+            self.best, self.best_epoch = score, self.epoch
             self.best_state = self._candidate_state()
         return score
+
+    def _cells(self) -> list[tuple[int, int, int]]:
+        """Task, first instance and end of what is validated together: tasks, cut up where ranks are more than tasks."""
+        runs = self.config.validation_runs
+        parts = min(runs, -(-self.ranks.size // len(self.tasks)))
+        cuts = [runs * part // parts for part in range(parts + 1)]
+        return [(task, *cut) for task in range(len(self.tasks)) for cut in pairwise(cuts)]
 
     def _record(self, progress: Progress) -> None:
         row = {k: v for k, v in vars(progress).items() if v is not None and k != "best"}
@@ -254,35 +294,51 @@ class Trainer:
 
         The checkpoint comes last: what it says is done is on disk, and what is ahead of it is written again.
         """
-        state = {
+        state: dict[str, Any] = {"lane": {lane.index: lane.state_dict() for lane in self.mine}}
+        if self.ranks.main:
+            adam = self.optimizer.state_dict()["state"]
+            state |= {"rule": self.rule.state_dict(), "best": self.best_state, "adam": adam}
+            if self.averaged is not None:
+                state["averaged"] = dict(self.averaged.state_dict())
+            with atomic_write(self.out / METRICS) as file:
+                file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
+        info = {
             "config": comparable(self.config),
             "epoch": self.epoch,
             "best": self.best,
+            "best_epoch": self.best_epoch,
             "seconds": self.seconds,
             "history": self.history,
-            "rule": self.rule.state_dict(),
-            "best_rule": self.best_state,
-            "optimizer": self.optimizer.state_dict(),
-            "lanes": [lane.state_dict() for lane in self.lanes],
+            "lanes": [lane.position() for lane in self.lanes],
             "ancestor": self.ancestor,
         }
-        if self.averaged is not None:
-            state["averaged"] = self.averaged.state_dict()
-        with atomic_write(self.out / METRICS) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
-        with atomic_write(self.out / CHECKPOINT) as file:
-            torch.save(state, file)
+        self.checkpoints.save(self.epoch, self.best_epoch, state, info)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
-        self.history, self.best_state = state["history"], state["best_rule"]
-        self.rule.load_state_dict(state["rule"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.ancestor = state.get("ancestor")
-        for lane, saved in zip(self.lanes, state["lanes"], strict=True):
-            lane.load_state_dict(saved, self.rule)
+    def _restore(self, path: Path) -> None:
+        indices = {f"{lane.index}" for lane in self.mine}
+
+        def wanted(key: str) -> bool:
+            kind, index, *_ = key.split("/")
+            return kind != "lane" or index in indices
+
+        state, info = checkpoints.read(path, wanted)
+        try:
+            self.epoch, self.best, self.seconds = info["epoch"], info["best"], info["seconds"]
+            self.best_epoch, self.history = info["best_epoch"], info["history"]
+            self.rule.load_state_dict(state["rule"])
+            self.best_state = {key: value.to(self.device) for key, value in state["best"].items()}
+            adam = {int(index): values for index, values in state.get("adam", {}).items()}
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["averaged"])
+            self.ancestor = info["ancestor"]
+            for lane, position in zip(self.lanes, info["lanes"], strict=True):
+                lane.go_to(position)
+            for lane in self.mine:
+                lane.load_state_dict(state.get("lane", {}).get(f"{lane.index}", {}), self.rule)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): remove it and resume") from None
+        self.estimator.restore(self.rule, self.lanes)
 
     def _finish(self) -> Path:
         """Write the best rule and the learning curve."""
@@ -290,9 +346,11 @@ class Trainer:
 
         if self.best == float("inf"):
             raise RunError("no validation gave a finite loss: the rule diverges; try a smaller lr or output_scale")
+        path = self.out / RULE
+        if not self.ranks.main:
+            return path
         rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        path = self.out / RULE
         save_rule(path, rule, self.provenance())
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file)
@@ -307,11 +365,7 @@ class Trainer:
             "inner_steps": self.epoch * self.config.horizon * self.config.batch,
             "validation": self.best,
             "git": _git_revision(),
-            "versions": {
-                "l2o-runtime": l2o_runtime.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
 
 
@@ -342,6 +396,15 @@ def _architecture(rule: Rule) -> str:
     return f"{config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"
 
 
+def versions() -> dict[str, str]:
+    """Versions of what decides about a rule's bits."""
+    return {
+        "l2o-runtime": l2o_runtime.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """A configuration as plain data (its description aside), to be compared and kept."""
     return {key: value for key, value in to_dict(config).items() if key != "description"}
@@ -358,14 +421,24 @@ def pick_device(name: str) -> str:
     return "cuda" if name != "cpu" and available else "cpu"
 
 
-def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    if not path.is_file():
+def _newest(out: Path, config: TrainConfig, resume: bool, restarted: bool) -> Path | None:
+    """The checkpoint to continue from, None to begin."""
+    if (out / OLD_CHECKPOINT).is_file():
+        raise RunError(
+            f"{out / OLD_CHECKPOINT} is of an older version, whose checkpoints this one does not read: "
+            "finish the run with that version, or choose another --out"
+        )
+    found = checkpoints.find(out)
+    if found and not (resume or restarted):
+        raise RunError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
+    if not found:
+        if resume and not restarted and not any((out / name).is_file() for name in (LOCK, CONFIG)):
+            raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
         return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load has no common base class for damage
-        raise RunError(f"{path} is damaged ({type(error).__name__}): remove the folder and start again") from None
-    return state
+    path = found[max(found)]
+    if checkpoints.read(path, lambda key: False)[1]["config"] != json.loads(json.dumps(comparable(config))):
+        raise RunError(f"{out} was started with another configuration: see {out / CONFIG}")
+    return path
 
 
 @contextmanager
@@ -374,7 +447,7 @@ def _own(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0):
-            for name in (CONFIG, CHECKPOINT, METRICS, RULE, CURVE):
+            for name in (CONFIG, METRICS, RULE, CURVE, PROBE):
                 remove_leftovers(folder / name)
             yield
     except Timeout:

@@ -194,6 +194,14 @@ def unroll(
     return Segment(total, torch.stack(losses), torch.stack(features) if features else None)
 
 
+def meta_loss(
+    losses: Tensor, weights: Literal["uniform", "last"] = "uniform", objective: Literal["loss", "log_loss"] = "loss"
+) -> Tensor:
+    """Σ_τ w_τ L(θ_τ), or of log L, as a mean over instances: (u, B) → scalar, what `unroll` gives the gradient of."""
+    values = losses.clamp_min(TINY).log() if objective == "log_loss" else losses
+    return values.mean(1).sum() if weights == "uniform" else values[-1].mean()
+
+
 @torch.no_grad()
 def rollout(rule: Rule, instances: Instances, steps: int) -> Tensor:
     """Losses (steps, B) before each of `steps` steps of a frozen rule."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from l2o_runtime.artifact import atomic_write, find_rule, load_rule
 from l2o_runtime.config import require
 from l2o_runtime.rule import Rule
+from l2o_training.distributed import ALONE, Ranks
 from l2o_training.evaluation.baselines import BASELINES, GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.plots import loss_curves
 from l2o_training.tasks import Instances, Task
@@ -68,11 +70,19 @@ def final_losses(losses: torch.Tensor) -> np.ndarray:
 
 
 def evaluate_task(
-    task: Task, rules: dict[str, Rule], baselines: list[str], steps: int, runs: int, seed: int, report: Report
+    task: Task,
+    rules: dict[str, Rule],
+    baselines: list[str],
+    steps: int,
+    runs: int,
+    seed: int,
+    report: Report,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Result], dict[str, np.ndarray]]:
     """All optimizers on the same `runs` instances of a task.
 
-    A tuned baseline takes the learning rate of the grid that is best on these very runs, which favours it.
+    A tuned baseline takes the learning rate of the grid that is best on these very runs, which favours it. Of several
+    ranks, each runs some optimizers, and all get all losses; their number does not show in them.
 
     Returns:
         Results, and loss curves (runs, steps) by optimizer.
@@ -81,18 +91,25 @@ def evaluate_task(
     def fresh() -> Instances:
         return task.instances(runs, seed)
 
-    curves: dict[str, torch.Tensor] = {}
-    lrs: dict[str, float | None] = {}
+    cells: dict[tuple[str, float | None], Callable[[], torch.Tensor]] = {}
     for name, rule in rules.items():
-        report(task.name, name)
-        curves[name], lrs[name] = rollout(rule, fresh(), steps), None
+        cells[name, None] = partial(lambda rule: rollout(rule, fresh(), steps), rule)
+    for name in baselines:
+        for lr in sorted({*GRID, BASELINES[name][1]}):
+            cells[name, lr] = partial(lambda name, lr: baseline_rollout(name, lr, fresh(), steps), name, lr)
+    device = fresh().params.device
+    losses = torch.zeros(len(cells), steps, runs, dtype=torch.float64, device=device)
+    for number, ((name, rate), run) in enumerate(cells.items()):
+        if number % ranks.size == ranks.rank:
+            report(task.name, name if rate is None else f"{name} {rate:g}")
+            losses[number] = run()
+    found = dict(zip(cells, ranks.sum(losses).float(), strict=True))
+    curves = {name: found[name, None] for name in rules}
+    lrs: dict[str, float | None] = dict.fromkeys(rules)
     for name in baselines:
         default = BASELINES[name][1]
-        tried = {}
-        for lr in sorted({*GRID, default}):
-            report(task.name, f"{name} {lr:g}")
-            tried[lr] = baseline_rollout(name, lr, fresh(), steps)
-        tuned = best_lr((lr, float(final_losses(losses).mean())) for lr, losses in tried.items())
+        tried = {lr: curve for (key, lr), curve in found.items() if key == name and lr is not None}
+        tuned = best_lr((lr, float(final_losses(curve).mean())) for lr, curve in tried.items())
         for label, lr in ((f"{name} {default:g}", default), (f"{name} tuned", tuned)):
             curves[label], lrs[label] = tried[lr], lr
     finals = {name: final_losses(losses) for name, losses in curves.items()}
@@ -129,6 +146,7 @@ def evaluate(
     out: Path,
     settings: dict[str, Any],
     report: Report = lambda task, optimizer: None,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Evaluate and write `results.json`, `results.csv` and one PNG of loss curves per task into `out`.
 
@@ -140,14 +158,17 @@ def evaluate(
         out: folder; made if needed.
         settings: written into results.json.
         report: called before every optimizer with the names of task and optimizer.
+        ranks: who shares the optimizers of a task; rank 0 writes.
     """
     require(steps >= 1, f"--steps: must be 1 or more, got {steps}")
     require(runs >= 1, f"--runs: must be 1 or more, got {runs}")
-    out.mkdir(parents=True, exist_ok=True)
+    ranks.agree(lambda: out.mkdir(parents=True, exist_ok=True) if ranks.main else None)
     results: list[Result] = []
     for task in tasks:
-        found, curves = evaluate_task(task, rules, baselines, steps, runs, seed, report)
+        found, curves = evaluate_task(task, rules, baselines, steps, runs, seed, report, ranks)
         results += found
+        if not ranks.main:
+            continue
         shown = {name: curve for name, curve in curves.items() if name in rules or name.endswith("tuned")}
         with atomic_write(out / f"{task.name}.png") as file:
             loss_curves(f"{task.name}, {runs} runs", shown, file)

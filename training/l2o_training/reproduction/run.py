@@ -11,11 +11,13 @@ from filelock import FileLock, Timeout
 from l2o_runtime.artifact import read_rule, save_rule
 from l2o_runtime.config import ConfigError, build, nearest, require
 from l2o_runtime.scale import make_rule
+from l2o_training import checkpoints
 from l2o_training.config import TrainConfig
+from l2o_training.errors import RunError
 from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
 from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
 from l2o_training.sharing import POLL, Busy, Job, Report, share
-from l2o_training.trainer import CHECKPOINT, CONFIG, LOCK, RULE, Progress, RunError, Trainer, comparable
+from l2o_training.trainer import CONFIG, LOCK, RULE, Progress, Trainer, comparable
 
 CONTEXT_WEIGHTS = "cell.weight_context"
 
@@ -100,7 +102,7 @@ def train(lab: Lab, config: TrainConfig, folder: Path, report: Report) -> None:
         Busy: an `l2o train` is at it.
         RunError: the folder cannot be used.
     """
-    resume = any((folder / name).is_file() for name in (LOCK, CONFIG, CHECKPOINT))
+    resume = any((folder / name).is_file() for name in (LOCK, CONFIG)) or bool(checkpoints.find(folder))
 
     def tell(epoch: Progress) -> None:
         detail = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {epoch.steps / epoch.seconds:.0f} steps/s"

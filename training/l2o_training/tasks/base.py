@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ class Instances:
         """
         self._scale = scale.unsqueeze(-1)
         self.params = self.params / self._scale
+
+    def part(self, start: int, stop: int) -> "Instances":
+        """Some of the instances, with the minibatches that they have among all."""
+        some, batches = copy(self), self._batches
+        some.params = self.params[start:stop]
+        some._batches = lambda: tuple(values[start:stop] for values in batches())
+        some._scale = None if self._scale is None else self._scale[start:stop]
+        return some
 
     def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,) and gradient (B, n) at `params`, each instance on its next minibatch."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from l2o_runtime.artifact import atomic_write
-from l2o_training.trainer import RunError
+from l2o_training.errors import RunError
 from l2o_training.workloads import metrics
 from l2o_training.workloads.base import Workload
 from l2o_training.workloads.entrants import REFERENCE, Entrant

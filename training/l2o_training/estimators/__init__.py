@@ -1,0 +1,16 @@
+"""Estimators of the meta-gradient: truncated back-propagation, and evolution strategies."""
+
+from l2o_training.config import TrainConfig
+from l2o_training.estimators.base import Estimator
+from l2o_training.estimators.es import ES, PES
+from l2o_training.estimators.tbptt import TBPTT
+
+ESTIMATORS: dict[str, type[Estimator]] = {"tbptt": TBPTT, "es": ES, "pes": PES}
+
+
+def make_estimator(config: TrainConfig) -> Estimator:
+    """The estimator of a run."""
+    return ESTIMATORS[config.estimator](config)
+
+
+__all__ = ["ES", "ESTIMATORS", "PES", "TBPTT", "Estimator", "make_estimator"]

@@ -1,0 +1,48 @@
+"""Truncated back-propagation through time."""
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.rule import Rule
+from l2o_training.curriculum import Lane
+from l2o_training.estimators.base import Estimator, Share, flat
+from l2o_training.tasks.base import generator
+from l2o_training.unroll import Sample, unroll
+
+
+class TBPTT(Estimator):
+    """The gradient of a truncation's meta-loss, states at its beginning held constant.
+
+    Biased towards what pays within u steps, with little variance. A message is a lane's gradient: m = P.
+    """
+
+    def width(self, rule: Rule) -> int:
+        """P."""
+        return sum(p.numel() for p in rule.parameters())
+
+    def share(self, rule: Rule, lane: Lane) -> Share:
+        """Unroll, and differentiate through the steps."""
+        config, (inner,) = self.config, lane.begun(rule)
+        sample = None
+        if config.sample is not None:
+            sample = Sample.draw(inner.grad, config.sample, generator(lane.seed, inner.params.device))
+        segment = unroll(
+            rule,
+            inner,
+            config.unroll,
+            config.weights,
+            objective=config.objective,
+            sample=sample,
+            recompute=config.recompute,
+        )
+        koopman, objective = self.koopman(rule, segment), segment.objective
+        if koopman is not None:
+            objective = objective + config.koopman * koopman
+        params = list(rule.parameters())
+        grads = torch.autograd.grad(objective / config.lanes, params, allow_unused=True)
+        message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
+        return Share(message, segment.losses.double().mean(), None if koopman is None else koopman.detach())
+
+    def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
+        """The message as it is."""
+        return message
