@@ -172,7 +172,7 @@ SILENT = {
 def test_a_silent_context_is_meta_trained_as_none_at_all(tmp_path, monkeypatch, fused):
     """Bit for bit, and its weights stay as they were drawn: an ablation compares contexts and nothing else."""
     if not fused:
-        monkeypatch.setattr("l2o_training.fused.gates", None)
+        monkeypatch.setattr("l2o_training.fused.choose_shape", None)
 
     def train(context):
         config = load_preset("demo", TINY_DIGITS)
