@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.rule import Rule
+from l2o_training import fused
 from l2o_training.data import load_dataset
 from l2o_training.fused import fuse
 from l2o_training.tasks import MLPConfig, make_task
+from l2o_training.tasks.base import Instances
 from l2o_training.unroll import begin, unroll
 
 PLAIN = "plain, one instance"
@@ -95,6 +97,36 @@ def ours(hidden: int, steps: int, batch: int) -> tuple[Callable[[], None], int]:
     return truncation, inner.params.numel()
 
 
+def parts(hidden: int, steps: int, batch: int, rounds: int) -> dict[str, float]:
+    """Nanoseconds of CPU time per coordinate and step in the parts of our truncation, of the fastest of some."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable) -> Callable:
+        def run(*args):
+            started = time.process_time()
+            result = function(*args)
+            spent[name] = spent.get(name, 0.0) + time.process_time() - started
+            return result
+
+        return run
+
+    share, value_and_grad = fused.share, Instances.value_and_grad
+    fused.share = lambda work, items: timed(next(calls), share)(work, items)
+    Instances.value_and_grad = timed("optimizee", value_and_grad)
+    calls, best = iter(()), {"all": float("inf")}
+    try:
+        truncation, n = ours(hidden, steps, batch)
+        for _ in range(rounds):
+            spent.clear()
+            calls = iter(["network, forward"] * steps + ["network, backward"] * steps)
+            timed("all", truncation)()
+            best = min(best, dict(spent), key=lambda times: times["all"])
+    finally:
+        fused.share, Instances.value_and_grad = share, value_and_grad
+    best["features, autograd, Python"] = 2 * best["all"] - sum(best.values())
+    return {name: 1e9 * seconds / n / steps for name, seconds in best.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -102,8 +134,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a truncation")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="instances at once, of ours")
+    parser.add_argument("--parts", action="store_true", help="show instead where our time goes, on one thread")
     args = parser.parse_args()
     torch.manual_seed(0)
+    if args.parts:
+        torch.set_num_threads(1)
+        for batch in args.batches:
+            print(
+                batch, "at once:", {k: round(v) for k, v in parts(args.hidden, args.steps, batch, args.rounds).items()}
+            )
+        return
     contenders = {PLAIN: plain(args.hidden, args.steps)}
     contenders |= {f"ours, {b} at once": ours(args.hidden, args.steps, b) for b in args.batches}
     best = {(name, threads): (float("inf"), float("inf")) for threads in args.threads for name in contenders}
