@@ -8,8 +8,10 @@ from rules import RULES
 
 pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install 'l2o-runtime[fast]'")
 
+from l2o_runtime.cells import CoordinateLSTM
+from l2o_runtime.config import RuleConfig
 from l2o_runtime.rule import Rule
-from l2o_training import fused, gates
+from l2o_training import fused
 from l2o_training.data import load_dataset
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.unroll import begin, rollout, unroll
@@ -26,22 +28,40 @@ def instances(count=3, hidden=4):
     return task.instances(count, seed=5)
 
 
-@pytest.mark.parametrize("block", [30, 50, 2048])
+@pytest.mark.parametrize("most", [70, 150, 2048])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("name", ["none-normalized", "placebo-log_sign", "kae-normalized"])
-def test_one_step_and_its_gradients(monkeypatch, name, lead, block):
-    """Outputs, new states, and the derivatives by all parameters, old states and the context."""
-    monkeypatch.setattr(fused, "BLOCK", block)
-    cells = [rule.cell for rule in pair(name)]
+def test_one_step_and_its_gradients(monkeypatch, name, lead, most):
+    """Outputs, new states, and the derivatives by all parameters, old states and the context; in several ranges."""
+    monkeypatch.setattr(fused, "RANGE", most)
+    check_step([rule.cell for rule in pair(name)], lead)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"features": "moments", "output": "adam", "layers": 1}, {"hidden": 7, "layers": 3}, {"hidden": 33}, {"hidden": 1}],
+    ids=str,
+)
+def test_other_sizes_of_network(sizes):
+    """Four outputs, rows of weights that do not fill vectors, one layer and more than two."""
+    torch.manual_seed(0)
+    plain = Rule(RuleConfig(**sizes))
+    torch.nn.init.normal_(plain.cell.head.weight)
+    check_step([plain.cell, fused.fuse(copy.deepcopy(plain)).cell], (2,))
+
+
+def check_step(cells, lead, n=200):
     assert isinstance(cells[1], fused.FusedLSTM)
+    assert n >= cells[1].shape.tile
+    hidden, keys = cells[0].hidden, [f"{name}{layer}" for layer in range(cells[0].layers) for name in "hc"]
     width = cells[0].weight_context.shape[1]
     context = torch.randn(*lead, width, requires_grad=True)
-    features = 2 * torch.randn(*lead, 50, 2)
-    state = {key: torch.randn(*lead, 50, 20, requires_grad=True) for key in ("h0", "c0", "h1", "c1")}
+    features = 2 * torch.randn(*lead, n, cells[0].weight_ih[0].shape[1])
+    state = {key: torch.randn(*lead, n, hidden, requires_grad=True) for key in keys}
     results = []
     for cell in cells:
         output, new = cell(features, context, state)
-        loss = (output.squeeze(-1) * torch.arange(50)).sum() + sum(
+        loss = (output * torch.arange(n).unsqueeze(-1)).sum() + sum(
             (k + 1) * new[key].sin().sum() for k, key in enumerate(state)
         )
         wanted = [p for p in cell.parameters() if p.numel()] + list(state.values()) + ([context] if width else [])
@@ -63,6 +83,7 @@ class Bowls:
     """½‖θ‖², written down with its gradient: torch.func allows no hooks on what is kept."""
 
     params = torch.linspace(-1, 1, 3 * 400).view(3, 400)
+    shapes = (torch.Size([400]),)
 
     def value_and_grad(self, params):
         return params.square().sum(-1) / 2, params.clone()
@@ -95,10 +116,26 @@ def test_without_gradients_it_does_the_same():
 
 def test_few_coordinates_take_the_plain_path():
     plain, ours = pair("none-normalized")
-    state = {key: torch.zeros(2, gates.LEAST - 1, 20) for key in ("h0", "c0", "h1", "c1")}
-    features = torch.randn(2, gates.LEAST - 1, 2)
+    n = ours.cell.shape.tile - 1
+    state = {key: torch.zeros(2, n, 20) for key in ("h0", "c0", "h1", "c1")}
+    features = torch.randn(2, n, 2)
     outputs = [rule.cell(features, torch.zeros(2, 0), state)[0] for rule in (plain, ours)]
     assert torch.equal(*outputs)
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch):
+    """Sums over coordinates are of the same ranges in the same order, whoever computes them."""
+    monkeypatch.setattr(fused, "RANGE", 100)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            _, rule = pair("none-normalized")
+            unroll(rule, begin(rule, Bowls()), 4).objective.backward()
+            results.append([p.grad for p in rule.parameters() if p.grad is not None])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_a_fused_rule_is_saved_like_any_other(tmp_path):
@@ -110,35 +147,40 @@ def test_a_fused_rule_is_saved_like_any_other(tmp_path):
 def test_what_is_not_finite_stays_so():
     """A diverged instance must not come back with numbers that look right."""
     _, ours = pair("none-log_sign")
-    state = {key: torch.zeros(20, 20, requires_grad=True) for key in ("h0", "c0", "h1", "c1")}
-    features = torch.zeros(20, 2)
+    state = {key: torch.zeros(200, 20, requires_grad=True) for key in ("h0", "c0", "h1", "c1")}
+    features = torch.zeros(200, 2)
     features[2] = float("nan")
     output, _ = ours.cell(features, torch.zeros(0), state)
     assert output[2].isnan()
-    assert output[torch.arange(20) != 2].isfinite().all()
+    assert output[torch.arange(200) != 2].isfinite().all()
 
 
-@pytest.mark.parametrize("m", [16, 17, 33, 100])
-def test_gates_are_close_everywhere(m):
-    """σ and tanh of any size of argument, and the derivatives, with a block in the middle of the coordinates."""
-    torch.manual_seed(m)
-    hidden, n, start = 3, m + 9, 5
-    sums = 10 ** torch.empty(4 * hidden, m).uniform_(-3, 3) * torch.randn(4 * hidden, m).sign()
-    c, grad_h, grad_c = torch.randn(3, hidden, n).unbind()
-    down = torch.randn(hidden, m)
-    h, new_c, old = torch.zeros(3, hidden, n).unbind()
-    pre = torch.zeros(4 * hidden, m)
-    gates.forward(start, sums, c, h, new_c)
-    gates.backward(start, sums, down, pre, c, new_c, grad_h, grad_c, old)
-    block = slice(start, start + m)
-    exact, before = sums.double().requires_grad_(), c[:, block].double().requires_grad_()
-    i, f, g, o = exact.chunk(4)
-    cell = f.sigmoid() * before + i.sigmoid() * g.tanh()
-    expected = [o.sigmoid() * cell.tanh(), cell]
-    torch.autograd.backward(expected, [grad_h[:, block].double() + down, grad_c[:, block].double()])
-    for ours, wanted in zip([h, new_c], expected, strict=True):
-        torch.testing.assert_close(ours[:, block].double(), wanted, rtol=1e-6, atol=2e-6)
-        assert not ours[:, :start].any()
-        assert not ours[:, start + m :].any()
-    torch.testing.assert_close(old[:, block].double(), before.grad, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(pre.double(), exact.grad, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("n", [64, 65, 129, 200])
+def test_gates_are_close_everywhere(n):
+    """σ and tanh of any size of argument, and the derivatives by every pre-activation."""
+    torch.manual_seed(n)
+    hidden = 3
+    cell = CoordinateLSTM(1, 0, hidden, 1)
+    ours = object.__new__(fused.FusedLSTM)
+    ours.__dict__ = cell.__dict__
+    torch.nn.init.zeros_(cell.bias[0])
+    x = 10 ** torch.empty(n, 1).uniform_(-3, 3) * torch.randn(n, 1).sign()
+    c, grad_h, grad_c = torch.randn(3, n, hidden).unbind()
+    grad_output = torch.randn(n, 1)
+    exact = (x.double() @ cell.weight_ih[0].detach().double().T).requires_grad_()
+    before = c.double().requires_grad_()
+    i, f, g, o = exact.chunk(4, -1)
+    new_c = f.sigmoid() * before + i.sigmoid() * g.tanh()
+    expected = [o.sigmoid() * new_c.tanh(), new_c]
+    down = grad_output.double() @ cell.head.weight.detach().double()
+    torch.autograd.backward(expected, [grad_h.double() + down, grad_c.double()])
+    for gate in range(4):  # h is zero; with these weights its derivative is that by one gate's pre-activations
+        torch.nn.init.zeros_(cell.weight_hh[0])
+        torch.nn.init.eye_(cell.weight_hh[0].data[gate * hidden : (gate + 1) * hidden])
+        state = {"h0": torch.zeros(n, hidden, requires_grad=True), "c0": c.clone().requires_grad_()}
+        output, new = ours(x, torch.zeros(0), state)
+        for key, wanted in zip(("h0", "c0"), expected, strict=True):
+            torch.testing.assert_close(new[key].double(), wanted, rtol=1e-6, atol=2e-6)
+        torch.autograd.backward([output, new["h0"], new["c0"]], [grad_output, grad_h, grad_c])
+        torch.testing.assert_close(state["c0"].grad.double(), before.grad, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(state["h0"].grad.double(), exact.grad.chunk(4, -1)[gate], rtol=1e-5, atol=1e-5)

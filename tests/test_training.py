@@ -28,6 +28,7 @@ from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.evaluate import evaluate, name_rules
 from l2o_training.evaluation.suites import SUITES
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
+from l2o_training.tasks.classification import classification_losses, flat_parameters, is_mlp, mlp
 from l2o_training.trainer import Trainer
 from l2o_training.unroll import Sample, begin, rollout, unroll
 
@@ -119,6 +120,24 @@ def test_stacked_baseline_equals_separate_optimizers():
             optimizer.step()
 
 
+@pytest.mark.parametrize("hidden", [(), (7, 3)])
+def test_losses_side_by_side_are_those_of_every_network(hidden):
+    """Values and gradients, of networks that run as batched products."""
+    torch.manual_seed(0)
+    model = mlp(12, hidden, 5, "gelu")
+    assert is_mlp(model)
+    images, labels = torch.randn(3, 8, 1, 3, 4), torch.randint(5, (3, 8))
+    models = [mlp(12, hidden, 5, "gelu") for _ in range(3)]
+    params = torch.stack([flat_parameters(other) for other in models]).requires_grad_()
+    losses = classification_losses(model)(params, (images, labels))
+    (grads,) = torch.autograd.grad(losses.sum(), params)
+    for other, x, y, loss, grad in zip(models, images, labels, losses, grads, strict=True):
+        expected = torch.nn.functional.cross_entropy(other(x), y)
+        expected.backward()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in other.parameters()]))
+
+
 def test_meta_training_learns_quadratics(tmp_path):
     trainer = Trainer(load_preset("quadratics", ["epochs=30", "lr=0.01"]), tmp_path / "run")
     first = trainer.validate()
@@ -174,7 +193,7 @@ SILENT = {
 def test_a_silent_context_is_meta_trained_as_none_at_all(tmp_path, monkeypatch, fused):
     """Bit for bit, and its weights stay as they were drawn: an ablation compares contexts and nothing else."""
     if not fused:
-        monkeypatch.setattr("l2o_training.fused.gates", None)
+        monkeypatch.setattr("l2o_training.fused.choose_shape", None)
 
     def train(context):
         config = load_preset("demo", TINY_DIGITS)

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -75,6 +75,23 @@ def _forget_threads() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
+
+
+def share(work: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """`work` on all items, which are dealt out to as many threads as torch uses."""
+    left = iter(items)
+
+    def some() -> None:
+        for item in left:  # taking the next one is atomic
+            work(item)
+
+    helpers = min(torch.get_num_threads(), len(items)) - 1
+    futures = [pool().submit(some) for _ in range(helpers)]
+    try:
+        some()
+    finally:
+        for future in futures:
+            future.result()
 
 
 class Scratch:

@@ -1,12 +1,14 @@
-"""The coordinatewise LSTM for meta-training on the CPU, in blocks that stay in cache.
+"""The coordinatewise LSTM for meta-training on the CPU, in tiles that stay in cache.
 
 Written with tensor operations, a step and its gradient carry some 1,500 numbers per coordinate through memory, and
-that is what meta-training waits for. Here a block of coordinates goes through all layers before the next one comes;
-only the states are kept for the gradient, which computes the gates again. Matrix products are torch's; what is between
-them is one loop each way, compiled by LLVM.
+that is what meta-training waits for. Here a tile of coordinates goes through all layers before the next one comes, in
+code that LLVM compiles for the network; only the states are kept for the gradient.
 """
 
-from collections.abc import Iterator
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,17 +21,20 @@ from l2o_runtime.gram import State
 from l2o_runtime.rule import Rule
 
 try:
-    from l2o_training import gates
+    from l2o_runtime.kernels.cpu import LARGEST, share
+    from l2o_runtime.kernels.emit import Compiled
+    from l2o_training.sweep import BACKWARD, FORWARD, module_of
+    from l2o_training.tile import Shape, choose_shape
 except ImportError:  # llvmlite is not installed
-    gates = None  # type: ignore[assignment]
+    choose_shape = None  # type: ignore[assignment]
 
-BLOCK = 2048
-"""Coordinates at a time, at most: their gates take 640 KiB, and as much again for the gradient."""
+RANGE = 1024
+"""Coordinates that a thread takes at a time, about; derivatives by the weights are summed within, then over ranges."""
 
 
 def fuse(rule: Rule) -> Rule:
     """Give a rule on the CPU the fast cell, with the same parameters, if llvmlite is there; else leave it as it is."""
-    if gates is not None and next(rule.parameters()).device.type == "cpu":
+    if choose_shape is not None and next(rule.parameters()).device.type == "cpu":
         fused = object.__new__(FusedLSTM)
         fused.__dict__ = rule.cell.__dict__
         rule.cell = fused
@@ -39,93 +44,154 @@ def fuse(rule: Rule) -> Rule:
 class FusedLSTM(CoordinateLSTM):
     """A `CoordinateLSTM` whose gradient is written by hand; float32 on the CPU."""
 
+    @property
+    def shape(self) -> "Shape":
+        """Sizes of the network and of a tile."""
+        return choose_shape(self.weight_ih[0].shape[1], self.hidden, self.layers, self.head.out_features)
+
     def forward(self, features: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """As `CoordinateLSTM.forward`; the features are constants of the rule, and get no gradient."""
         lead, n = features.shape[:-2], features.shape[-2]
-        if n < gates.LEAST:
+        if n < self.shape.tile or self.hidden > LARGEST:
             return super().forward(features, context, state)
         groups = lead.numel()
-        biases = [bias.expand(groups, -1) for bias in self.bias]
+        bias = self.bias[0].expand(groups, -1)
         if self.weight_context.shape[1]:
-            biases[0] = F.linear(context, self.weight_context, self.bias[0]).reshape(groups, -1)
-        weights = [
-            torch.cat([ih.expand(groups, -1, -1), hh.expand(groups, -1, -1), bias.unsqueeze(-1)], dim=-1)
-            for ih, hh, bias in zip(self.weight_ih, self.weight_hh, biases, strict=True)
-        ]
+            bias = F.linear(context, self.weight_context, self.bias[0]).reshape(groups, -1)
         keys = [f"{name}{layer}" for layer in range(self.layers) for name in "hc"]
         # Coordinates come last in memory; what the next step gets are views, which it need not copy.
-        states = [state[key].reshape(groups, n, self.hidden).mT.contiguous() for key in keys]
-        head = torch.cat([self.head.weight, self.head.bias.unsqueeze(-1)], dim=1)
-        output, *new = _Step.apply(features.detach().reshape(groups, n, -1).mT, head, *weights, *states)
+        states = [state[key].reshape(groups, n, self.hidden).mT for key in keys]
+        parameters = [*self.weight_ih, *self.weight_hh, bias, *self.bias[1:], self.head.weight, self.head.bias]
+        columns = features.detach().reshape(groups, n, -1).mT
+        output, *new = _Step.apply(self.shape, columns, *parameters, *states)
         return output.mT.reshape(*lead, n, -1), {key: s.mT.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
 
 
 class _Step(torch.autograd.Function):
-    """Features (B, f, n), head (K, H + 1); weights (B, 4H, k + H + 1) of every layer; h, c (B, H, n) of every layer."""
+    """Features (B, f, n); W_ih, W_hh, biases (the first (B, 4H)) by layer; head (K, H), (K,); h0, c0 (B, H, n), …"""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, head: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        layers = len(rest) // 3
-        weights, states = rest[:layers], rest[layers:]
-        new = [torch.empty_like(s) for s in states]
-        output = features.new_empty(features.shape[0], len(head), features.shape[2])
-        scratch = features.new_empty(weights[0].shape[1] * BLOCK)
-        for b, start, stop in _blocks(features):
-            x = features[b, :, start:stop]
-            for k in range(layers):
-                h, c, new_h, new_c = (s[b] for s in (*states[2 * k : 2 * k + 2], *new[2 * k : 2 * k + 2]))
-                sums = _products(weights[k][b], x, h[:, start:stop], scratch)[1]
-                gates.forward(start, sums, c, new_h, new_c)
-                x = new_h[:, start:stop]
-            torch.addmm(head[:, -1:], head[:, :-1], x, out=output[b, :, start:stop])
-        ctx.save_for_backward(features, head, *rest, *new)
+    def forward(ctx: Any, shape: "Shape", features: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        layers, (groups, _, n) = shape.layers, features.shape
+        parameters, states = rest[: -2 * layers], [_laid_out(s) for s in rest[-2 * layers :]]
+        features, output, new = _laid_out(features), _room(groups, shape.outputs, n), [_room(*s.shape) for s in states]
+        run, step = _compile(shape)[0], output.stride(1)
+        places = [*map(_same, parameters[-2:]), _columns(features), _columns(output)]
+        places += _places(shape, parameters, states, new)
+
+        def advance(part: tuple[int, int, int]) -> None:
+            b, start, stop = part
+            run(stop - start, step, *_at(places, b, start))
+
+        share(advance, _ranges(groups, n, shape.tile))
+        ctx.shape = shape
+        ctx.save_for_backward(features, *parameters, *states, *new)
         return output, *new
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *grad_new: Tensor) -> tuple[Tensor | None, ...]:
-        features, head, *rest = ctx.saved_tensors
-        layers = len(rest) // 5
-        weights, states, new = rest[:layers], rest[layers : 3 * layers], rest[3 * layers :]
-        grad_new = tuple(g.contiguous() for g in grad_new)
-        grad_weights = [torch.zeros_like(w) for w in weights]
-        grad_states = [torch.empty_like(s) for s in states]
-        grad_head = torch.zeros_like(head)
-        hidden = states[0].shape[1]
-        buffers = features.new_empty(2, 4 * hidden * BLOCK)
-        for b, start, stop in _blocks(features):
-            here, top = grad_output[b, :, start:stop], new[-2][b, :, start:stop]
-            grad_head[:, :-1] += here @ top.mT
-            grad_head[:, -1] += here.sum(1)
-            down = head[:, :-1].mT @ here
-            for k in reversed(range(layers)):
-                x = new[2 * k - 2][b, :, start:stop] if k else features[b, :, start:stop]
-                h, c, new_c, grad_h, grad_c = (
-                    s[b] for s in (*states[2 * k : 2 * k + 2], new[2 * k + 1], *grad_new[2 * k : 2 * k + 2])
-                )
-                inputs, sums = _products(weights[k][b], x, h[:, start:stop], buffers[0])
-                pre = buffers[1, : sums.numel()].view_as(sums)
-                grad_old_h, grad_old_c = grad_states[2 * k][b], grad_states[2 * k + 1][b]
-                gates.backward(start, sums, down, pre, c, new_c, grad_h, grad_c, grad_old_c)
-                grad_weights[k][b].addmm_(pre, inputs.mT)
-                back = weights[k][b].mT
-                torch.mm(back[-hidden - 1 : -1], pre, out=grad_old_h[:, start:stop])
-                if k:
-                    down = back[:hidden] @ pre
-        return None, grad_head, *grad_weights, *grad_states
+        shape, (features, *rest) = ctx.shape, ctx.saved_tensors
+        layers, (groups, _, n) = shape.layers, features.shape
+        parameters, states, new = rest[: -4 * layers], rest[-4 * layers : -2 * layers], rest[-2 * layers :]
+        grad_output, grad_new = _laid_out(grad_output), tuple(_laid_out(g) for g in grad_new)
+        grad_states = [_room(*s.shape) for s in states]
+        parts = _ranges(groups, n, shape.tile)
+        sums = features.new_zeros(len(parts), shape.gradient)
+        run, step = _compile(shape)[1], features.stride(1)
+        places = [_same(parameters[-2]), _columns(features), _columns(grad_output)]
+        places += _places(shape, parameters, states, new, grad_new, grad_states)
+
+        def advance(item: tuple[tuple[int, int, int], Tensor]) -> None:
+            (b, start, stop), total = item
+            scratch = total.new_zeros(shape.scratch)
+            run(stop - start, step, scratch.data_ptr(), total.data_ptr(), *_at(places, b, start))
+
+        share(advance, list(zip(parts, sums, strict=True)))
+        return None, None, *_unpack(shape, sums.view(groups, -1, shape.gradient).sum(1)), *grad_states
 
 
-def _products(weight: Tensor, x: Tensor, h: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """[x; h; 1] and the pre-activations W [x; h; 1] of a block, the latter in `scratch`."""
-    inputs = torch.cat([x, h, h.new_ones(1, h.shape[1])])
-    sums = scratch[: weight.shape[0] * h.shape[1]].view(weight.shape[0], -1)
-    return inputs, torch.mm(weight, inputs, out=sums)
+Place = tuple[int, int, int]
+"""An address, and bytes from one instance and from one coordinate to the next."""
 
 
-def _blocks(features: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Instance, first coordinate and end of every block; the blocks are of one size, and none too small."""
-    n = features.shape[2]
-    count = -(-n // BLOCK)
-    for b in range(features.shape[0]):
-        for i in range(count):
-            yield b, n * i // count, n * (i + 1) // count
+def _same(array: Tensor) -> Place:
+    """One for all instances and coordinates."""
+    return array.data_ptr(), 0, 0
+
+
+def _own(array: Tensor) -> Place:
+    """(B, k), one row for each instance."""
+    return array.data_ptr(), 4 * array.stride(0), 0
+
+
+def _columns(array: Tensor) -> Place:
+    """(B, units, n), a column for every coordinate of every instance."""
+    return array.data_ptr(), 4 * array.stride(0), 4
+
+
+def _places(shape: "Shape", parameters: Sequence[Tensor], *kinds: Sequence[Tensor]) -> list[Place]:
+    """Layer by layer its weights and biases, and h and c of every kind."""
+    result = []
+    for k in range(shape.layers):
+        ih, hh, bias = parameters[k : 3 * shape.layers : shape.layers]
+        result += [_same(ih), _same(hh), _same(bias) if k else _own(bias)]
+        result += [_columns(array) for kind in kinds for array in kind[2 * k : 2 * k + 2]]
+    return result
+
+
+def _at(places: Sequence[Place], b: int, start: int) -> list[int]:
+    """Addresses for coordinate `start` of instance b, and those after it."""
+    return [first + b * own + start * each for first, own, each in places]
+
+
+def _unpack(shape: "Shape", sums: Tensor) -> list[Tensor]:
+    """Derivatives by all parameters, the first bias (B, 4H), from sums (B, …) over the instances' coordinates."""
+    sizes = [(shape.columns(layer) + 1) * shape.rows for layer in range(shape.layers)]
+    *parts, head = sums.sum(0).split([*sizes, shape.gradient - sum(sizes)])
+    layers = [part.view(-1, shape.rows)[:, : 4 * shape.hidden].mT for part in parts]
+    below = [part[:, : shape.below(layer)] for layer, part in enumerate(layers)]
+    own = [part[:, shape.below(layer) : -1] for layer, part in enumerate(layers)]
+    first = sums[:, sizes[0] - shape.rows :][:, : 4 * shape.hidden]
+    top = head.view(-1, shape.outputs, shape.width).sum(-1)
+    return [*below, *own, first, *(part[:, -1] for part in layers[1:]), top[:-1].mT, top[-1]]
+
+
+@functools.cache
+def _compile(shape: "Shape") -> tuple[Callable[..., None], Callable[..., None], "Compiled"]:
+    """Both functions of `sweep.module_of`, and what keeps them alive; once per process and network."""
+    compiled = Compiled(module_of(shape))
+    counts = {"forward": 4 + FORWARD * shape.layers, "backward": 5 + BACKWARD * shape.layers}
+    forward, backward = (
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * count)(compiled.address(name))
+        for name, count in counts.items()
+    )
+    return forward, backward, compiled
+
+
+def _stride(n: int) -> int:
+    """Floats from one unit to the next: n or a few more, an odd number of cache lines.
+
+    So vectors do not cross lines, and the same coordinates of all units do not compete for the same places in a cache.
+    """
+    return 16 * (-(-n // 16) | 1)
+
+
+def _room(groups: int, units: int, n: int) -> Tensor:
+    """(B, units, n), not yet written."""
+    return torch.empty(groups, units, _stride(n))[..., :n]
+
+
+def _laid_out(array: Tensor) -> Tensor:
+    """(B, units, n) as `_room` lays it out in memory, copied if it is not."""
+    groups, units, n = array.shape
+    if array.stride() == (units * _stride(n), _stride(n), 1) and array.data_ptr() % 64 == 0:
+        return array
+    return _room(groups, units, n).copy_(array)
+
+
+def _ranges(groups: int, n: int, tile: int) -> list[tuple[int, int, int]]:
+    """Instance, first coordinate and end of every range; all but the last of an instance are whole tiles."""
+    tiles, count = n // tile, -(-n // RANGE)
+    bounds = [tile * (tiles * i // count) for i in range(count)] + [n]
+    return [(b, low, high) for b in range(groups) for low, high in pairwise(bounds) if low < high]

@@ -6,10 +6,9 @@ from copy import copy
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
 
-Loss = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
-"""Loss of one instance: flat parameters (n,) and a minibatch give a scalar."""
+Losses = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+"""Losses (B,) of instances that know nothing of each other: from flat parameters (B, n) and a minibatch for each."""
 
 
 class Instances:
@@ -24,7 +23,7 @@ class Instances:
     def __init__(
         self,
         params: Tensor,
-        loss: Loss,
+        losses: Losses,
         batches: Callable[[], tuple[Tensor, ...]],
         rng: torch.Generator,
         shapes: list[torch.Size] | None = None,
@@ -33,7 +32,7 @@ class Instances:
         self.shapes = [params.shape[1:]] if shapes is None else shapes
         self.rng = rng
         self._batches = batches
-        self._grad_and_value = vmap(grad_and_value(loss))
+        self._losses = losses
         self._scale: Tensor | None = None
 
     def rescale(self, scale: Tensor) -> None:
@@ -58,8 +57,11 @@ class Instances:
     def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,) and gradient (B, n) at `params`, each instance on its next minibatch."""
         inner = params if self._scale is None else params * self._scale
-        grads, losses = self._grad_and_value(inner, self._batches())
-        return losses.detach(), grads.detach() if self._scale is None else grads.detach() * self._scale
+        with torch.enable_grad():
+            leaf = inner.detach().requires_grad_()
+            losses = self._losses(leaf, self._batches())
+            (grads,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), grads if self._scale is None else grads * self._scale
 
 
 class Task(ABC):

@@ -1,15 +1,17 @@
 """Networks that classify images: any torch module over any data set."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from l2o_training.data import Dataset
-from l2o_training.tasks.base import Instances, Loss, Task, generator
+from l2o_training.tasks.base import Instances, Losses, Task, generator
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -46,18 +48,55 @@ def flat_parameters(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
-def classification_loss(model: nn.Module) -> Loss:
-    """Cross-entropy of a module as a function of its flat parameters."""
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
+def classification_losses(model: nn.Module) -> Losses:
+    """Mean cross-entropy of a module, for every instance, as a function of flat parameters.
 
-    def loss(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+    Networks of linear layers and activations run as batched products, anything else through `torch.func`: its
+    transformations take longer than a small network's products.
+    """
+    run = _stacked(list(model.children())) if is_mlp(model) else vmap(partial(_outputs, model))
+
+    def losses(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         images, labels = batch
-        pieces = params.split(sizes)
-        named = {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
-        return F.cross_entropy(functional_call(model, named, (images,)), labels)
+        logits = run(params, images)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return each.view(labels.shape).mean(-1)
 
-    return loss
+    return losses
+
+
+def is_mlp(model: nn.Module) -> bool:
+    """Whether a module is a chain of linear layers and activations, after repeating pixels and flattening."""
+    kinds = (nn.Upsample, nn.Flatten, nn.Linear, *ACTIVATIONS.values())
+    return isinstance(model, nn.Sequential) and all(isinstance(layer, kinds) for layer in model)
+
+
+def _stacked(layers: list[nn.Module]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Logits (B, N, classes) of a chain of layers from parameters (B, n) and inputs (B, N, …)."""
+    shapes = [p.shape for layer in layers for p in layer.parameters()]
+
+    def run(params: Tensor, x: Tensor) -> Tensor:
+        pieces = params.split([shape.numel() for shape in shapes], dim=-1)
+        tensors = (piece.unflatten(-1, shape) for piece, shape in zip(pieces, shapes, strict=True))
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                weight, bias = next(tensors), next(tensors)
+                x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+            elif isinstance(layer, nn.Upsample):
+                x = layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            else:
+                x = x.flatten(2) if isinstance(layer, nn.Flatten) else layer(x)
+        return x
+
+    return run
+
+
+def _outputs(model: nn.Module, params: Tensor, images: Tensor) -> Tensor:
+    """Logits (N, classes) of any module from its flat parameters (n,)."""
+    named = dict(model.named_parameters())
+    pieces = params.split([p.numel() for p in named.values()])
+    tensors = {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+    return cast(Tensor, functional_call(model, tensors, (images,)))
 
 
 class ClassificationTask(Task):
@@ -90,4 +129,4 @@ class ClassificationTask(Task):
             return self.dataset.batch(torch.randint(len(labels), size, generator=rng, device=device))
 
         shapes = [param.shape for param in models[0].parameters()]
-        return Instances(params, classification_loss(models[0].to(device)), batches, rng, shapes)
+        return Instances(params, classification_losses(models[0].to(device)), batches, rng, shapes)

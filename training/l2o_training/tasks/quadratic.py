@@ -6,10 +6,10 @@ from torch import Tensor
 from l2o_training.tasks.base import Instances, Task, generator
 
 
-def quadratic_loss(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
-    """f(θ) = ‖Wθ − y‖² for one instance: params (n,), batch W (n, n) and y (n,)."""
+def quadratic_losses(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+    """f(θ) = ‖Wθ − y‖² of every instance: params (B, n), batch W (B, n, n) and y (B, n)."""
     matrix, target = batch
-    return (matrix @ params - target).square().sum()
+    return (torch.einsum("bij,bj->bi", matrix, params) - target).square().sum(-1)
 
 
 class QuadraticTask(Task):
@@ -33,4 +33,4 @@ class QuadraticTask(Task):
         matrix = torch.randn(count, self.size, self.size, generator=rng, device=self.device)
         target = torch.randn(count, self.size, generator=rng, device=self.device)
         start = torch.zeros(count, self.size, device=self.device)
-        return Instances(start, quadratic_loss, lambda: (matrix, target), rng)
+        return Instances(start, quadratic_losses, lambda: (matrix, target), rng)
