@@ -50,7 +50,7 @@ def random_part(rule, n, *, dtype=torch.float32, state_dtype=torch.float32, step
     theta = torch.randn(n + 1).to(DEVICE, dtype)
     grad = random_grad(n + 1).to(DEVICE, dtype)
     views = {key: value[:n] for key, value in state.items()} | {"step": torch.tensor([step], device=DEVICE)}
-    return Part(GROUP | group, theta[:n], theta[:n], grad[:n], views, 0, ())
+    return Part(GROUP | group, theta[:n], theta[:n], grad[:n], views, {}, theta[:n].shape, 0, ())
 
 
 def plain(rule, part: Part, context: Tensor, good: Tensor, reach: float | None = None) -> None:
@@ -208,7 +208,17 @@ def test_strided_gradients_and_parameters(lay):
         torch.manual_seed(0)
         param, grad = torch.randn(40).to(DEVICE)[::2], lay(torch.randn(40).to(DEVICE)).reshape(-1)
         state = {key: torch.zeros(20, *shape, device=DEVICE) for key, (shape, _) in rule.coordinate_spec.items()}
-        part = Part(GROUP, param, param.reshape(-1), grad, state | {"step": torch.zeros(1, device=DEVICE)}, 0, ())
+        part = Part(
+            GROUP,
+            param,
+            param.reshape(-1),
+            grad,
+            state | {"step": torch.zeros(1, device=DEVICE)},
+            {},
+            param.shape,
+            0,
+            (),
+        )
         run(part, context, good)
         part.finish(good)
         results.append(part.param.clone())
