@@ -59,11 +59,7 @@ def table1(studies: list[Numbers], out: Path) -> Section:
         "0.01 in the same runs (the paper's: in its table). First line: arXiv 2211.16268, Table 1; second line: ours. "
         "Adam tuned takes the best of its learning rates on the very runs it is scored on."
     )
-    effects = [
-        f"- {v.label}: loss {_ratio_of(numbers.effect(v))} of its placebo's: {_verdict(numbers.effect(v))}."
-        for v in numbers.study.variants
-        if v.placebo
-    ]
+    effects = [f"- {v.label}: {_effect(numbers.effect(v))}." for v in numbers.study.variants if v.placebo]
     return Section(
         "\n\n".join([text, markdown(header, rows), "![ratios to Adam](table1.png)", _EFFECT, "\n".join(effects)]),
         _AS_PRINTED,
@@ -101,6 +97,12 @@ def _to_adam(numbers: Numbers, name: str, task: str) -> float | None:
 def _tuned(numbers: Numbers, task: str) -> str:
     best = numbers.tuned(task)
     return NOT_RUN if best is None else f"{number(best[0])} (lr {best[1]:g})"
+
+
+def _effect(effect: dict[str, Interval]) -> str:
+    if not effect:
+        return f"{NOT_RUN} on all tasks and seeds"
+    return f"loss {_ratio_of(effect)} of its placebo's: {_verdict(effect)}"
 
 
 def _ratio_of(effect: dict[str, Interval], task: str = "all") -> str:
