@@ -1,6 +1,7 @@
 """How meta-training scales over ranks: efficiency, bytes per outer update, and what a sum costs.
 
 python benchmarks/scaling.py --ranks 1 2 --repeats 3
+python benchmarks/scaling.py --ranks 1 2 4 --equality
 
 Starts itself under torchrun, one thread per rank, one count of ranks after the other, and again for every repeat. An
 update's time is the median over the epochs of a repeat; tables show the best repeat, since other load only adds. CPU
@@ -8,6 +9,7 @@ seconds are summed over ranks: what they grow by is work that ranks add; what ti
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from l2o_training.trainer import Trainer
 LANES = 4
 EPOCHS = 6
 CALLS = 200
+UPDATES = 20
 SIZES = {"4 units, 1 layer": ("4", "1"), "20 units, 2 layers": ("20", "2"), "64 units, 2 layers": ("64", "2")}
 
 
@@ -74,12 +78,51 @@ def measure(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
-def start(count: int, threads: int) -> dict[str, Any]:
+def train(ranks: Ranks) -> dict[str, Any]:
+    """Meta-gradients of some updates, and the rule after them, by estimator; and whether all ranks have the same."""
+    found = {}
+    for estimator in ("tbptt", "es", "pes"):
+        trainer = Trainer(configuration(f"estimator={estimator}"), Path("unused"), ranks=ranks)
+        gradients = []
+        for _ in range(UPDATES):
+            gradient, _ = trainer.meta_gradient()
+            gradients.append(gradient.clone())
+            trainer._outer_update(gradient)
+        weights = torch.cat([p.detach().double().flatten() for p in trainer.rule.parameters()])
+        result = torch.cat([*gradients, weights])
+        same = ranks.exchange(hashlib.sha256(result.numpy().tobytes()).hexdigest())
+        found[estimator] = {
+            "gradients": torch.stack(gradients).tolist(),
+            "rule": weights.tolist(),
+            "ranks": len({*same}),
+        }
+    return found
+
+
+def compare(found: dict[int, dict[str, Any]]) -> None:
+    """Print how far meta-gradients and rules are from those of the first number of ranks."""
+    first, *others = found
+    print("| estimator | ranks | largest difference of a meta-gradient | of the rule | results among ranks |")
+    print("|---|---|---|---|---|")
+    for estimator, reference in found[first].items():
+        for count in others:
+            result = found[count][estimator]
+            gradients, rule = (relative(result[key], reference[key]) for key in ("gradients", "rule"))
+            print(f"| {estimator} | {count} against {first} | {gradients:.1e} | {rule:.1e} | {result['ranks']} |")
+
+
+def relative(one: Any, other: Any) -> float:
+    """Largest ‖a − b‖ ÷ ‖b‖ over rows."""
+    a, b = (torch.tensor(value, dtype=torch.float64) for value in (one, other))
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
+
+
+def start(count: int, threads: int, *options: str) -> dict[str, Any]:
     """Measure with so many ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command += [__file__, "--worker", str(result)]
+        command += [__file__, "--worker", str(result), *options]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": f"{threads}"}, check=True)
         return dict(json.loads(result.read_text()))
 
@@ -135,12 +178,12 @@ def model() -> None:
         )
 
 
-def worker(result: Path) -> None:
+def worker(result: Path, job: Callable[[Ranks], dict[str, Any]]) -> None:
     """What a rank does."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with join(300) as ranks:
         ranks.connect(torch.device("cpu"))
-        found = measure(ranks)
+        found = job(ranks)
         if ranks.main:
             result.write_text(json.dumps(found))
 
@@ -151,14 +194,18 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--equality", action="store_true", help="compare what comes out, in place of measuring")
     parser.add_argument("--model", action="store_true", help="print a model of GPUs in place of measuring")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        worker(args.worker)
+        worker(args.worker, train if args.equality else measure)
         return
     if args.model:
         model()
+        return
+    if args.equality:
+        compare({count: start(count, args.threads, "--equality") for count in args.ranks})
         return
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in args.ranks}
     for _ in range(args.repeats):

@@ -28,7 +28,6 @@ from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.evaluate import evaluate, name_rules
 from l2o_training.evaluation.suites import SUITES
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
-from l2o_training.tasks.classification import classification_losses, flat_parameters, is_mlp, mlp
 from l2o_training.trainer import Trainer
 from l2o_training.unroll import Sample, begin, rollout, unroll
 
@@ -118,24 +117,6 @@ def test_stacked_baseline_equals_separate_optimizers():
         for p, g, optimizer in zip(params, grads, optimizers, strict=True):
             p.grad = g
             optimizer.step()
-
-
-@pytest.mark.parametrize("hidden", [(), (7, 3)])
-def test_losses_side_by_side_are_those_of_every_network(hidden):
-    """Values and gradients, of networks that run as batched products."""
-    torch.manual_seed(0)
-    model = mlp(12, hidden, 5, "gelu")
-    assert is_mlp(model)
-    images, labels = torch.randn(3, 8, 1, 3, 4), torch.randint(5, (3, 8))
-    models = [mlp(12, hidden, 5, "gelu") for _ in range(3)]
-    params = torch.stack([flat_parameters(other) for other in models]).requires_grad_()
-    losses = classification_losses(model)(params, (images, labels))
-    (grads,) = torch.autograd.grad(losses.sum(), params)
-    for other, x, y, loss, grad in zip(models, images, labels, losses, grads, strict=True):
-        expected = torch.nn.functional.cross_entropy(other(x), y)
-        expected.backward()
-        torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in other.parameters()]))
 
 
 def test_meta_training_learns_quadratics(tmp_path):
@@ -289,7 +270,7 @@ def test_meta_training_starts_from_a_rule_and_keeps_the_average_of_its_weights(t
 
 
 def test_a_rule_of_another_architecture_is_no_start(tmp_path):
-    with pytest.raises(ConfigError, match=r"start: default is 1 × 20, moments.*this run's rule is 1 × 8"):
+    with pytest.raises(ConfigError, match=r"start: default is lstm 1 × 20, moments.*this run's rule is lstm 1 × 8"):
         Trainer(load_preset("demo", [*STARTED, "rule.hidden=8"]), tmp_path)
     with pytest.raises(ArtifactError, match="nowhere"):
         Trainer(load_preset("demo", [*STARTED, "start=nowhere.safetensors"]), tmp_path)
@@ -465,3 +446,15 @@ def test_the_grid_is_wide_and_a_diverged_rate_never_wins():
 
 def test_the_default_configuration_is_valid():
     assert TrainConfig().horizon % TrainConfig().unroll == 0
+
+
+def test_validation_tasks_decide_which_rule_is_the_best(tmp_path):
+    """The score is that of these tasks alone, whatever is meta-trained on."""
+    judge = QuadraticConfig(size=3)
+    config = TrainConfig(tasks=(QuadraticConfig(size=5),), horizon=20, validation_runs=4, validation_tasks=(judge,))
+    other = dataclasses.replace(config, tasks=(judge,), validation_tasks=())
+    score, expected, plain = (
+        Trainer(each, tmp_path / name).validate()
+        for name, each in {"a": config, "b": other, "c": dataclasses.replace(config, validation_tasks=())}.items()
+    )
+    assert score == expected != plain

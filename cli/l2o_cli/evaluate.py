@@ -74,8 +74,9 @@ def evaluate(
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
         from l2o_training.evaluation.suites import UNSEEN, find_suite
+        from l2o_training.provenance import versions
         from l2o_training.tasks import Task, make_task
-        from l2o_training.trainer import pick_device, versions
+        from l2o_training.trainer import pick_device
 
         if suite == UNSEEN:
             set_threads(threads)

@@ -75,8 +75,9 @@ def _train(
 
     from l2o_training.config import load_preset
     from l2o_training.distributed import START_TIMEOUT
+    from l2o_training.provenance import comparable, versions
     from l2o_training.trainer import Progress as Epoch
-    from l2o_training.trainer import Trainer, comparable, pick_device, versions
+    from l2o_training.trainer import Trainer, pick_device
 
     set_threads(threads or (1 if ranks.size > 1 else 0))
     place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
@@ -104,7 +105,8 @@ def _train(
     trainer = ranks.agree(lambda: build(fetch=download and ranks.size == 1))
     kind, count = config.rule.context.kind, f" with {ranks.size} ranks" if ranks.size > 1 else ""
     if ranks.main:
-        text = f"meta-training {preset} (context {kind}) on {place}{count} into {folder}"
+        again = f", continuing after epoch {trainer.epoch}" if trainer.restored else ""
+        text = f"meta-training {preset} (context {kind}) on {place}{count} into {folder}{again}"
         err.print(text, markup=False, soft_wrap=True)
     columns = (
         TextColumn("epoch"),

@@ -23,6 +23,7 @@ class TrainConfig:
         start: a bundled name or a file: begin with this rule's weights; empty begins with random ones.
         rule: the architecture; that of `start` has to be the same.
         tasks: what the rule is meta-trained on; every epoch draws one of them.
+        validation_tasks: what decides which rule is the best; where none are given, fresh instances of `tasks`.
         epochs: outer epochs; each starts fresh instances.
         horizon: T, inner steps per epoch, and of the longest optimization.
         shortest: where given, horizons are drawn log-uniformly from this to T.
@@ -55,6 +56,7 @@ class TrainConfig:
     start: str = dataclasses.field(default="", metadata=LATER)
     rule: RuleConfig = dataclasses.field(default_factory=RuleConfig)
     tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
+    validation_tasks: tuple[TaskConfig, ...] = dataclasses.field(default=(), metadata=LATER)
     epochs: int = 100
     horizon: int = 100
     shortest: int | None = None

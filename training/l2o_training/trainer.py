@@ -2,13 +2,10 @@
 
 import json
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +14,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import l2o_runtime
 from l2o_runtime.artifact import atomic_write, read_rule, remove_leftovers, save_rule
 from l2o_runtime.config import ConfigError, require, to_dict
 from l2o_runtime.rule import Rule
@@ -25,14 +21,15 @@ from l2o_runtime.scale import make_rule
 from l2o_training import checkpoints
 from l2o_training.checkpoints import Checkpoints
 from l2o_training.config import TrainConfig
-from l2o_training.curriculum import VALIDATION_SEED, Lane
+from l2o_training.curriculum import Lane
 from l2o_training.data import load_dataset
 from l2o_training.distributed import ALONE, PROBE, Ranks
 from l2o_training.errors import RunError
 from l2o_training.estimators import make_estimator
 from l2o_training.fused import fuse
-from l2o_training.tasks import Task, make_task
-from l2o_training.unroll import TINY, rollout
+from l2o_training.provenance import comparable, git_revision, versions
+from l2o_training.tasks import make_task
+from l2o_training.validation import Validation
 
 CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
@@ -111,7 +108,10 @@ class Trainer:
         def load(name: str) -> Any:
             return load_dataset(name, data_root, download=download)
 
-        self.tasks: list[Task] = [make_task(task, load, self.device) for task in config.tasks]
+        self.tasks, judges = (
+            [make_task(task, load, self.device) for task in tasks] for tasks in (config.tasks, config.validation_tasks)
+        )
+        self.validation = Validation(config, judges or self.tasks, ranks, self.device)
         torch.manual_seed(config.seed)
         rule = make_rule(config.trained_rule)
         self.ancestor: dict[str, Any] | None = None
@@ -255,35 +255,12 @@ class Trainer:
         return {key: value.clone() for key, value in self.candidate.state_dict().items()}
 
     def validate(self) -> float:
-        """Mean loss over T steps on the validation instances; the best rule so far is kept.
-
-        The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
-        """
-        rule = self.candidate.eval()
-        geometric = self.config.objective == "log_loss"
-        sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
-        for number, (index, start, stop) in enumerate(self._cells()):
-            if number % self.ranks.size != self.ranks.rank:
-                continue
-            seed = VALIDATION_SEED + self.config.seed + index
-            instances = self.tasks[index].instances(self.config.validation_runs, seed)
-            if stop - start < self.config.validation_runs:
-                instances = instances.part(start, stop)
-            losses = rollout(rule, instances, self.config.horizon + 1)[1:].double()
-            sums[index] += (losses.clamp_min(TINY).log() if geometric else losses).mean(0).sum()
-        mean = (self.ranks.sum(sums) / self.config.validation_runs).mean()
-        score = float(mean.exp() if geometric else mean)
+        """Score of the candidate on the validation's instances; the best rule so far is kept."""
+        score = self.validation.score(self.candidate.eval())
         if score < self.best:
             self.best, self.best_epoch = score, self.epoch
             self.best_state = self._candidate_state()
         return score
-
-    def _cells(self) -> list[tuple[int, int, int]]:
-        """Task, first instance and end of what is validated together: tasks, cut up where ranks are more than tasks."""
-        runs = self.config.validation_runs
-        parts = min(runs, -(-self.ranks.size // len(self.tasks)))
-        cuts = [runs * part // parts for part in range(parts + 1)]
-        return [(task, *cut) for task in range(len(self.tasks)) for cut in pairwise(cuts)]
 
     def _record(self, progress: Progress) -> None:
         row = {k: v for k, v in vars(progress).items() if v is not None and k != "best"}
@@ -364,7 +341,7 @@ class Trainer:
             "tasks": [task.name for task in self.tasks],
             "inner_steps": self.epoch * self.config.horizon * self.config.batch,
             "validation": self.best,
-            "git": _git_revision(),
+            "git": git_revision(),
             "versions": versions(),
         }
 
@@ -393,21 +370,7 @@ def _architecture(rule: Rule) -> str:
     """What has to be equal for weights to fit."""
     config = rule.config
     context = json.dumps(to_dict(config.context))
-    return f"{config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides about a rule's bits."""
-    return {
-        "l2o-runtime": l2o_runtime.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def comparable(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as plain data (its description aside), to be compared and kept."""
-    return {key: value for key, value in to_dict(config).items() if key != "description"}
+    return f"{config.cell} {config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"
 
 
 def pick_device(name: str) -> str:
@@ -462,14 +425,3 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _git_revision() -> str:
-    """Revision of the working copy this package runs from; empty for an installed one."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        here = Path(__file__).parent
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

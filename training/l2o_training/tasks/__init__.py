@@ -1,6 +1,26 @@
 """Tasks: distributions of optimization problems, many instances advanced at once."""
 
 from l2o_training.tasks.base import Instances, Task
-from l2o_training.tasks.config import ConvConfig, MLPConfig, QuadraticConfig, TaskConfig, make_task
+from l2o_training.tasks.config import (
+    AutoencoderConfig,
+    ConvConfig,
+    MLPConfig,
+    QuadraticConfig,
+    RegressionConfig,
+    TaskConfig,
+    TextConfig,
+    make_task,
+)
 
-__all__ = ["ConvConfig", "Instances", "MLPConfig", "QuadraticConfig", "Task", "TaskConfig", "make_task"]
+__all__ = [
+    "AutoencoderConfig",
+    "ConvConfig",
+    "Instances",
+    "MLPConfig",
+    "QuadraticConfig",
+    "RegressionConfig",
+    "Task",
+    "TaskConfig",
+    "TextConfig",
+    "make_task",
+]

@@ -7,14 +7,28 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
+from torch import nn
 
 from l2o_runtime.config import LATER, require
 from l2o_training.data import Dataset
 from l2o_training.tasks.base import Task
-from l2o_training.tasks.classification import ClassificationTask, convnet, mlp
+from l2o_training.tasks.networks import convnet, mlp
 from l2o_training.tasks.quadratic import QuadraticTask
+from l2o_training.tasks.supervised import (
+    Draw,
+    Labelled,
+    Loss,
+    Numbers,
+    SupervisedTask,
+    Text,
+    Unlabelled,
+    cross_entropy,
+    squared_error,
+)
+from l2o_training.workloads.networks import CharGRU, CharTransformer
 
 Activation = Literal["sigmoid", "tanh", "relu", "elu", "gelu", "silu"]
+Norm = Literal["none", "layer", "batch"]
 Load = Callable[[str], Dataset]
 
 
@@ -36,6 +50,8 @@ class MLPConfig:
     Attributes:
         gain, shift: images x become gain · x + shift.
         zoom: every pixel is repeated zoom × zoom times: more inputs, that agree with each other.
+        norm: what stands before each activation.
+        label_noise: share of labels that are replaced by any class.
     """
 
     kind: ClassVar[str] = "mlp"
@@ -46,32 +62,112 @@ class MLPConfig:
     gain: float = 1.0
     shift: float = 0.0
     zoom: int = dataclasses.field(default=1, metadata=LATER)
+    norm: Norm = dataclasses.field(default="none", metadata=LATER)
+    label_noise: float = dataclasses.field(default=0.0, metadata=LATER)
     name: str = ""
 
     def __post_init__(self) -> None:
-        require(all(width >= 1 for width in self.hidden), f"hidden: widths must be 1 or more, got {self.hidden}")
-        require(self.batch_size >= 1, f"batch_size: must be 1 or more, got {self.batch_size}")
+        _check_network("hidden", self.hidden, self.batch_size)
         require(1 <= self.zoom <= 8, f"zoom: must be in 1..8, got {self.zoom}")
+        require(0 <= self.label_noise < 1, f"label_noise: must be in [0, 1), got {self.label_noise}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvConfig:
-    """A small convolutional network on images: one 3×3 layer of stride 2 per entry of `channels`."""
+    """A small convolutional network on images: one 3×3 layer of stride 2 per entry of `channels`.
+
+    Attributes:
+        norm, label_noise: as in `MLPConfig`; "layer" is over channels and places.
+    """
 
     kind: ClassVar[str] = "conv"
     data: str = "cifar10"
     channels: tuple[int, ...] = (8, 16)
     activation: Activation = "relu"
     batch_size: int = 128
+    norm: Norm = dataclasses.field(default="none", metadata=LATER)
+    label_noise: float = dataclasses.field(default=0.0, metadata=LATER)
     name: str = ""
 
     def __post_init__(self) -> None:
-        valid = len(self.channels) > 0 and all(c >= 1 for c in self.channels)
-        require(valid, f"channels: needs one width or more, each 1 or more, got {self.channels}")
-        require(self.batch_size >= 1, f"batch_size: must be 1 or more, got {self.batch_size}")
+        require(len(self.channels) > 0, f"channels: needs one width or more, got {self.channels}")
+        _check_network("channels", self.channels, self.batch_size)
+        require(0 <= self.label_noise < 1, f"label_noise: must be in [0, 1), got {self.label_noise}")
 
 
-TaskConfig = QuadraticConfig | MLPConfig | ConvConfig
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """An autoencoder of images: `hidden` widths down to the last one, the code, and back again; squared error."""
+
+    kind: ClassVar[str] = "autoencoder"
+    data: str = "digits"
+    hidden: tuple[int, ...] = (32, 4)
+    activation: Activation = "tanh"
+    batch_size: int = 64
+    norm: Norm = "none"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        require(len(self.hidden) > 0, f"hidden: needs one width or more, got {self.hidden}")
+        _check_network("hidden", self.hidden, self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A network that predicts every next character of a text in which two characters decide about the third.
+
+    Attributes:
+        cell: a GRU, or one causal transformer block.
+        characters: how many there are.
+        length: of a passage.
+        width: of the embeddings, and of the state.
+    """
+
+    kind: ClassVar[str] = "text"
+    cell: Literal["gru", "transformer"] = "gru"
+    characters: int = 12
+    length: int = 12
+    width: int = 16
+    batch_size: int = 16
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check_network("width", (self.width,), self.batch_size)
+        require(self.width % 2 == 0, f"width: must be even, for two heads, got {self.width}")
+        require(2 <= self.characters <= 64, f"characters: must be in 2..64, got {self.characters}")
+        require(1 <= self.length <= 256, f"length: must be in 1..256, got {self.length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionConfig:
+    """A multi-layer perceptron on vectors of numbers; no entry in `hidden` is linear regression.
+
+    Attributes:
+        size: numbers of a vector.
+        condition: of their covariance.
+    """
+
+    kind: ClassVar[str] = "regression"
+    size: int = 20
+    condition: float = 100.0
+    hidden: tuple[int, ...] = ()
+    activation: Activation = "silu"
+    batch_size: int = 32
+    norm: Norm = "none"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check_network("hidden", self.hidden, self.batch_size)
+        require(1 <= self.size <= 1000, f"size: must be in 1..1000, got {self.size}")
+        require(1 <= self.condition <= 1e6, f"condition: must be in 1..1e6, got {self.condition}")
+
+
+TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig
+
+
+def _check_network(key: str, widths: tuple[int, ...], batch_size: int) -> None:
+    require(all(width >= 1 for width in widths), f"{key}: widths must be 1 or more, got {widths}")
+    require(batch_size >= 1, f"batch_size: must be 1 or more, got {batch_size}")
 
 
 def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
@@ -84,13 +180,41 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     """
     if isinstance(config, QuadraticConfig):
         return QuadraticTask(config.size, device)
+    default, model, loss, draw = _parts(config, load, device)
+    return SupervisedTask(config.name or default, model, loss, draw, config.batch_size, device)
+
+
+def _parts(
+    config: MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig, load: Load, device: torch.device
+) -> tuple[str, Callable[[], nn.Module], Loss, Draw]:
+    """Name, network, loss and minibatches."""
+    if isinstance(config, TextConfig):
+        draw = Text(config.characters, config.length, device)
+        if config.cell == "gru":
+            model: Callable[[], nn.Module] = partial(CharGRU, config.characters, config.width, config.width)
+        else:
+            model = partial(CharTransformer, config.characters, config.length, config.width, 2, 1)
+        return f"text-{config.cell}-{config.width}", model, cross_entropy, draw
+    if isinstance(config, RegressionConfig):
+        model = partial(mlp, config.size, config.hidden, 1, config.activation, norm=config.norm)
+        numbers = Numbers(config.size, config.condition, device)
+        return f"regression-{_joined(config.size, *config.hidden)}", model, squared_error, numbers
     data = load(config.data).to(device)
-    if isinstance(config, MLPConfig):
+    inputs = data.images[0].numel()
+    if isinstance(config, AutoencoderConfig):
+        widths = (*config.hidden, *config.hidden[-2::-1])
+        model = partial(mlp, inputs, widths, inputs, config.activation, norm=config.norm)
+        return f"{config.data}-auto-{_joined(*config.hidden)}", model, squared_error, Unlabelled(data)
+    if isinstance(config, ConvConfig):
+        model = partial(convnet, data.shape, config.channels, data.classes, config.activation, config.norm)
+        default = f"{config.data}-conv-{_joined(*config.channels)}"
+    else:
         if (config.gain, config.shift) != (1.0, 0.0):
             data = dataclasses.replace(data, images=config.gain * data.images + config.shift)
-        model = partial(mlp, data.images[0].numel(), config.hidden, data.classes, config.activation, config.zoom)
-        default = f"{config.data}-{'-'.join(map(str, config.hidden))}-{config.activation}"
-    else:
-        model = partial(convnet, data.shape, config.channels, data.classes, config.activation)
-        default = f"{config.data}-conv-{'-'.join(map(str, config.channels))}"
-    return ClassificationTask(config.name or default, model, data, config.batch_size)
+        model = partial(mlp, inputs, config.hidden, data.classes, config.activation, config.zoom, config.norm)
+        default = f"{config.data}-{_joined(*config.hidden)}-{config.activation}"
+    return default, model, cross_entropy, Labelled(data, config.label_noise)
+
+
+def _joined(*widths: int) -> str:
+    return "-".join(map(str, widths))

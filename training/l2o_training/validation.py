@@ -1,0 +1,51 @@
+"""How good a rule is on instances that it was not meta-trained on; ranks share the work."""
+
+from itertools import pairwise
+
+import torch
+
+from l2o_runtime.rule import Rule
+from l2o_training.config import TrainConfig
+from l2o_training.curriculum import VALIDATION_SEED
+from l2o_training.distributed import Ranks
+from l2o_training.tasks import Task
+from l2o_training.unroll import TINY, rollout
+
+
+class Validation:
+    """Fresh instances of tasks, always the same ones.
+
+    Args:
+        config: the run.
+        tasks: what is optimized.
+        ranks: who shares the work.
+        device: where.
+    """
+
+    def __init__(self, config: TrainConfig, tasks: list[Task], ranks: Ranks, device: torch.device):
+        self.config, self.tasks, self.ranks, self.device = config, tasks, ranks, device
+
+    def score(self, rule: Rule) -> float:
+        """Mean loss over T steps, all tasks and instances; the same on every rank.
+
+        The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
+        """
+        runs, geometric = self.config.validation_runs, self.config.objective == "log_loss"
+        sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        for number, (index, start, stop) in enumerate(self._cells()):
+            if number % self.ranks.size != self.ranks.rank:
+                continue
+            instances = self.tasks[index].instances(runs, VALIDATION_SEED + self.config.seed + index)
+            if stop - start < runs:
+                instances = instances.part(start, stop)
+            losses = rollout(rule, instances, self.config.horizon + 1)[1:].double()
+            sums[index] += (losses.clamp_min(TINY).log() if geometric else losses).mean(0).sum()
+        mean = (self.ranks.sum(sums) / runs).mean()
+        return float(mean.exp() if geometric else mean)
+
+    def _cells(self) -> list[tuple[int, int, int]]:
+        """Task, first instance and end of what is validated together: tasks, cut up where ranks are more than tasks."""
+        runs = self.config.validation_runs
+        parts = min(runs, -(-self.ranks.size // len(self.tasks)))
+        cuts = [runs * part // parts for part in range(parts + 1)]
+        return [(task, *cut) for task in range(len(self.tasks)) for cut in pairwise(cuts)]
