@@ -26,7 +26,8 @@ import torch
 import torch.distributed as dist
 
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.distributed import Ranks, join
+from l2o_training.distributed import Ranks
+from l2o_training.rendezvous import join
 from l2o_training.trainer import Trainer
 
 LANES = 4

@@ -10,7 +10,8 @@ import torch
 
 from l2o_runtime.config import KAEConfig, RuleConfig
 from l2o_training.config import TrainConfig
-from l2o_training.distributed import ALONE, Ranks, join
+from l2o_training.distributed import ALONE, Ranks
+from l2o_training.rendezvous import join
 from l2o_training.tasks import QuadraticConfig
 from l2o_training.trainer import Trainer
 

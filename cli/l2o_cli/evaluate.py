@@ -69,12 +69,13 @@ def evaluate(
         from l2o_cli.unseen import evaluate_unseen
         from l2o_runtime.config import require
         from l2o_training.data import Dataset, load_dataset
-        from l2o_training.distributed import START_TIMEOUT, join
+        from l2o_training.distributed import START_TIMEOUT
         from l2o_training.evaluation.baselines import parse_baselines
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
         from l2o_training.evaluation.suites import UNSEEN, find_suite
         from l2o_training.provenance import versions
+        from l2o_training.rendezvous import join
         from l2o_training.tasks import Task, make_task
         from l2o_training.trainer import pick_device
 

@@ -46,8 +46,8 @@ def train(
     Example: l2o train --preset demo --out runs/demo --set epochs=20
     """
     with friendly_errors():
-        from l2o_training.distributed import join, launched
         from l2o_training.launch import launch
+        from l2o_training.rendezvous import join, launched
 
         changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
         folder = out_dir or Path("runs") / Path(preset).stem

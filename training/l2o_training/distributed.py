@@ -1,4 +1,4 @@
-"""The ranks that meta-train together: how they meet, sum, agree, and say which of them is missing.
+"""The ranks that meta-train together: how they sum, agree, and say which of them is missing.
 
 Tensors travel through torch.distributed, NCCL on GPUs and gloo elsewhere. What is said only now and then, such as
 settings and errors, goes through the store that the ranks have met at: it needs no collective, so that it also works
@@ -9,9 +9,8 @@ import json
 import os
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -19,8 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import Store
 
 from l2o_runtime import ArtifactError, ConfigError
 from l2o_runtime.artifact import TEMPORARY
@@ -40,7 +38,6 @@ PROBE = "ranks"
 """Temporary files of this name show whether ranks share a folder."""
 
 EXPECTED = (ArtifactError, ConfigError, DataError, RunError, OSError)
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
 
@@ -91,12 +88,12 @@ class Ranks:
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else a rank that hangs is no Python error
         try:
             dist.init_process_group(
-                backend, store=self.store, rank=self.rank, world_size=self.size, timeout=_seconds(START_TIMEOUT)
+                backend, store=self.store, rank=self.rank, world_size=self.size, timeout=span(START_TIMEOUT)
             )
-            self._group = dist.new_group(timeout=_seconds(self.timeout))
-            self.saving = dist.new_group(timeout=_seconds(self.timeout), backend="gloo")
+            self._group = dist.new_group(timeout=span(self.timeout))
+            self.saving = dist.new_group(timeout=span(self.timeout), backend="gloo")
         except RuntimeError as error:  # gloo has no error class of its own
-            self._judge(f"the ranks cannot connect to each other: {_first_line(error)}", error)
+            self._judge(f"the ranks cannot connect to each other: {first_line(error)}", error)
 
     def sum(self, vector: Tensor) -> Tensor:
         """Σ over ranks of a vector (n,), the same on every rank.
@@ -140,15 +137,15 @@ class Ranks:
         try:
             self.store.set(keys[self.rank], text)
             if self.main:  # which reads for all: else the store would serve size² requests
-                self.store.wait(keys, _seconds(limit))
+                self.store.wait(keys, span(limit))
                 said = [self.store.get(key).decode() for key in keys]
                 self.store.set(summary, json.dumps(said))
                 return said
-            self.store.wait([summary], _seconds(limit + 1))
+            self.store.wait([summary], span(limit + 1))
             return [str(word) for word in json.loads(self.store.get(summary))]
         except RuntimeError as error:
             missing = [rank for rank, key in enumerate(keys) if not self._has(key)]
-            self._judge(f"{_name(missing)} gave no answer within {limit:g} s: hangs, or was not started", error)
+            self._judge(f"{name_ranks(missing)} gave no answer within {limit:g} s: hangs, or was not started", error)
 
     def agree(self, action: Callable[[], T], timeout: float | None = None) -> T:
         """Do something on every rank, and go on only if it went well on all of them.
@@ -223,16 +220,16 @@ class Ranks:
         self._set(f"heard/{self.rank}")
         if self.main and self.store is not None:
             with suppress(RuntimeError):
-                self.store.wait([f"heard/{rank}" for rank in range(self.size)], _seconds(HEARD_TIMEOUT))
+                self.store.wait([f"heard/{rank}" for rank in range(self.size)], span(HEARD_TIMEOUT))
 
     def _lost(self, error: RuntimeError, waited: float) -> NoReturn:
         """Find out who is missing in a sum."""
         behind = [rank for rank in range(self.size) if self._at(rank) < self.sums]
         if waited >= 0.95 * self.timeout and behind:
-            self._judge(f"{_name(behind)} did not come to sum {self.sums} within {waited:.0f} s: hangs", error)
+            self._judge(f"{name_ranks(behind)} did not come to sum {self.sums} within {waited:.0f} s: hangs", error)
         time.sleep(1)  # the rank that knows more, since it waited longest, comes first
-        who = f"; {_name(behind)} had not come to it" if behind else ""
-        self._judge(f"a connection broke in sum {self.sums}{who}: {_first_line(error)}", error)
+        who = f"; {name_ranks(behind)} had not come to it" if behind else ""
+        self._judge(f"a connection broke in sum {self.sums}{who}: {first_line(error)}", error)
 
     def _judge(self, message: str, error: Exception) -> NoReturn:
         """Raise this error on the first rank that comes here, and Quiet on all others."""
@@ -263,84 +260,13 @@ ALONE = Ranks()
 """One process, no torch.distributed."""
 
 
-def launched() -> bool:
-    """Whether this process was started as a rank: by torchrun, or with its environment variables."""
-    return all(name in os.environ for name in LAUNCHED)
-
-
-@contextmanager
-def join(timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    """Meet the other ranks, if this process was started as one of several.
-
-    Args:
-        timeout: seconds that ranks wait for each other once they have met.
-
-    Raises:
-        RunError: they do not meet within START_TIMEOUT seconds.
-    """
-    if not launched():
-        yield ALONE
-        return
-    ranks = _meet(timeout)
-    try:
-        yield ranks
-    except BaseException as error:
-        ranks.fail(error)
-        raise
-    ranks.leave()
-
-
-def _meet(timeout: float) -> Ranks:
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, rank, size = next(rendezvous("env://", timeout=_seconds(START_TIMEOUT)))
-    except (RuntimeError, ValueError) as error:
-        message = f"rank {os.environ['RANK']}: no rendezvous at {where} within {START_TIMEOUT:g} s"
-        # One line per machine: no rank can know of the others.
-        raise (RunError if os.environ.get("LOCAL_RANK", "0") == "0" else Quiet)(
-            f"{message} ({_first_line(error)}): check MASTER_ADDR, MASTER_PORT and the network"
-        ) from None
-    # Launchers keep their store when they start ranks again: what the ranks before have left in it is not to be read.
-    ranks = Ranks(store, rank, size, timeout)
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    try:
-        ranks.store = PrefixStore(_generation(store, rank, size), store)
-    except RuntimeError as error:
-        raise Quiet(f"rank 0 did not answer: {_first_line(error)}") from None
-    ranks.restarted = "restarted" in ranks.exchange("restarted" if restarted else "", START_TIMEOUT)
-    return ranks
-
-
-def _generation(store: Store, rank: int, size: int) -> str:
-    """A name for this start of the ranks, which rank 0 chooses.
-
-    Every rank asks for it under a name of its own that was never used before, so that no answer is an old one.
-    """
-    token, end = uuid.uuid4().hex, time.monotonic() + START_TIMEOUT
-    store.set(f"hello/{rank}", token)
-    if rank:
-        name = store.get(f"welcome/{token}").decode()
-        store.set(f"ready/{name}/{rank}", "")
-        return name
-    others, welcomed = range(1, size), set()
-    while missing := [other for other in others if not store.check([f"ready/{token}/{other}"])]:
-        for other in missing:
-            if store.check([f"hello/{other}"]):
-                asked = store.get(f"hello/{other}").decode()
-                if asked not in welcomed:
-                    welcomed.add(asked)
-                    store.set(f"welcome/{asked}", token)
-        if time.monotonic() > end:
-            raise RunError(f"{_name(missing)} gave no answer within {START_TIMEOUT:g} s: hangs, or was not started")
-        time.sleep(0.01)
-    return token
-
-
-def _seconds(seconds: float) -> timedelta:
+def span(seconds: float) -> timedelta:
+    """What torch.distributed takes as a timeout."""
     return timedelta(seconds=seconds)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of its message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -350,7 +276,8 @@ def _message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _name(ranks: list[int]) -> str:
+def name_ranks(ranks: list[int]) -> str:
+    """Such as rank 2, or ranks 1, 3."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks)) or '?'}"
 
 
