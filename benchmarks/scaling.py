@@ -82,7 +82,7 @@ def measure(ranks: Ranks) -> dict[str, Any]:
 def train(ranks: Ranks) -> dict[str, Any]:
     """Meta-gradients of some updates, and the rule after them, by estimator; and whether all ranks have the same."""
     found = {}
-    for estimator in ("tbptt", "es", "pes"):
+    for estimator in ("tbptt", "es", "pes", "mixed"):
         trainer = Trainer(configuration(f"estimator={estimator}"), Path("unused"), ranks=ranks)
         gradients = []
         for _ in range(UPDATES):

@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
     **{"epochs": 6, "horizon": 20, "shortest": 5, "unroll": 5, "batch": 2, "lanes": 4},
     **{"validate_every": 1, "validation_runs": 3, "particles": 4},
 )
-ESTIMATORS = ("tbptt", "es", "pes")
+ESTIMATORS = ("tbptt", "es", "pes", "mixed")
 
 
 class Stop(Exception):

@@ -101,7 +101,7 @@ def test_unknown_tasks_are_refused(cli, tmp_path):
     (tmp_path / "own.toml").write_text('[[tasks]]\nkind = "mpl"\n')
     result = cli("train", "--preset", "own.toml")
     assert result.exit_code == 2
-    assert "tasks[0].kind: 'mpl' is not one of conv, mlp, quadratic" in result.stderr
+    assert "tasks[0].kind: 'mpl' is not one of autoencoder, conv, mlp, quadratic, regression, text" in result.stderr
 
 
 def test_a_rule_may_not_be_exported_where_formats_disagree(cli, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
@@ -119,6 +120,40 @@ def test_pes_is_unbiased_for_the_whole_horizon_where_es_is_not():
     assert target - float(backward @ (expected / expected.norm())) > 5 * own
 
 
+def mixed_up(change=lambda message: message):
+    """What lanes say each to tbptt and to es (4, P), and the mixture of it, its message changed."""
+    made = {}
+    for name in ("tbptt", "es", "mixed"):
+        config = dataclasses.replace(TINY, estimator=name, lanes=4, particles=6)
+        torch.manual_seed(0)
+        rule, made[name] = Rule(config.rule), make_estimator(config)
+        tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
+        lanes = [Lane(config, tasks, index) for index in range(4)]
+        for lane in lanes:
+            lane.tick()
+        messages = [made[name].share(rule, lane).message for lane in lanes]
+        if name == "tbptt":
+            through = torch.stack(messages) * 4
+        if name == "es":
+            around = torch.stack(list(made[name].gradients(rule, lanes, sum(messages))))
+    return through, around, made["mixed"].gradient(rule, lanes, change(sum(messages)))
+
+
+def test_a_mixture_weighs_by_what_varies_less():
+    through, around, mixture = mixed_up()
+    first, second = (np.var(each.numpy(), axis=0, ddof=1).sum() for each in (through, around))
+    weight = second / (first + second)
+    assert 0.01 < weight < 0.99, "the test could not tell"
+    torch.testing.assert_close(mixture, weight * through.mean(0) + (1 - weight) * around.mean(0))
+
+
+def test_a_mixture_does_without_gradients_that_exploded():
+    through, _, _ = mixed_up()
+    broken = torch.tensor([3, through.shape[1]])  # a sum over lanes, and that of the squares
+    _, around, mixture = mixed_up(lambda message: message.index_fill(0, broken, torch.nan))
+    torch.testing.assert_close(mixture, around.mean(0))
+
+
 def test_perturbations_are_the_same_whoever_draws_them():
     config, _, _, lane = setting("es")
     drawn = [draw_perturbation(config, lane, 3, pair, 1000) for pair in (0, 0, 1)]
@@ -128,10 +163,10 @@ def test_perturbations_are_the_same_whoever_draws_them():
     assert drawn[0].std().item() == pytest.approx(SIGMA, rel=0.1)
 
 
-@pytest.mark.parametrize("estimator", ["es", "pes"])
+@pytest.mark.parametrize("estimator", ["es", "pes", "mixed"])
 def test_perturbed_rules_are_put_back_and_learn(estimator, tmp_path):
     config = load_preset(
-        "quadratics", ["lr=0.02", f"estimator={estimator}", "particles=4", "horizon=40", "validation_runs=5"]
+        "quadratics", ["lr=0.02", f"estimator={estimator}", "particles=4", "horizon=40", "validation_runs=5", "lanes=2"]
     )
     trainer = Trainer(config, tmp_path)
     first = trainer.validate()
@@ -144,7 +179,7 @@ def test_perturbed_rules_are_put_back_and_learn(estimator, tmp_path):
     assert trainer.validate() < 0.9 * first
 
 
-@pytest.mark.parametrize("estimator", ["es", "pes"])
+@pytest.mark.parametrize("estimator", ["es", "pes", "mixed"])
 def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_path):
     config = dataclasses.replace(
         load_preset("demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=40", "unroll=10"]),
@@ -171,7 +206,12 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("particles=3", "even"), ("sigma=0", "sigma"), ("estimator=nes", "estimator")],
+    [
+        ("particles=3", "even"),
+        ("sigma=0", "sigma"),
+        ("estimator=nes", "estimator"),
+        ("estimator=mixed", "lanes: must be 2 or more"),
+    ],
 )
 def test_bad_settings_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):

@@ -33,7 +33,8 @@ class TrainConfig:
         sample: fraction of the coordinates that the meta-gradient is taken through; None is all of them.
         rescale: a; parameters are scaled by e^U(−a, a), instance by instance.
         estimator: of the meta-gradient: truncated back-propagation, or evolution strategies, truncated (es) or
-            persistent (pes). The latter two differentiate nothing, so that `sample` and `recompute` do not matter.
+            persistent (pes), or the first two, each as far as it varies little among the lanes (mixed). es and pes
+            differentiate nothing, so that `sample` and `recompute` do not matter to them.
         sigma: standard deviation of the perturbations of es and pes.
         particles: of es and pes, per lane; an even number, as they come in antithetic pairs.
         recompute: keep only the states of the steps of a truncation, and compute the rest again for the gradient:
@@ -66,7 +67,7 @@ class TrainConfig:
     sample: float | None = None
     rescale: float = 0.0
     recompute: bool = False
-    estimator: Literal["tbptt", "es", "pes"] = "tbptt"
+    estimator: Literal["tbptt", "es", "pes", "mixed"] = "tbptt"
     sigma: float = 0.01
     particles: int = 2
     lr: float = 0.003
@@ -90,6 +91,8 @@ class TrainConfig:
         require(self.sigma > 0, f"sigma: must be greater than 0, got {self.sigma}")
         even = self.particles >= 2 and self.particles % 2 == 0
         require(even, f"particles: must be an even number, 2 or more, got {self.particles}")
+        compared = self.estimator != "mixed" or self.lanes >= 2
+        require(compared, f"lanes: must be 2 or more with estimator = mixed, which compares them, got {self.lanes}")
         require(0 <= self.rescale <= 10, f"rescale: must be in [0, 10], got {self.rescale}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
         require(

@@ -1,11 +1,12 @@
-"""Estimators of the meta-gradient: truncated back-propagation, and evolution strategies."""
+"""Estimators of the meta-gradient: truncated back-propagation, and evolution strategies, and both."""
 
 from l2o_training.config import TrainConfig
 from l2o_training.estimators.base import Estimator
 from l2o_training.estimators.es import ES, PES
+from l2o_training.estimators.mixed import Mixed
 from l2o_training.estimators.tbptt import TBPTT
 
-ESTIMATORS: dict[str, type[Estimator]] = {"tbptt": TBPTT, "es": ES, "pes": PES}
+ESTIMATORS: dict[str, type[Estimator]] = {"tbptt": TBPTT, "es": ES, "pes": PES, "mixed": Mixed}
 
 
 def make_estimator(config: TrainConfig) -> Estimator:
@@ -13,4 +14,4 @@ def make_estimator(config: TrainConfig) -> Estimator:
     return ESTIMATORS[config.estimator](config)
 
 
-__all__ = ["ES", "ESTIMATORS", "PES", "TBPTT", "Estimator", "make_estimator"]
+__all__ = ["ES", "ESTIMATORS", "PES", "TBPTT", "Estimator", "Mixed", "make_estimator"]

@@ -77,3 +77,8 @@ class Estimator(ABC):
 def flat(tensors: list[Tensor]) -> Tensor:
     """Tensors as one vector, float64."""
     return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+
+
+def size(rule: Rule) -> int:
+    """P, the number of the rule's parameters."""
+    return sum(p.numel() for p in rule.parameters())

@@ -17,12 +17,12 @@ from torch import Tensor
 from l2o_runtime.rule import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.curriculum import Lane
-from l2o_training.estimators.base import Estimator, Share
+from l2o_training.estimators.base import Estimator, Share, size
 from l2o_training.tasks.base import generator
 from l2o_training.unroll import Inner, meta_loss, unroll
 
 
-def draw_perturbation(config: TrainConfig, lane: Lane, done: int, pair: int, size: int) -> Tensor:
+def draw_perturbation(config: TrainConfig, lane: Lane, done: int, pair: int, count: int) -> Tensor:
     """ε ~ N(0, σ² I), (P,) on the CPU: the same whoever draws it.
 
     Args:
@@ -30,10 +30,10 @@ def draw_perturbation(config: TrainConfig, lane: Lane, done: int, pair: int, siz
         lane: gives the number of the episode.
         done: steps of the episode at the end of the truncation.
         pair: number of the antithetic pair.
-        size: P.
+        count: P.
     """
     seed = random.Random(f"{config.seed}/{lane.number}/{done}/{pair}").getrandbits(63)
-    return config.sigma * torch.randn(size, generator=generator(seed, torch.device("cpu")))
+    return config.sigma * torch.randn(count, generator=generator(seed, torch.device("cpu")))
 
 
 def antithetic_gradient(perturbations: Tensor, differences: Tensor, sigma: float) -> Tensor:
@@ -68,6 +68,13 @@ class ES(Estimator):
 
     def share(self, rule: Rule, lane: Lane) -> Share:
         """The difference of losses of every pair."""
+        message = self.message(rule, lane)
+        (inner,) = lane.begun(rule)
+        _, loss, koopman = self._steps(rule, inner, None)
+        return Share(message, loss, koopman)
+
+    def message(self, rule: Rule, lane: Lane) -> Tensor:
+        """Differences of losses (lanes · pairs,), zero in other lanes' places; the lane stays where it is."""
         (inner,) = lane.begun(rule)
         rng, differences = inner.instances.rng, []
         start = rng.get_state()
@@ -78,20 +85,24 @@ class ES(Estimator):
                 ends.append(self._steps(rule, dataclasses.replace(inner), signed)[0])
                 rng.set_state(start)  # the same minibatches for all
             differences.append(ends[0] - ends[1])
-        _, loss, koopman = self._steps(rule, inner, None)
-        return Share(self._message(lane, differences), loss, koopman)
+        return self._message(lane, differences)
 
     def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
-        """Mean over lanes of `antithetic_gradient`."""
-        total = torch.zeros(_size(rule), dtype=torch.float64, device=message.device)
+        """Mean over lanes."""
+        total = torch.zeros(size(rule), dtype=torch.float64, device=message.device)
+        for gradient in self.gradients(rule, lanes, message):
+            total += gradient / self.config.lanes
+        return total
+
+    def gradients(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Iterator[Tensor]:
+        """`antithetic_gradient` (P,) of every lane."""
         for lane, differences in zip(lanes, message.view(self.config.lanes, -1), strict=True):
             weights = torch.stack([self.weight(rule, lane, pair) for pair in range(self.pairs)])
-            total += antithetic_gradient(weights, differences, self.config.sigma) / self.config.lanes
-        return total
+            yield antithetic_gradient(weights, differences, self.config.sigma)
 
     def perturbation(self, rule: Rule, lane: Lane, pair: int) -> Tensor:
         """ε of the truncation, (P,)."""
-        epsilon = draw_perturbation(self.config, lane, lane.done, pair, _size(rule))
+        epsilon = draw_perturbation(self.config, lane, lane.done, pair, size(rule))
         return epsilon.to(next(rule.parameters()).device)
 
     def weight(self, rule: Rule, lane: Lane, pair: int) -> Tensor:
@@ -160,12 +171,12 @@ class PES(ES):
 
     def restore(self, rule: Rule, lanes: list[Lane]) -> None:
         """Draw the perturbations of the episodes under way once more, and sum them in the same order."""
-        device, size = next(rule.parameters()).device, _size(rule)
+        device, count = next(rule.parameters()).device, size(rule)
         for lane in lanes:
             if lane.under_way:
                 for pair in range(self.pairs):
                     steps = range(self.config.unroll, lane.done + 1, self.config.unroll)
-                    drawn = (draw_perturbation(self.config, lane, done, pair, size).to(device) for done in steps)
+                    drawn = (draw_perturbation(self.config, lane, done, pair, count).to(device) for done in steps)
                     self._sums[lane.index, pair] = functools.reduce(torch.add, drawn)
 
 
@@ -184,7 +195,3 @@ def perturbed(rule: Rule, epsilon: Tensor | None) -> Iterator[None]:
     finally:
         for p, old in zip(params, before, strict=True):
             p.copy_(old)
-
-
-def _size(rule: Rule) -> int:
-    return sum(p.numel() for p in rule.parameters())

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from l2o_runtime.rule import Rule
 from l2o_training.curriculum import Lane
-from l2o_training.estimators.base import Estimator, Share, flat
+from l2o_training.estimators.base import Estimator, Share, flat, size
 from l2o_training.tasks.base import generator
 from l2o_training.unroll import Sample, unroll
 
@@ -18,7 +18,7 @@ class TBPTT(Estimator):
 
     def width(self, rule: Rule) -> int:
         """P."""
-        return sum(p.numel() for p in rule.parameters())
+        return size(rule)
 
     def share(self, rule: Rule, lane: Lane) -> Share:
         """Unroll, and differentiate through the steps."""
