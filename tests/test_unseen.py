@@ -3,7 +3,7 @@
 import json
 import math
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,17 @@ from typer.testing import CliRunner
 
 from l2o_cli.main import app
 from l2o_runtime import ConfigError, LearnedOptimizer, save_rule
+from l2o_training import metrics
 from l2o_training.cells import read_cell, write_cell
 from l2o_training.config import load_preset
 from l2o_training.data import DataError, Dataset
-from l2o_training.workloads import WORKLOADS, find_workloads, metrics
+from l2o_training.results import write_results
+from l2o_training.workloads import WORKLOADS, find_workloads
 from l2o_training.workloads import study as studies
 from l2o_training.workloads.base import code_version
 from l2o_training.workloads.entrants import BASELINES, GRID_SIZE, find_baselines, find_rules, thinned
 from l2o_training.workloads.study import Study, measure, read_run, read_times
-from l2o_training.workloads.summary import Incomplete, summarise, write_results
+from l2o_training.workloads.summary import Incomplete, summarise
 from l2o_training.workloads.train import Run, looks, state_bytes, train
 
 SMALL = ("least-squares", "tabular")
@@ -262,7 +264,8 @@ def test_divergence_everywhere_is_the_worst_result(tmp_path, monkeypatch):
     assert row.train_ratio == pytest.approx(100)
     overall = next(row for row in findings.overall if row.optimizer == "momentum")
     assert (overall.diverged, overall.score_steps) == (1, 0)
-    write_results(findings, {}, tmp_path)
+    settings = {"overall": [asdict(row) for row in findings.overall]}
+    write_results(tmp_path, settings, [asdict(row) for row in findings.rows])
     assert json.loads((tmp_path / "results.json").read_text())["overall"][0]["diverged"] == 0
 
 

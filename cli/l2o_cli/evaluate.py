@@ -68,7 +68,7 @@ def evaluate(
 
         from l2o_cli.unseen import evaluate_unseen
         from l2o_runtime.config import require
-        from l2o_training.data import Dataset, load_dataset
+        from l2o_training.data import Datasets
         from l2o_training.distributed import START_TIMEOUT
         from l2o_training.evaluation.baselines import parse_baselines
         from l2o_training.evaluation.evaluate import evaluate as run
@@ -105,9 +105,7 @@ def evaluate(
         )
         baselines = "adam,sgd,rmsprop" if baselines is None else baselines
 
-        def load(name: str) -> Dataset:
-            return load_dataset(name, data_root, download=download)
-
+        load = Datasets(data_root, download=download)
         with join() as ranks:
             set_threads(threads or (1 if ranks.size > 1 else 0))
             place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,11 @@ def evaluate_unseen(
     import torch
 
     from l2o_runtime.config import require
+    from l2o_training.results import plain, write_results
     from l2o_training.workloads.entrants import find_baselines, find_rules, thinned
     from l2o_training.workloads.study import Study
     from l2o_training.workloads.suite import find_workloads
-    from l2o_training.workloads.summary import summarise, write_results
+    from l2o_training.workloads.summary import summarise
 
     entrants = [*find_rules(rules), *(thinned(entrant, thin) for entrant in find_baselines(baselines))]
     study = Study(
@@ -72,13 +74,14 @@ def evaluate_unseen(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    write_results(findings, settings, out_dir)
+    overall, rows = ([asdict(row) for row in part] for part in (findings.overall, findings.rows))
+    write_results(out_dir, {**settings, "overall": overall}, rows)
     if report is not None:
         from l2o_training.workloads.report import write_report
 
         write_report(findings, _command(study, rules, baselines, thin, list(tasks)), report)
     if as_json:
-        print_json(json_rows(findings))
+        print_json(plain({"overall": overall, "results": rows}))
         return
     for horizon in study.horizons:
         out.print(_table(findings, horizon))
@@ -113,16 +116,6 @@ def require_writable(path: Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     Path(name).unlink()
-
-
-def json_rows(findings: "Findings") -> dict[str, list[dict[str, object]]]:
-    """Figures overall and per task."""
-    from l2o_training.workloads.summary import plain
-
-    return {
-        "overall": [{key: plain(value) for key, value in vars(row).items()} for row in findings.overall],
-        "results": [vars(row) for row in findings.rows],
-    }
 
 
 def _measure(study: "Study") -> None:

@@ -79,6 +79,28 @@ def load_dataset(name: str, root: str | Path = "data", *, download: bool = False
     return _load_torchvision(name, root, download)
 
 
+class Datasets:
+    """The data sets of one folder, each read once.
+
+    Args:
+        root, download: as `load_dataset` takes them.
+    """
+
+    def __init__(self, root: str | Path, *, download: bool = False):
+        self.root, self.download = root, download
+        self._read: dict[str, Dataset] = {}
+
+    def __call__(self, name: str) -> Dataset:
+        """The data set of a name.
+
+        Raises:
+            DataError: it is missing.
+        """
+        if name not in self._read:
+            self._read[name] = load_dataset(name, self.root, download=self.download)
+        return self._read[name]
+
+
 def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
     from torchvision import datasets
 

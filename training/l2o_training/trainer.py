@@ -22,7 +22,7 @@ from l2o_training import checkpoints
 from l2o_training.checkpoints import Checkpoints
 from l2o_training.config import TrainConfig
 from l2o_training.curriculum import Lane
-from l2o_training.data import load_dataset
+from l2o_training.data import Datasets
 from l2o_training.distributed import ALONE, PROBE, Ranks
 from l2o_training.errors import RunError
 from l2o_training.estimators import make_estimator
@@ -105,9 +105,7 @@ class Trainer:
         require(enough, f"lanes: {config.lanes} are too few for {ranks.size} ranks, which advance one or more each")
         checkpoint = _newest(out, config, resume, restarted)
 
-        def load(name: str) -> Any:
-            return load_dataset(name, data_root, download=download)
-
+        load = Datasets(data_root, download=download)
         self.tasks, judges = (
             [make_task(task, load, self.device) for task in tasks] for tasks in (config.tasks, config.validation_tasks)
         )

@@ -1,9 +1,5 @@
 """Run rules and baselines over a suite and write what came out."""
 
-import csv
-import io
-import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,11 +15,10 @@ from l2o_runtime.rule import Rule
 from l2o_training.distributed import ALONE, Ranks
 from l2o_training.evaluation.baselines import BASELINES, GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.plots import loss_curves
+from l2o_training.metrics import final
+from l2o_training.results import write_results
 from l2o_training.tasks import Instances, Task
 from l2o_training.unroll import rollout
-
-LAST = 10
-"""Steps at the end of a run over which its loss is averaged, as in Table 1 of arXiv 2211.16268."""
 
 Report = Callable[[str, str], None]
 
@@ -49,6 +44,11 @@ class Result:
     ratio: float | None = None
 
 
+def name_of(path: Path) -> str:
+    """A short name for a rule's file: the file's own, or its folder's where that is `rule`."""
+    return path.stem if path.stem != "rule" else path.absolute().parent.name
+
+
 def name_rules(rules: Iterable[str]) -> dict[str, Rule]:
     """Load rules and give each a short name that is unique: its bundled name, or its folder's or file's.
 
@@ -58,15 +58,9 @@ def name_rules(rules: Iterable[str]) -> dict[str, Rule]:
     named: dict[str, Rule] = {}
     for text in rules:
         path = find_rule(text)
-        name = path.stem if path.stem != "rule" else path.absolute().parent.name
-        unique = name if name not in named else str(path)
-        named[unique] = load_rule(text)
+        name = name_of(path)
+        named[name if name not in named else str(path)] = load_rule(path)
     return named
-
-
-def final_losses(losses: torch.Tensor) -> np.ndarray:
-    """Mean over the last 10 steps of every run: (steps, runs) → (runs,)."""
-    return losses[-LAST:].double().mean(0).cpu().numpy()
 
 
 def evaluate_task(
@@ -103,19 +97,20 @@ def evaluate_task(
         if number % ranks.size == ranks.rank:
             report(task.name, name if rate is None else f"{name} {rate:g}")
             losses[number] = run()
-    found = dict(zip(cells, ranks.sum(losses).float(), strict=True))
+    every = ranks.sum(losses).float().double().cpu().numpy()
+    found = dict(zip(cells, every.swapaxes(1, 2), strict=True))
     curves = {name: found[name, None] for name in rules}
     lrs: dict[str, float | None] = dict.fromkeys(rules)
     for name in baselines:
         default = BASELINES[name][1]
         tried = {lr: curve for (key, lr), curve in found.items() if key == name and lr is not None}
-        tuned = best_lr((lr, float(final_losses(curve).mean())) for lr, curve in tried.items())
+        tuned = best_lr((lr, float(final(curve).mean())) for lr, curve in tried.items())
         for label, lr in ((f"{name} {default:g}", default), (f"{name} tuned", tuned)):
             curves[label], lrs[label] = tried[lr], lr
-    finals = {name: final_losses(losses) for name, losses in curves.items()}
+    finals = {name: final(losses) for name, losses in curves.items()}
     with np.errstate(all="ignore"):  # a diverged run makes its mean and deviation infinite or NaN, rightly
         results = _results(task.name, finals, lrs)
-    return results, {name: losses.T.cpu().numpy() for name, losses in curves.items()}
+    return results, curves
 
 
 def _results(task: str, finals: dict[str, np.ndarray], lrs: dict[str, float | None]) -> list[Result]:
@@ -172,25 +167,7 @@ def evaluate(
         shown = {name: curve for name, curve in curves.items() if name in rules or name.endswith("tuned")}
         with atomic_write(out / f"{task.name}.png") as file:
             loss_curves(f"{task.name}, {runs} runs", shown, file)
-        _write(out, {**settings, "steps": steps, "runs": runs, "seed": seed}, results)
+        # A stopped evaluation keeps the tasks done so far.
+        rows = [asdict(result) for result in results]
+        write_results(out, {**settings, "steps": steps, "runs": runs, "seed": seed}, rows)
     return results
-
-
-def _write(out: Path, settings: dict[str, Any], results: list[Result]) -> None:
-    """`results.json` and `results.csv` of the tasks done so far: a stopped evaluation keeps them."""
-    rows = [asdict(result) for result in results]
-    clean = [{k: _finite(v) for k, v in row.items()} for row in rows]
-    content = {**settings, "results": clean}
-    with atomic_write(out / "results.json") as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(out / "results.csv") as file:
-        file.write(table.getvalue().encode())
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: they become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

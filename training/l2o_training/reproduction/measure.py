@@ -14,9 +14,9 @@ from torch import Tensor
 from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.config import to_dict
 from l2o_training.cells import numbers, read_cell, write_cell
-from l2o_training.data import Dataset, load_dataset
+from l2o_training.data import Datasets
 from l2o_training.evaluation.baselines import baseline_rollout
-from l2o_training.evaluation.evaluate import LAST
+from l2o_training.evaluation.evaluate import name_of
 from l2o_training.fused import fuse
 from l2o_training.reproduction.plans import Study, Variant, task_name
 from l2o_training.tasks import Instances, Task, TaskConfig, make_task
@@ -42,17 +42,11 @@ class Lab:
     download: bool = False
     changes: tuple[str, ...] = ()
     _tasks: dict[TaskConfig, Task] = field(default_factory=dict)
-    _data: dict[str, Dataset] = field(default_factory=dict)
 
-    def load(self, name: str) -> Dataset:
-        """A data set, read once.
-
-        Raises:
-            DataError: it is missing.
-        """
-        if name not in self._data:
-            self._data[name] = load_dataset(name, self.data_root, download=self.download)
-        return self._data[name]
+    @cached_property
+    def load(self) -> Datasets:
+        """Gives the data set of a name."""
+        return Datasets(self.data_root, download=self.download)
 
     def task(self, config: TaskConfig) -> Task:
         """A task, built once."""
@@ -109,7 +103,7 @@ def bundled(rule: str) -> Contender:
         ArtifactError: there is none.
     """
     path = find_rule(rule)
-    return Contender(path.stem if path.stem != "rule" else path.absolute().parent.name, path)
+    return Contender(name_of(path), path)
 
 
 def adam(lr: float) -> Contender:
@@ -166,8 +160,3 @@ def read_losses(path: Path, key: dict[str, Any]) -> np.ndarray | None:
     """Losses (runs, steps) of a file, if it is there and belongs to `key`."""
     content = read_cell(path, key, "losses")
     return None if content is None else np.asarray(content["losses"])
-
-
-def final(curves: np.ndarray) -> np.ndarray:
-    """Mean over the last 10 steps, as in Table 1: (…, steps) → (…)."""
-    return np.asarray(curves[..., -LAST:].mean(-1))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from l2o_training.reproduction.measure import Lab, contenders, final, losses
+from l2o_training.metrics import final
+from l2o_training.reproduction.measure import Lab, contenders, losses
 from l2o_training.reproduction.plans import Study, Variant, task_name
 from l2o_training.reproduction.statistics import Interval, Spread, log_ratios, spread, t_interval
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from l2o_runtime.artifact import load_rule
-from l2o_training.evaluation.evaluate import LAST
+from l2o_training.metrics import LAST, final
 from l2o_training.reproduction.figures import dots, forest, heat_map, panels
-from l2o_training.reproduction.measure import bundled, final
+from l2o_training.reproduction.measure import bundled
 from l2o_training.reproduction.numbers import NOT_RUN, Numbers, markdown, number, ratio, with_spread
 from l2o_training.reproduction.plans import (
     CHECKPOINTS,

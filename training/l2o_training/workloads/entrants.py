@@ -12,8 +12,9 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from l2o_runtime import LearnedOptimizer
-from l2o_runtime.artifact import find_rule, load_rule, read_rule
+from l2o_runtime.artifact import find_rule, read_rule
 from l2o_runtime.config import ConfigError, nearest, require
+from l2o_training.evaluation.evaluate import name_of
 
 GRID_SIZE = 14
 """Learning rates of a baseline, three per decade."""
@@ -125,7 +126,7 @@ def find_rules(rules: Iterable[str]) -> list[Entrant]:
     entrants: dict[str, Entrant] = {}
     for rule in rules:
         path = find_rule(rule)
-        name = path.stem if path.stem != "rule" else path.absolute().parent.name
+        name = name_of(path)
         if name in entrants or name in BASELINES:
             raise ConfigError(
                 f"{rule}: the name {name!r} is taken: rename the file, or its folder if it is rule.safetensors"
@@ -135,14 +136,14 @@ def find_rules(rules: Iterable[str]) -> list[Entrant]:
 
 
 def _rule(name: str, path: Path) -> Entrant:
-    config, provenance = load_rule(path).config, read_rule(path)[1]
+    rule, provenance = read_rule(path)
     return Entrant(
         name=name,
         label="learned rule, lr 1, not tuned",
         identity=hashlib.sha256(path.read_bytes()).hexdigest(),
         make=partial(LearnedOptimizer, rule=path),
         lrs=(1.0,),
-        horizon=config.horizon,
+        horizon=rule.config.horizon,
         seen=frozenset(_data_sets(provenance)),
     )
 

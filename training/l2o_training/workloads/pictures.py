@@ -15,7 +15,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from l2o_training.workloads import metrics
+from l2o_training import metrics
 
 INK, FAINT = "#5e0201", "#5e0202"
 """Colours that stand for the page's text and for lines behind the curves; no other colour is drawn."""

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 import l2o_runtime
 from l2o_runtime.artifact import atomic_write
-from l2o_training.workloads import metrics, pictures
+from l2o_training import metrics
+from l2o_training.workloads import pictures
 from l2o_training.workloads.base import Workload
 from l2o_training.workloads.entrants import GRID_SIZE, REFERENCE, Entrant
 from l2o_training.workloads.study import ROUNDS

@@ -14,7 +14,7 @@ import torch
 
 from l2o_runtime.config import require
 from l2o_training.cells import numbers, read_cell, write_cell
-from l2o_training.data import Dataset, load_dataset
+from l2o_training.data import Datasets
 from l2o_training.sharing import POLL, Job, Report, share
 from l2o_training.workloads import train as training
 from l2o_training.workloads.base import Problem, Workload, code_version
@@ -46,7 +46,6 @@ class Study:
     cells: Path
     data_root: Path
     download: bool = False
-    _data: dict[str, Dataset] = field(default_factory=dict)
     _problems: dict[str, Problem] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,15 +53,10 @@ class Study:
         require(self.seeds >= 1, f"--runs: must be 1 or more, got {self.seeds}")
         require(all(h >= 1 for h in self.horizons), f"--horizons: must be 1 or more, got {self.horizons}")
 
-    def load(self, name: str) -> Dataset:
-        """A data set, read once.
-
-        Raises:
-            DataError: it is missing.
-        """
-        if name not in self._data:
-            self._data[name] = load_dataset(name, self.data_root, download=self.download)
-        return self._data[name]
+    @functools.cached_property
+    def load(self) -> Datasets:
+        """Gives the data set of a name."""
+        return Datasets(self.data_root, download=self.download)
 
     def problem(self, workload: Workload) -> Problem:
         """A workload's problem, built once."""

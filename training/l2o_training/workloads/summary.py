@@ -1,19 +1,14 @@
 """What a study found: learning rates chosen, figures per workload and overall, and files of them."""
 
-import csv
-import io
 import itertools
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from l2o_runtime.artifact import atomic_write
+from l2o_training import metrics
 from l2o_training.errors import RunError
-from l2o_training.workloads import metrics
 from l2o_training.workloads.base import Workload
 from l2o_training.workloads.entrants import REFERENCE, Entrant
 from l2o_training.workloads.study import Study, read_run, read_times
@@ -288,26 +283,3 @@ def _overall(findings: Findings, horizon: int) -> list[Overall]:
 
 def _or_infinite(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-def write_results(findings: Findings, settings: dict[str, Any], out: Path) -> None:
-    """`results.json` and `results.csv`."""
-    rows = [asdict(row) for row in findings.rows]
-    overall = [{key: plain(value) for key, value in asdict(row).items()} for row in findings.overall]
-    content = {**settings, "overall": overall, "results": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "results.json") as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(out / "results.csv") as file:
-        file.write(table.getvalue().encode())
-
-
-def plain(value: Any) -> Any:
-    """As JSON takes it: the bounds of an interval over one workload are NaN and become null."""
-    if isinstance(value, tuple):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import bootstrap, trim_mean
 
 LAST = 10
-"""Steps over which a loss is averaged."""
+"""Steps at the end of a run over which its loss is averaged, as in Table 1 of arXiv 2211.16268."""
 
 CAP = 100.0
 """Ratios of losses count as no larger than this, and no smaller than its inverse; a diverged run counts as this."""
