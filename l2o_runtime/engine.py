@@ -167,9 +167,7 @@ def _tensor_contexts(
     shapes = torch.tensor([describe(part.shape) for part in parts], device=loss.device)
     states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in rule.rule.tensor_spec}
     contexts, new = here.contextualise_tensors(statistics, shapes, loss, context_state | states)
-    _write(context_state, {key: new[key] for key in context_state}, good)
-    for index, part in enumerate(parts):
-        _write(part.own, {key: new[key][index].to(part.param.device) for key in part.own}, good.to(part.param.device))
+    _write_contexts(context_state, parts, new, good)
     return list(contexts.split(1))
 
 
@@ -196,15 +194,20 @@ def advance_exported(
     layout = Layout.of([part.shape for part in parts]) if states else None
     loss = torch.where(good, loss, 0.0)
     delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state | states, layout)
-    _write(context_state, {key: new[key] for key in context_state}, good)
-    for index, part in enumerate(parts):
-        _write(part.own, {key: new[key][index].to(part.param.device) for key in part.own}, good.to(part.param.device))
+    _write_contexts(context_state, parts, new, good)
     pieces = {key: value.split(sizes) for key, value in coordinates.items()}
     for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
         fine = good.to(part.param.device)
         _write(part.state, {key: split[i] for key, split in pieces.items()}, fine)
         part.move(part.theta, move.to(fine.device), fine, reach)
         part.finish(fine)
+
+
+def _write_contexts(context_state: State, parts: list[Part], new: State, good: Tensor) -> None:
+    """Overwrite the context's state and those of the parts' tensors, which are rows of `new`."""
+    _write(context_state, {key: new[key] for key in context_state}, good)
+    for index, part in enumerate(parts):
+        _write(part.own, {key: new[key][index] for key in part.own}, good.to(part.param.device))
 
 
 def _write(state: State, new: State, good: Tensor) -> None:

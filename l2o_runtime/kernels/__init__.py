@@ -44,12 +44,7 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
     wish = os.environ.get("L2O_KERNELS", "")
     if wish == "plain":
         return None
-    if (
-        device.type == "cuda"
-        and not isinstance(rule, ScaleRule)
-        and wish == "triton"
-        and find_spec("triton") is not None
-    ):
+    if device.type == "cuda" and wish == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton
 
         return triton.TritonKernel(rule) if triton.supported(rule) else None

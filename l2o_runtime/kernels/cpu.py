@@ -2,9 +2,7 @@
 
 import ctypes
 import functools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,6 +13,7 @@ from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, update_module
+from l2o_runtime.kernels.threads import share
 from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
 
@@ -54,44 +53,6 @@ def apply(name: Literal["tanh", "exp", "log"], x: Tensor) -> Tensor:
     result = torch.empty_like(padded)
     kind(compiled.address("apply"))(len(padded) // width, padded.data_ptr(), result.data_ptr())
     return result[: len(x)]
-
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def pool() -> ThreadPoolExecutor:
-    """Threads for all kernels, which are started when they are needed."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count() or 1, "l2o")
-    return _pool
-
-
-def _forget_threads() -> None:
-    """Threads do not survive a fork."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
-
-
-def share(work: Callable[[Any], None], items: Sequence[Any]) -> None:
-    """`work` on all items, which are dealt out to as many threads as torch uses."""
-    left = iter(items)
-
-    def some() -> None:
-        for item in left:  # taking the next one is atomic
-            work(item)
-
-    helpers = min(torch.get_num_threads(), len(items)) - 1
-    futures = [pool().submit(some) for _ in range(helpers)]
-    try:
-        some()
-    finally:
-        for future in futures:
-            future.result()
 
 
 class Scratch:
@@ -156,16 +117,13 @@ class CPUKernel:
         job = _Job(part, states, strides, self._update(states), shared, reach)
         threads = torch.get_num_threads()
         size = chunk_size(n, threads)
-        starts = iter(range(0, n, size))
-        helpers = min(threads, -(-n // size)) - 1
-        while len(self.scratch) <= helpers:
+        while len(self.scratch) < threads:
             self.scratch.append(Scratch(self.widths))
-        futures = [pool().submit(self._work, job, starts, size, self.scratch[1 + i]) for i in range(helpers)]
-        try:
-            self._work(job, starts, size, self.scratch[0])
-        finally:
-            for future in futures:
-                future.result()
+
+        def work(start: int, thread: int) -> None:
+            self._chunk(job, start, min(start + size, n), self.scratch[thread])
+
+        share(work, range(0, n, size))
 
     def observe(self, part: Part) -> None:
         """Nothing: the rule has no network per tensor."""
@@ -176,12 +134,6 @@ class CPUKernel:
         if dtypes not in self.updates:
             self.updates[dtypes], _ = compile_update(_architecture(self.rule.config), self.shape, dtypes)
         return self.updates[dtypes]
-
-    def _work(self, job: "_Job", starts: Iterator[int], size: int, scratch: Scratch) -> None:
-        """Advance chunks until none is left; taking the next one is atomic."""
-        with torch.no_grad():
-            for start in starts:
-                self._chunk(job, start, min(start + size, len(job.part.theta)), scratch)
 
     def _chunk(self, job: "_Job", start: int, stop: int, scratch: Scratch) -> None:
         piece = slice(start, stop)

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.features import lowest_root
 from l2o_runtime.kernels.cpu import Scratch as Columns
-from l2o_runtime.kernels.cpu import chunk_size, gradient, move, parameter, pool, push
+from l2o_runtime.kernels.cpu import chunk_size, gradient, move, parameter, push
 from l2o_runtime.kernels.emit import Compiled, widest
+from l2o_runtime.kernels.threads import share
 from l2o_runtime.kernels.two_tier import AVERAGES, BETAS, SCALARS, SUMS, WEIGHTS, scale_module
 from l2o_runtime.parts import Part
 from l2o_runtime.scale import SCALARS as IN_CONTEXT
@@ -44,14 +45,15 @@ class ScaleKernel:
         """The sums of `ScaleRule.terms` over a part: (k,) float64, the same whichever thread adds up which chunk."""
         if not len(part.theta):
             return torch.zeros(SUMS, dtype=torch.float64)
-        job = _Job(part, self._numbers(part, None), self.width)
+        job = self._job(part, None)
         sums = torch.zeros(len(job.starts), SUMS, self.width, dtype=torch.float64)
 
-        def work(index: int, scratch: Scratch) -> None:
+        def work(index: int, thread: int) -> None:
+            scratch = self.scratch[thread]
             columns = job.columns(index, scratch)
             job.call("observe", columns[:2], columns[2], sums[index], scratch)
 
-        self._run(job, work)
+        share(work, range(len(job.starts)))
         total = sums.sum((0, 2))
         total[0] = len(part.theta)  # the last vector is padded
         return total
@@ -60,10 +62,11 @@ class ScaleKernel:
         """Advance a part."""
         if not len(part.theta) or not bool(good):
             return
-        job = _Job(part, self._numbers(part, context.reshape(-1)), self.width)
+        job = self._job(part, context.reshape(-1))
         window = part.state.get("window")
 
-        def work(index: int, scratch: Scratch) -> None:
+        def work(index: int, thread: int) -> None:
+            scratch = self.scratch[thread]
             piece, (grad, theta, states) = job.piece(index), job.columns(index, scratch)
             delta = scratch.columns.delta[: len(grad)]
             job.call("update", (grad, theta), states, delta, scratch)
@@ -71,7 +74,13 @@ class ScaleKernel:
                 push(window[piece], self.rule.context.snapshot(part.theta[piece], grad))
             move(part, part.theta[piece], delta, reach, scratch.columns)
 
-        self._run(job, work)
+        share(work, range(len(job.starts)))
+
+    def _job(self, part: Part, context: Tensor | None) -> "_Job":
+        """What is to be done, and room for every thread to do it."""
+        while len(self.scratch) < torch.get_num_threads():
+            self.scratch.append(Scratch(self.width))
+        return _Job(part, self._numbers(part, context), self.width)
 
     def _numbers(self, part: Part, context: Tensor | None) -> Tensor:
         """What the code reads besides the coordinates; the weights with the tensor's gains and biases in them."""
@@ -89,25 +98,6 @@ class ScaleKernel:
             last = torch.cat([out.weight, out.bias.unsqueeze(-1)], dim=-1)
             numbers[SCALARS:] = torch.cat([rows.flatten(), last.flatten()])
         return numbers
-
-    def _run(self, job: "_Job", work: "Callable[[int, Scratch], None]") -> None:
-        """Deal the chunks out to as many threads as torch uses."""
-        helpers = min(torch.get_num_threads(), len(job.starts)) - 1
-        while len(self.scratch) <= helpers:
-            self.scratch.append(Scratch(self.width))
-        indices = iter(range(len(job.starts)))
-
-        def run(scratch: Scratch, indices: Iterator[int]) -> None:
-            with torch.no_grad():
-                for index in indices:
-                    work(index, scratch)
-
-        futures = [pool().submit(run, self.scratch[1 + i], indices) for i in range(helpers)]
-        try:
-            run(self.scratch[0], indices)
-        finally:
-            for future in futures:
-                future.result()
 
 
 class Scratch:

@@ -24,8 +24,8 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
 def supported(rule: Rule) -> bool:
-    """Whether the kernel takes a rule, of the papers' features: on NVIDIA's GPUs, for AMD's have other precisions."""
-    small = rule.config.hidden <= MAX_HIDDEN
+    """Whether the kernel takes a rule: one tier, the papers' features; not on AMD's GPUs, whose precisions differ."""
+    small = rule.config.cell == "lstm" and rule.config.hidden <= MAX_HIDDEN
     return small and rule.config.features in FEATURES and torch.version.hip is None
 
 

@@ -21,8 +21,9 @@ from l2o_runtime.gram import State
 from l2o_runtime.rule import Rule
 
 try:
-    from l2o_runtime.kernels.cpu import LARGEST, share
+    from l2o_runtime.kernels.cpu import LARGEST
     from l2o_runtime.kernels.emit import Compiled
+    from l2o_runtime.kernels.threads import share
     from l2o_training.sweep import BACKWARD, FORWARD, module_of
     from l2o_training.tile import Shape, choose_shape
 except ImportError:  # llvmlite is not installed
@@ -79,7 +80,7 @@ class _Step(torch.autograd.Function):
         places = [*map(_same, parameters[-2:]), _columns(features), _columns(output)]
         places += _places(shape, parameters, states, new)
 
-        def advance(part: tuple[int, int, int]) -> None:
+        def advance(part: tuple[int, int, int], _: int) -> None:
             b, start, stop = part
             run(stop - start, step, *_at(places, b, start))
 
@@ -102,7 +103,7 @@ class _Step(torch.autograd.Function):
         places = [_same(parameters[-2]), _columns(features), _columns(grad_output)]
         places += _places(shape, parameters, states, new, grad_new, grad_states)
 
-        def advance(item: tuple[tuple[int, int, int], Tensor]) -> None:
+        def advance(item: tuple[tuple[int, int, int], Tensor], _: int) -> None:
             (b, start, stop), total = item
             scratch = total.new_zeros(shape.scratch)
             run(stop - start, step, scratch.data_ptr(), total.data_ptr(), *_at(places, b, start))
