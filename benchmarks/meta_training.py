@@ -4,18 +4,22 @@ Plainly: two nn.LSTMCell, one task instance at a time, the meta-loss the sum of 
 optimizee's gradient a constant, as here), its graph kept to the end of the truncation. Both train the 2 × 20 rule with
 normalized features on the same network over scikit-learn's digits; the figure is inner steps × coordinates per second,
 from the best of several truncations, contenders and numbers of threads taking turns. Ratios are to the plain loop with
-the same number of threads. Where others use the machine, the CPU time of the process tells more than the clock; with
-two threads it counts both.
+the same number of threads, those of several processes of one thread, which sum their gradients as ranks of `l2o train`
+do, to the plain loop with as many threads. Where others use the machine, the CPU time of the process tells more than
+the clock; with two threads it counts both, with two processes only the first one's.
 
-    python benchmarks/meta_training.py --threads 1 2
+    python benchmarks/meta_training.py --threads 1 2 --processes 2
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
@@ -81,8 +85,8 @@ def plain(hidden: int, steps: int) -> tuple[Callable[[], None], int]:
     return truncation, n
 
 
-def ours(hidden: int, steps: int, batch: int) -> tuple[Callable[[], None], int]:
-    """One truncation as `l2o train` does it, for `batch` instances at once."""
+def ours(hidden: int, steps: int, batch: int, processes: int = 1) -> tuple[Callable[[], None], int]:
+    """One truncation as `l2o train` does it, for `batch` instances at once in each of some processes."""
     rule = fuse(Rule(RuleConfig(features="normalized")))
     optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
     task = make_task(MLPConfig(hidden=(hidden,), batch_size=64), lambda name: DIGITS, torch.device("cpu"))
@@ -92,9 +96,43 @@ def ours(hidden: int, steps: int, batch: int) -> tuple[Callable[[], None], int]:
         segment = unroll(rule, inner, steps)
         optimizer.zero_grad()
         segment.objective.backward()
+        if processes > 1:
+            params = [p for p in rule.parameters() if p.grad is not None]
+            total = torch.cat([p.grad.flatten() for p in params])
+            dist.all_reduce(total)
+            for p, part in zip(params, total.split([p.numel() for p in params]), strict=True):
+                p.grad = part.view_as(p)
         optimizer.step()
 
-    return truncation, inner.params.numel()
+    return truncation, processes * inner.params.numel()
+
+
+def work(rank: int, store: str, processes: int, hidden: int, steps: int, batch: int) -> None:
+    """What every process but the first does: a truncation whenever that one says so."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank + 1, world_size=processes)
+    truncation, _ = ours(hidden, steps, batch, processes)
+    go = torch.zeros(1)
+    while True:
+        dist.broadcast(go, 0)
+        if not go:
+            return
+        truncation()
+
+
+def together(processes: int, hidden: int, steps: int, batch: int) -> tuple[Callable[[bool], None], int]:
+    """One truncation of several processes, or their end."""
+    store = str(Path(tempfile.mkdtemp()) / "store")
+    mp.spawn(work, (store, processes, hidden, steps, batch), nprocs=processes - 1, join=False)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=processes)
+    truncation, n = ours(hidden, steps, batch, processes)
+
+    def run(go: bool = True) -> None:
+        dist.broadcast(torch.full((1,), float(go)), 0)
+        if go:
+            truncation()
+
+    return run, n
 
 
 def parts(hidden: int, steps: int, batch: int, rounds: int) -> dict[str, float]:
@@ -134,6 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a truncation")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="instances at once, of ours")
+    parser.add_argument("--processes", type=int, default=1, help="add ours in so many processes of one thread")
     parser.add_argument("--parts", action="store_true", help="show instead where our time goes, on one thread")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -147,15 +186,21 @@ def main() -> None:
     contenders = {PLAIN: plain(args.hidden, args.steps)}
     contenders |= {f"ours, {b} at once": ours(args.hidden, args.steps, b) for b in args.batches}
     best = {(name, threads): (float("inf"), float("inf")) for threads in args.threads for name in contenders}
+    several = f"ours, {args.batches[-1]} at once, {args.processes} processes"
+    if args.processes > 1:
+        contenders[several] = together(args.processes, args.hidden, args.steps, args.batches[-1])
+        best[several, args.processes] = float("inf"), float("inf")
     for _ in range(args.rounds):
         for name, threads in best:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(1 if name == several else threads)
             truncation, n = contenders[name]
             wall, busy = time.perf_counter(), time.process_time()
             truncation()
             times = time.perf_counter() - wall, time.process_time() - busy
             ns = [1e9 * seconds / n / args.steps for seconds in times]
             best[name, threads] = min(best[name, threads][0], ns[0]), min(best[name, threads][1], ns[1])
+    if args.processes > 1:
+        contenders[several][0](False)
     title = f"{75 * args.hidden + 10} coordinates, truncations of {args.steps}; ns per coordinate and step"
     table = Table("threads", "", "10⁶ coordinates · steps / s", "ns", "ratio", "CPU ns", "ratio", title=title)
     for (name, threads), (wall, busy) in best.items():
