@@ -74,7 +74,7 @@ class Lane:
 
     def tick(self) -> bool:
         """Count one more truncation; whether it is the first of an episode."""
-        fresh = self.episode is None or self.done >= self.episode.horizon
+        fresh = not self.under_way
         if fresh:
             self.number, self.done, self.inners = self.number + self.config.lanes, 0, []
             self.episode = draw_episode(self.config, self.number)
@@ -98,7 +98,7 @@ class Lane:
 
     def state_dict(self) -> dict[str, Any]:
         """Where its optimizations stand, as tensors; nothing between episodes."""
-        if not self.inners or self.episode is None or self.done >= self.episode.horizon:
+        if not self.inners or not self.under_way:
             return {}
         states = [
             {key: value for key, value in vars(inner).items() if key not in ("instances", "layout")}
