@@ -38,7 +38,7 @@ from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig
 from l2o_runtime.exported import load_exported
 
 LIMIT_BYTES = 200 * 10**6
-LIMIT_SECONDS = 1.0
+LIMIT_SECONDS = 1.0  # of CPU time
 HANG = 20  # seconds after which a file counts as hanging
 CONFIGS = [RuleConfig(hidden=2, layers=1), RuleConfig(hidden=2, layers=1, context=FlagConfig(window=4))]
 CONFIGS += [RuleConfig(hidden=3, layers=2, features="normalized", context=DMDConfig(window=4, rank=1))]
@@ -113,9 +113,9 @@ def work(case: Case, seed: int, indices: range, folder: Path, pipe: Connection) 
     for index in indices:
         path = case.make(random.Random(f"{case.name} {seed} {index}"), folder)
         signal.alarm(HANG)
-        start = time.perf_counter()
+        start = time.process_time()  # not the clock: other programs want their share
         result = outcome(case.read, path)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         signal.alarm(0)
         if Path(rule_mutators.Payload.marker).exists():
             result = "it ran something"
