@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +41,11 @@ class ScaleKernel:
     def __init__(self, rule: ScaleRule):
         self.rule = rule
         self.width = widest()
+        self.first, last = (
+            torch.cat([layer.weight, layer.bias.unsqueeze(-1)], dim=-1).detach().numpy()
+            for layer in (rule.into, rule.out)
+        )
+        self.last = last.ravel()
         self.scratch: list[Scratch] = []
 
     def observe(self, part: Part) -> Tensor:
@@ -82,21 +89,22 @@ class ScaleKernel:
             self.scratch.append(Scratch(self.width))
         return _Job(part, self._numbers(part, context), self.width)
 
-    def _numbers(self, part: Part, context: Tensor | None) -> Tensor:
-        """What the code reads besides the coordinates; the weights with the tensor's gains and biases in them."""
-        betas = torch.tensor(BETAS, dtype=torch.float32)
-        numbers = torch.zeros(SCALARS + WEIGHTS)
-        numbers[: len(BETAS)] = 1 - betas ** (part.state["step"] + 1)
+    def _numbers(self, part: Part, context: Tensor | None) -> np.ndarray:
+        """What the code reads besides the coordinates; the weights with the tensor's gains and biases in them.
+
+        In NumPy, whose calls on a handful of numbers take a fraction of torch's: a network has many small tensors.
+        """
+        numbers = np.zeros(SCALARS + WEIGHTS, dtype=np.float32)
+        numbers[: len(BETAS)] = 1 - np.array(BETAS, np.float32) ** np.float32(part.state["step"].item() + 1)
         if context is not None:
-            size_root, size_fast, rho, magnitude = context[:IN_CONTEXT]
-            scalars = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), magnitude]
-            numbers[len(BETAS) : SCALARS] = torch.stack(scalars)
-            gain, bias = context[IN_CONTEXT:].chunk(2)
-            into, out = self.rule.into, self.rule.out
-            rows = torch.cat([into.weight, into.bias.unsqueeze(-1)], dim=-1) * (1 + gain).unsqueeze(-1)
-            rows[:, -1] += bias
-            last = torch.cat([out.weight, out.bias.unsqueeze(-1)], dim=-1)
-            numbers[SCALARS:] = torch.cat([rows.flatten(), last.flatten()])
+            size_root, size_fast, rho, magnitude = context[:IN_CONTEXT].tolist()
+            lowest = lowest_root(context[0]).item()
+            numbers[len(BETAS) : SCALARS] = lowest, size_root, 1 / rho, math.exp(-size_fast), magnitude
+            gain, bias = context[IN_CONTEXT:].numpy().reshape(2, -1)
+            first = numbers[SCALARS : SCALARS + self.first.size].reshape(self.first.shape)
+            np.multiply(self.first, (1 + gain)[:, None], out=first)
+            first[:, -1] += bias
+            numbers[SCALARS + self.first.size :] = self.last
         return numbers
 
 
@@ -114,8 +122,9 @@ KINDS = (torch.float32, torch.bfloat16)
 class _Job:
     """One part in one step."""
 
-    def __init__(self, part: Part, numbers: Tensor, width: int):
+    def __init__(self, part: Part, numbers: np.ndarray, width: int):
         self.part, self.numbers, self.width = part, numbers, width
+        self.address = numbers.ctypes.data
         self.states = [part.state[key] for key in AVERAGES]
         self.code, _ = compile_scale(width, tuple(state.dtype for state in self.states))
         self.size = -(-chunk_size(len(part.theta), torch.get_num_threads()) // width) * width
@@ -155,7 +164,7 @@ class _Job:
                 tensor.copy_(copy[:rest])
 
     def _call(self, name: str, blocks: int, tensors: list[Tensor]) -> None:
-        self.code[name](blocks, self.numbers.data_ptr(), *(tensor.data_ptr() for tensor in tensors))
+        self.code[name](blocks, self.address, *(tensor.data_ptr() for tensor in tensors))
 
 
 def make_kernel(rule: ScaleRule) -> ScaleKernel | None:
