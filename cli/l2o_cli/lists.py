@@ -26,11 +26,11 @@ def presets(as_json: Json = False) -> None:
 def rules(as_json: Json = False) -> None:
     """List the rules that ship with the package."""
     with friendly_errors():
-        from l2o_export.card import describe_context
+        from l2o_export.card import describe_context, describe_network
         from l2o_runtime.artifact import bundled_rules, load_rule
 
         loaded = {name: load_rule(name) for name in bundled_rules()}
-        rows = {n: f"{r.config.features} features, context {describe_context(r)}" for n, r in loaded.items()}
+        rows = {n: f"{describe_network(r)}, {r.config.features} features, context {describe_context(r)}" for n, r in loaded.items()}
         _show(rows, as_json)
 
 

@@ -33,8 +33,9 @@ def describe_network(rule: Rule) -> str:
 
 
 def state_bytes(rule: Rule) -> int:
-    """Bytes of state per coordinate."""
-    return sum(dtype.itemsize * math.prod(shape) for shape, dtype in rule.coordinate_spec.values())
+    """Bytes of state per coordinate, without the count of steps, of which the optimizer keeps one per tensor."""
+    specs = (spec for key, spec in rule.coordinate_spec.items() if key != "step")
+    return sum(dtype.itemsize * math.prod(shape) for shape, dtype in specs)
 
 
 def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
