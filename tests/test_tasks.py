@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from l2o_runtime import ConfigError
 from l2o_training.data import load_dataset
 from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.tasks import AutoencoderConfig, ConvConfig, MLPConfig, RegressionConfig, TextConfig, make_task
@@ -105,3 +106,20 @@ def test_label_noise_changes_that_share_of_labels():
     size, rng = (4, 2000), torch.Generator()
     clean, noisy = (Labelled(data, noise)(size, rng.manual_seed(0))[1] for noise in (0.0, 0.3))
     assert 0.24 < (clean != noisy).float().mean() < 0.30  # a tenth of the others is right by chance
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (ConvConfig, {"norm": "batch", "batch_size": 1}, "batch_size: must be 2 or more with norm = batch"),
+        (MLPConfig, {"label_noise": 1.0}, "label_noise"),
+        (AutoencoderConfig, {"hidden": ()}, "hidden: needs one width"),
+        (TextConfig, {"width": 3}, "width: must be even"),
+        (TextConfig, {"characters": 1}, "characters"),
+        (RegressionConfig, {"condition": 0.5}, "condition"),
+        (RegressionConfig, {"hidden": (0,)}, "hidden: widths must be 1 or more"),
+    ],
+)
+def test_bad_tasks_are_refused(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)

@@ -30,7 +30,10 @@ def rules(as_json: Json = False) -> None:
         from l2o_runtime.artifact import bundled_rules, load_rule
 
         loaded = {name: load_rule(name) for name in bundled_rules()}
-        rows = {n: f"{describe_network(r)}, {r.config.features} features, context {describe_context(r)}" for n, r in loaded.items()}
+        rows = {
+            n: f"{describe_network(r)}, {r.config.features} features, context {describe_context(r)}"
+            for n, r in loaded.items()
+        }
         _show(rows, as_json)
 
 

@@ -67,7 +67,7 @@ class MLPConfig:
     name: str = ""
 
     def __post_init__(self) -> None:
-        _check_network("hidden", self.hidden, self.batch_size)
+        _check_network("hidden", self.hidden, self.batch_size, self.norm)
         require(1 <= self.zoom <= 8, f"zoom: must be in 1..8, got {self.zoom}")
         require(0 <= self.label_noise < 1, f"label_noise: must be in [0, 1), got {self.label_noise}")
 
@@ -91,7 +91,7 @@ class ConvConfig:
 
     def __post_init__(self) -> None:
         require(len(self.channels) > 0, f"channels: needs one width or more, got {self.channels}")
-        _check_network("channels", self.channels, self.batch_size)
+        _check_network("channels", self.channels, self.batch_size, self.norm)
         require(0 <= self.label_noise < 1, f"label_noise: must be in [0, 1), got {self.label_noise}")
 
 
@@ -109,7 +109,7 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         require(len(self.hidden) > 0, f"hidden: needs one width or more, got {self.hidden}")
-        _check_network("hidden", self.hidden, self.batch_size)
+        _check_network("hidden", self.hidden, self.batch_size, self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class RegressionConfig:
     name: str = ""
 
     def __post_init__(self) -> None:
-        _check_network("hidden", self.hidden, self.batch_size)
+        _check_network("hidden", self.hidden, self.batch_size, self.norm)
         require(1 <= self.size <= 1000, f"size: must be in 1..1000, got {self.size}")
         require(1 <= self.condition <= 1e6, f"condition: must be in 1..1e6, got {self.condition}")
 
@@ -165,9 +165,10 @@ class RegressionConfig:
 TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig
 
 
-def _check_network(key: str, widths: tuple[int, ...], batch_size: int) -> None:
+def _check_network(key: str, widths: tuple[int, ...], batch_size: int, norm: Norm = "none") -> None:
     require(all(width >= 1 for width in widths), f"{key}: widths must be 1 or more, got {widths}")
     require(batch_size >= 1, f"batch_size: must be 1 or more, got {batch_size}")
+    require(norm != "batch" or batch_size >= 2, f"batch_size: must be 2 or more with norm = batch, got {batch_size}")
 
 
 def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
