@@ -31,8 +31,8 @@ def rules(as_json: Json = False) -> None:
 
         loaded = {name: load_rule(name) for name in bundled_rules()}
         rows = {
-            n: f"{describe_network(r)}, {r.config.features} features, context {describe_context(r)}"
-            for n, r in loaded.items()
+            name: f"{describe_network(rule)}, {rule.config.features} features, context {describe_context(rule)}"
+            for name, rule in loaded.items()
         }
         _show(rows, as_json)
 
