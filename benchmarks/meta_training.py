@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.rule import Rule
@@ -97,11 +98,10 @@ def ours(hidden: int, steps: int, batch: int, processes: int = 1) -> tuple[Calla
         optimizer.zero_grad()
         segment.objective.backward()
         if processes > 1:
-            params = [p for p in rule.parameters() if p.grad is not None]
-            total = torch.cat([p.grad.flatten() for p in params])
+            grads = [p.grad for p in rule.parameters() if p.grad is not None]
+            total = parameters_to_vector(grads)
             dist.all_reduce(total)
-            for p, part in zip(params, total.split([p.numel() for p in params]), strict=True):
-                p.grad = part.view_as(p)
+            vector_to_parameters(total, grads)
         optimizer.step()
 
     return truncation, processes * inner.params.numel()
@@ -185,11 +185,12 @@ def main() -> None:
         return
     contenders = {PLAIN: plain(args.hidden, args.steps)}
     contenders |= {f"ours, {b} at once": ours(args.hidden, args.steps, b) for b in args.batches}
-    best = {(name, threads): (float("inf"), float("inf")) for threads in args.threads for name in contenders}
+    never = float("inf"), float("inf")
+    best = {(name, threads): never for threads in args.threads for name in contenders}
     several = f"ours, {args.batches[-1]} at once, {args.processes} processes"
     if args.processes > 1:
         contenders[several] = together(args.processes, args.hidden, args.steps, args.batches[-1])
-        best[several, args.processes] = float("inf"), float("inf")
+        best |= {(name, args.processes): never for name in (PLAIN, several)}
     for _ in range(args.rounds):
         for name, threads in best:
             torch.set_num_threads(1 if name == several else threads)

@@ -21,6 +21,7 @@ from l2o_runtime.scale import SCALARS as IN_CONTEXT
 from l2o_runtime.scale import ScaleRule
 
 Code = dict[str, Callable[..., None]]
+DECAYS = np.array(BETAS, dtype=np.float32)
 
 
 @functools.cache
@@ -95,7 +96,7 @@ class ScaleKernel:
         In NumPy, whose calls on a handful of numbers take a fraction of torch's: a network has many small tensors.
         """
         numbers = np.zeros(SCALARS + WEIGHTS, dtype=np.float32)
-        numbers[: len(BETAS)] = 1 - np.array(BETAS, np.float32) ** np.float32(part.state["step"].item() + 1)
+        numbers[: len(BETAS)] = 1 - DECAYS ** np.float32(part.state["step"].item() + 1)
         if context is not None:
             size_root, size_fast, rho, magnitude = context[:IN_CONTEXT].tolist()
             lowest = lowest_root(context[0]).item()
@@ -123,7 +124,7 @@ class _Job:
     """One part in one step."""
 
     def __init__(self, part: Part, numbers: np.ndarray, width: int):
-        self.part, self.numbers, self.width = part, numbers, width
+        self.part, self.numbers, self.width = part, numbers, width  # numbers: to keep what is at the address
         self.address = numbers.ctypes.data
         self.states = [part.state[key] for key in AVERAGES]
         self.code, _ = compile_scale(width, tuple(state.dtype for state in self.states))

@@ -85,7 +85,7 @@ class ES(Estimator):
                 ends.append(self._steps(rule, dataclasses.replace(inner), signed)[0])
                 rng.set_state(start)  # the same minibatches for all
             differences.append(ends[0] - ends[1])
-        return self._message(lane, differences)
+        return self._in_place(lane, differences)
 
     def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
         """Mean over lanes."""
@@ -120,7 +120,7 @@ class ES(Estimator):
                 value = value + config.koopman * koopman
         return value, segment.losses.double().mean(), koopman
 
-    def _message(self, lane: Lane, differences: list[Tensor]) -> Tensor:
+    def _in_place(self, lane: Lane, differences: list[Tensor]) -> Tensor:
         message = torch.zeros(self.config.lanes, self.pairs, dtype=torch.float64, device=differences[0].device)
         message[lane.index] = torch.stack(differences)
         return message.flatten()
@@ -163,7 +163,7 @@ class PES(ES):
         differences = [plus[0] - minus[0] for plus, minus in zip(found[::2], found[1::2], strict=True)]
         koopman = [term for _, _, term in found if term is not None]
         loss = torch.stack([mean for _, mean, _ in found]).mean()
-        return Share(self._message(lane, differences), loss, torch.stack(koopman).mean() if koopman else None)
+        return Share(self._in_place(lane, differences), loss, torch.stack(koopman).mean() if koopman else None)
 
     def weight(self, rule: Rule, lane: Lane, pair: int) -> Tensor:
         """ξ: the sum of the pair's perturbations since the episode's beginning."""

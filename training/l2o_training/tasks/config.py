@@ -67,9 +67,8 @@ class MLPConfig:
     name: str = ""
 
     def __post_init__(self) -> None:
-        _check_network("hidden", self.hidden, self.batch_size, self.norm)
+        _check_network("hidden", self.hidden, self.batch_size, self.norm, self.label_noise)
         require(1 <= self.zoom <= 8, f"zoom: must be in 1..8, got {self.zoom}")
-        require(0 <= self.label_noise < 1, f"label_noise: must be in [0, 1), got {self.label_noise}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +90,7 @@ class ConvConfig:
 
     def __post_init__(self) -> None:
         require(len(self.channels) > 0, f"channels: needs one width or more, got {self.channels}")
-        _check_network("channels", self.channels, self.batch_size, self.norm)
-        require(0 <= self.label_noise < 1, f"label_noise: must be in [0, 1), got {self.label_noise}")
+        _check_network("channels", self.channels, self.batch_size, self.norm, self.label_noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +163,13 @@ class RegressionConfig:
 TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig
 
 
-def _check_network(key: str, widths: tuple[int, ...], batch_size: int, norm: Norm = "none") -> None:
+def _check_network(
+    key: str, widths: tuple[int, ...], batch_size: int, norm: Norm = "none", label_noise: float = 0.0
+) -> None:
     require(all(width >= 1 for width in widths), f"{key}: widths must be 1 or more, got {widths}")
     require(batch_size >= 1, f"batch_size: must be 1 or more, got {batch_size}")
     require(norm != "batch" or batch_size >= 2, f"batch_size: must be 2 or more with norm = batch, got {batch_size}")
+    require(0 <= label_noise < 1, f"label_noise: must be in [0, 1), got {label_noise}")
 
 
 def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:

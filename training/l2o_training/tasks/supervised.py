@@ -1,5 +1,6 @@
 """Networks that learn targets from examples: classes, the examples themselves, the next character, numbers."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,12 +93,9 @@ class Text:
     def __init__(self, characters: int, length: int, device: torch.device):
         rng = torch.Generator().manual_seed(characters)
         chances = (3 * torch.randn(characters, characters, characters, generator=rng)).softmax(-1).cumsum(-1)
-        luck = torch.rand(self.SIZE, 1, generator=rng)
-        text = [0, 0]
-        table = chances.view(-1, characters)
-        for number in luck:
-            row = table[text[-2] * characters + text[-1]]
-            text.append(min(int(torch.searchsorted(row, number)), characters - 1))
+        table, text = chances.tolist(), [0, 0]
+        for luck in torch.rand(self.SIZE, generator=rng).tolist():
+            text.append(min(bisect_left(table[text[-2]][text[-1]], luck), characters - 1))
         self.text, self.window = torch.tensor(text, device=device), torch.arange(length + 1, device=device)
 
     def __call__(self, size: tuple[int, int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
