@@ -145,6 +145,18 @@ def test_the_loop_is_the_one_that_a_script_would_write(kind):
     assert (found.state_bytes > 100) == (kind == "default")
 
 
+def test_a_rule_may_be_entered_under_a_cosine_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem, (constant, falling) = problem_of("least-squares"), find_rules(["default"], cosine=True)
+    losses, annealed = (train(problem, entrant, 1.0, 0, 20).train for entrant in (constant, falling))
+    assert losses[:2] == annealed[:2]  # lr is 1 in the first step
+    assert losses[2:] != annealed[2:]
+    assert constant.identity != falling.identity
+    save_rule("default-cosine.safetensors", make_rule(RULES["none-normalized"]))
+    with pytest.raises(ConfigError, match="'default-cosine' is taken"):
+        find_rules(["default", "default-cosine.safetensors"], cosine=True)
+
+
 def test_all_optimizers_start_alike():
     problem = problem_of("vae")
     entrants = [*BASELINES.values(), *find_rules(["default"])]
@@ -380,13 +392,15 @@ TINY = ("--steps", 10, "--horizons", "2,1", "--runs", 1, "--thin", 14, "--baseli
 def test_the_command(cli, tmp_path):
     save_rule(tmp_path / "own<b>.safetensors", make_rule(RULES["none-normalized"]))
     rules = ("default", "own<b>.safetensors")
-    result = cli("eval", *rules, "--suite", "unseen", "--task", "tabular", *TINY, "--report", "r.html")
+    command = ("eval", *rules, "--suite", "unseen", "--task", "tabular", "--cosine", *TINY)
+    result = cli(*command, "--report", "r.html")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip().endswith("r.html")
     content = json.loads((tmp_path / "ev" / "results.json").read_text())
-    assert [row["optimizer"] for row in content["overall"]] == 2 * ["default", "own<b>", "adam"]
+    names = ["default", "default-cosine", "own<b>", "own<b>-cosine", "adam"]
+    assert [row["optimizer"] for row in content["overall"]] == 2 * names
     assert {row["steps"] for row in content["results"]} == {10, 20}
-    again = cli("eval", *rules, "--suite", "unseen", "--task", "tabular", *TINY, "--json")
+    again = cli(*command, "--json")
     assert json.loads(again.stdout)["results"] == content["results"]
     page = (tmp_path / "r.html").read_text()
     assert "own<b>" not in page
@@ -409,6 +423,7 @@ def test_the_command(cli, tmp_path):
         (["--out", "a-file/x", "--task", "tabular"], "a-file"),
         (["--suite", "digits", "--report", "r.html"], "--report: only the suite unseen takes it"),
         (["--suite", "digits", "--task", "tabular"], "--task: only the suite unseen"),
+        (["--suite", "digits", "--cosine"], "--cosine: only the suite unseen"),
         (["--suite", "unsen"], "did you mean unseen"),
     ],
 )

@@ -37,6 +37,10 @@ def evaluate(
     thin: Annotated[
         int | None, typer.Option(min=1, max=14, help="Suite unseen: every n-th of the 14 learning rates. [default: 1]")
     ] = None,
+    cosine: Annotated[
+        bool,
+        typer.Option("--cosine", help="Suite unseen: enter rules a second time, with lr falling along a cosine."),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(help="Suite unseen: write a report, one HTML file, to this path.")
     ] = None,
@@ -91,6 +95,7 @@ def evaluate(
                 horizons="1,5,25" if horizons is None else horizons,
                 runs=runs,
                 thin=1 if thin is None else thin,
+                cosine=cosine,
                 out_dir=out_dir,
                 data_root=data_root,
                 download=download,
@@ -98,8 +103,9 @@ def evaluate(
                 as_json=as_json,
             )
             return
-        for flag, given in (("--task", tasks), ("--horizons", horizons), ("--thin", thin), ("--report", report)):
-            require(given is None or given == [], f"{flag}: only the suite {UNSEEN} takes it, not {suite}")
+        theirs = {"--task": tasks, "--horizons": horizons, "--thin": thin, "--cosine": cosine, "--report": report}
+        for flag, given in theirs.items():
+            require(given in (None, [], False), f"{flag}: only the suite {UNSEEN} takes it, not {suite}")
         steps, runs, seed = (
             usual if given is None else given for given, usual in ((steps, 300), (runs, 10), (seed, 0))
         )

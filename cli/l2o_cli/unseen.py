@@ -26,6 +26,7 @@ def evaluate_unseen(
     horizons: str,
     runs: int | None,
     thin: int,
+    cosine: bool,
     out_dir: Path,
     data_root: Path,
     download: bool,
@@ -46,7 +47,8 @@ def evaluate_unseen(
     from l2o_training.workloads.suite import find_workloads
     from l2o_training.workloads.summary import summarise
 
-    entrants = [*find_rules(rules), *(thinned(entrant, thin) for entrant in find_baselines(baselines))]
+    tuned = (thinned(entrant, thin) for entrant in find_baselines(baselines))
+    entrants = [*find_rules(rules, cosine=cosine), *tuned]
     study = Study(
         workloads=find_workloads(tasks),
         entrants=entrants,
@@ -66,6 +68,7 @@ def evaluate_unseen(
     settings = {
         "suite": "unseen",
         "rules": rules,
+        "cosine": cosine,
         "baselines": chosen,
         "steps": study.steps,
         "horizons": list(study.horizons),
@@ -79,7 +82,7 @@ def evaluate_unseen(
     if report is not None:
         from l2o_training.workloads.report import write_report
 
-        write_report(findings, _command(study, rules, baselines, thin, list(tasks)), report)
+        write_report(findings, _command(study, rules, baselines, thin, cosine, list(tasks)), report)
     if as_json:
         print_json(plain({"overall": overall, "results": rows}))
         return
@@ -134,13 +137,14 @@ def _measure(study: "Study") -> None:
         measure(study, tell)
 
 
-def _command(study: "Study", rules: list[str], baselines: str, thin: int, tasks: list[str]) -> str:
+def _command(study: "Study", rules: list[str], baselines: str, thin: int, cosine: bool, tasks: list[str]) -> str:
     """The command that makes the report, folders aside."""
     import torch
 
     words = ["l2o", "eval", *rules, "--suite", "unseen", "--baselines", baselines]
     words += ["--steps", str(study.steps), "--horizons", ",".join(map(str, study.horizons))]
     words += ["--runs", str(study.seeds), "--thin", str(thin)]
+    words += ["--cosine"] * cosine
     words += [word for task in tasks for word in ("--task", task)]
     words += ["--threads", str(torch.get_num_threads()), "--data-root", "data", "--report", "report.html"]
     return shlex.join(words)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from l2o_runtime import LearnedOptimizer
 from l2o_runtime.artifact import find_rule, read_rule
-from l2o_runtime.config import ConfigError, nearest, require
+from l2o_runtime.config import nearest, require
 from l2o_training.evaluation.evaluate import name_of
 
 GRID_SIZE = 14
@@ -113,11 +113,26 @@ def find_baselines(text: str) -> list[Entrant]:
 
 def thinned(entrant: Entrant, every: int) -> Entrant:
     """The same with every n-th learning rate of its grid only."""
-    return Entrant(**{**vars(entrant), "lrs": entrant.lrs[::every]})
+    return replace(entrant, lrs=entrant.lrs[::every])
 
 
-def find_rules(rules: Iterable[str]) -> list[Entrant]:
+def annealed(entrant: Entrant) -> Entrant:
+    """The same, whose learning rate falls to zero along a cosine over the run."""
+    return replace(
+        entrant,
+        name=f"{entrant.name}-cosine",
+        label=f"{entrant.label}, cosine to 0",
+        identity=f"{entrant.identity} cosine",
+        cosine=True,
+    )
+
+
+def find_rules(rules: Iterable[str], *, cosine: bool = False) -> list[Entrant]:
     """Learned rules by bundled name or file, as drop-in optimizers that are handed the loss.
+
+    Args:
+        rules: which.
+        cosine: enter each a second time, `annealed`.
 
     Raises:
         ArtifactError: one cannot be read.
@@ -126,12 +141,12 @@ def find_rules(rules: Iterable[str]) -> list[Entrant]:
     entrants: dict[str, Entrant] = {}
     for rule in rules:
         path = find_rule(rule)
-        name = name_of(path)
-        if name in entrants or name in BASELINES:
-            raise ConfigError(
-                f"{rule}: the name {name!r} is taken: rename the file, or its folder if it is rule.safetensors"
-            )
-        entrants[name] = _rule(name, path)
+        entrant = _rule(name_of(path), path)
+        for found in [entrant, annealed(entrant)] if cosine else [entrant]:
+            free = found.name not in entrants and found.name not in BASELINES
+            advice = "rename the file, or its folder if it is rule.safetensors"
+            require(free, f"{rule}: the name {found.name!r} is taken: {advice}")
+            entrants[found.name] = found
     return list(entrants.values())
 
 
