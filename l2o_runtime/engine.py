@@ -5,6 +5,7 @@ device has to be waited for and a compiled step is one graph.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from l2o_runtime.distributed import Groups, sum_over
 from l2o_runtime.exported import ExportedRule
 from l2o_runtime.gram import State
-from l2o_runtime.kernels import Kernel, fits, select
+from l2o_runtime.kernels import Kernel, TensorKernel, fits, select
 from l2o_runtime.layout import Layout, describe
 from l2o_runtime.parts import Part, full_precision
 from l2o_runtime.rule import Rule
@@ -29,7 +30,7 @@ class Replicas:
     def __init__(self, rule: Rule):
         self.rule = rule
         self.copies: dict[torch.device, Rule] = {}
-        self.kernels: dict[torch.device, Kernel | None] = {}
+        self.kernels: dict[torch.device, Kernel | TensorKernel | None] = {}
 
     def on(self, device: torch.device) -> Rule:
         """The rule on a device."""
@@ -39,17 +40,24 @@ class Replicas:
 
     def kernel(self, part: Part) -> Kernel | None:
         """The fast update for a part, None where only the plain loop will do."""
+        return None if self.rule.tensor_spec else self._fast(part)
+
+    def together(self, parts: list[Part]) -> dict[TensorKernel, list[int]]:
+        """The fast updates of a rule with a network per tensor, each with the numbers of the parts that it is for."""
+        found: dict[TensorKernel, list[int]] = {}
+        for index, part in enumerate(parts if self.rule.tensor_spec else ()):
+            kernel = self._fast(part)
+            if kernel is not None:
+                found.setdefault(kernel, []).append(index)
+        return found
+
+    def _fast(self, part: Part) -> Any:
         if torch.compiler.is_compiling() or not fits(part):
             return None
         device = part.param.device
         if device not in self.kernels:
             self.kernels[device] = select(self.on(device), device)
         return self.kernels[device]
-
-    def sums(self, part: Part) -> Tensor | None:
-        """What the kernel sums up over a part, in place of `ScaleRule.terms`; None where the rule has to do it."""
-        kernel = self.kernel(part)
-        return None if kernel is None else kernel.observe(part)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make their own kernels."""
@@ -72,23 +80,15 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
     device = parts[0].param.device
     # Rows of sums that are exchanged together: one for all parts that are split alike, or one for each of them.
     rows: dict[Groups, dict[int, Tensor]] = {}
+    sums: dict[int, Tensor] = {}
     separate = rule is not None and bool(rule.rule.tensor_spec)
+    for kernel, members in ({} if rule is None else rule.together(parts)).items():
+        sums |= zip(members, kernel.observe([parts[index] for index in members]), strict=True)
     for index, part in enumerate(parts):
         own = rows.setdefault(part.groups, {})
         row = index if separate else 0
-        sums = rule.sums(part) if rule is not None and separate else None
-        for piece in part.chunks():
-            pulse = piece.grad.abs().sum(dtype=torch.float64).reshape(1)
-            if rule is None:
-                seen = piece.theta.sum(dtype=torch.float64).reshape(1)
-            else:
-                local = rule.on(piece.theta.device)
-                with full_precision(device):
-                    see = local.observe if sums is None else local.context.observe
-                    seen = see(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
-                if sums is not None:
-                    seen, sums = torch.cat([sums, seen]), torch.zeros_like(sums)
-            seen = torch.cat([pulse, seen]).to(device)
+        for seen in _look(part, rule, sums.get(index)):
+            seen = seen.to(device)
             own[row] = own[row] + seen if row in own else seen
     tables = [sum_over(groups, torch.stack(list(own.values()))) for groups, own in rows.items()]
     if not separate:
@@ -97,6 +97,24 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
     order = torch.tensor([index for own in rows.values() for index in own]).argsort().tolist()
     table = torch.cat(tables)[order]
     return table[:, 1:], table[:, 0].sum()
+
+
+def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Tensor]:
+    """Σ|g| and statistics of a part, to be summed up; the context alone looks where a kernel has done the rest."""
+    if sums is not None and rule is not None and not rule.rule.context.observes:
+        yield sums
+        return
+    for piece in part.chunks():
+        pulse = piece.grad.abs().sum(dtype=torch.float64).reshape(1)
+        if rule is None:
+            yield torch.cat([pulse, piece.theta.sum(dtype=torch.float64).reshape(1)])
+            continue
+        local = rule.on(piece.theta.device)
+        with full_precision(piece.theta.device):
+            see = local.observe if sums is None else local.context.observe
+            seen = see(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+        yield torch.cat([pulse if sums is None else sums, seen])
+        sums = None if sums is None else torch.zeros_like(sums)
 
 
 def diagnose(pulse: Tensor, loss: Tensor, statistics: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -142,20 +160,31 @@ def advance(
             context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
             _write(context_state, new, good)
             contexts = [context] * len(parts)
-    for part, context in zip(parts, contexts, strict=True):
-        device = part.param.device
-        here, fine = context.to(device), good.to(device)
-        kernel = rule.kernel(part)
-        if kernel is not None:
-            kernel(part, here, fine, reach)
-        else:
-            for piece in part.chunks():
-                with full_precision(device):
-                    wide = {key: value.float() for key, value in piece.state.items()}
-                    delta, new = rule.on(device).update(piece.grad, piece.theta.float(), here, wide)
-                _write(piece.state, new, fine)
-                part.move(piece.theta, delta, fine, reach)
+    done = set()
+    for kernel, members in rule.together(parts).items():
+        device = parts[members[0]].param.device
+        here = [contexts[index].to(device) for index in members]
+        kernel([parts[index] for index in members], here, good.to(device), reach)
+        done.update(members)
+    for index, (part, context) in enumerate(zip(parts, contexts, strict=True)):
+        fine = good.to(part.param.device)
+        if index not in done:
+            _advance(rule, part, context.to(fine.device), fine, reach)
         part.finish(fine)
+
+
+def _advance(rule: Replicas, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+    """One step of one part; everything is on its device."""
+    kernel = rule.kernel(part)
+    if kernel is not None:
+        kernel(part, context, good, reach)
+        return
+    for piece in part.chunks():
+        with full_precision(good.device):
+            wide = {key: value.float() for key, value in piece.state.items()}
+            delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), context, wide)
+        _write(piece.state, new, good)
+        part.move(piece.theta, delta, good, reach)
 
 
 def _tensor_contexts(
@@ -206,8 +235,10 @@ def advance_exported(
 def _write_contexts(context_state: State, parts: list[Part], new: State, good: Tensor) -> None:
     """Overwrite the context's state and those of the parts' tensors, which are rows of `new`."""
     _write(context_state, {key: new[key] for key in context_state}, good)
-    for index, part in enumerate(parts):
-        _write(part.own, {key: new[key][index] for key in part.own}, good.to(part.param.device))
+    for key in parts[0].own:
+        states = [part.own[key] for part in parts]
+        old = torch.stack([state.to(good.device) for state in states])
+        torch._foreach_copy_(states, list(torch.where(good, new[key].to(good.device), old)))
 
 
 def _write(state: State, new: State, good: Tensor) -> None:

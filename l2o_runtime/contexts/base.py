@@ -26,6 +26,11 @@ class Context(nn.Module, ABC):
         """State kept once for the optimization."""
         return {}
 
+    @property
+    def observes(self) -> bool:
+        """Whether it has statistics."""
+        return type(self).observe is not Context.observe
+
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Tensor:
         """Statistics (..., k) of coordinates (..., n); those of a whole are the sum over its parts."""
         return param.new_zeros((*param.shape[:-1], 0))

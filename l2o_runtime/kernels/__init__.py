@@ -20,9 +20,6 @@ from l2o_runtime.scale import ScaleRule
 class Kernel(Protocol):
     """A fast `update` of one rule."""
 
-    def observe(self, part: Part) -> Tensor | None:
-        """The sums of `ScaleRule.terms` over a part, (k,) float64; None for rules without a network per tensor."""
-
     def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
         """Advance the recurrent state, the features' state and the parameter of a part in place, if good.
 
@@ -34,7 +31,17 @@ class Kernel(Protocol):
         """
 
 
-def select(rule: Rule, device: torch.device) -> Kernel | None:
+class TensorKernel(Protocol):
+    """Fast statistics and a fast `update` of a rule with a network per tensor."""
+
+    def observe(self, parts: list[Part]) -> Tensor:
+        """Σ|g| and the sums of `ScaleRule.terms` over every part: (parts, 1 + k) float64."""
+
+    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor, reach: float | None) -> None:
+        """As `Kernel`, for many parts at once, each with its context (1, c)."""
+
+
+def select(rule: Rule, device: torch.device) -> Kernel | TensorKernel | None:
     """The kernel for a frozen rule on a device, None where there is none.
 
     Args:

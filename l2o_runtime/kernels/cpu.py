@@ -125,9 +125,6 @@ class CPUKernel:
 
         share(work, range(0, n, size))
 
-    def observe(self, part: Part) -> None:
-        """Nothing: the rule has no network per tensor."""
-
     def _update(self, states: list[Tensor]) -> Callable[..., None]:
         """The code for states of these dtypes."""
         dtypes = tuple(state.dtype for state in states)
@@ -138,9 +135,10 @@ class CPUKernel:
     def _chunk(self, job: "_Job", start: int, stop: int, scratch: Scratch) -> None:
         piece = slice(start, stop)
         theta = job.part.theta[piece]
-        grad = gradient(job.part, piece, scratch)
+        grad = gradient(job.part, piece, scratch.grad)
         delta = scratch.delta[: stop - start]
-        columns = [grad, parameter(theta, scratch) if self.rule.progress else grad, delta]
+        param = parameter(theta, scratch.wide(torch.float32)) if self.rule.progress else grad
+        columns = [grad, param, delta]
         full = (stop - start) // ROWS
         if full:
             self._call(job, full, columns, job.places(start))
@@ -225,20 +223,20 @@ def push(window: Tensor, newest: Tensor) -> None:
     window[:, -1].copy_(newest)
 
 
-def gradient(part: Part, piece: slice, scratch: Scratch) -> Tensor:
-    """The direction to go down, contiguous float32, as in `Part.chunks`."""
+def gradient(part: Part, piece: slice, room: Tensor) -> Tensor:
+    """The direction to go down, contiguous float32, as in `Part.chunks`; written to `room` if need be."""
     grad = part.grad[piece]
     if grad.dtype == torch.float32 and grad.is_contiguous() and not part.group["maximize"]:
         return grad
-    copy = scratch.grad[: len(grad)].copy_(grad)
+    copy = room[: len(grad)].copy_(grad)
     return copy.neg_() if part.group["maximize"] else copy
 
 
-def parameter(theta: Tensor, scratch: Scratch) -> Tensor:
-    """θ, contiguous float32."""
+def parameter(theta: Tensor, room: Tensor) -> Tensor:
+    """θ, contiguous float32; written to `room` if need be."""
     if theta.dtype == torch.float32 and theta.is_contiguous():
         return theta
-    return scratch.wide(torch.float32)[: len(theta)].copy_(theta)
+    return room[: len(theta)].copy_(theta)
 
 
 def move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:

@@ -1,9 +1,13 @@
-"""The CPU kernel of the two-tier rule: its sums and its steps, on several threads; see `two_tier` for the code."""
+"""The CPU kernel of the two-tier rule: its sums and its steps, on several threads; see `two_tier` for the code.
+
+A network has many small tensors, for which Python would take longer than the arithmetic. So everything is prepared for
+all tensors at once, and the code goes through many of them in one call.
+"""
 
 import ctypes
 import functools
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,21 +19,69 @@ from l2o_runtime.kernels.cpu import Scratch as Columns
 from l2o_runtime.kernels.cpu import chunk_size, gradient, move, parameter, push
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.kernels.two_tier import AVERAGES, BETAS, SCALARS, SUMS, WEIGHTS, scale_module
+from l2o_runtime.kernels.two_tier import AVERAGES, BETAS, FIELDS, SCALARS, TOTALS, WEIGHTS, scale_module
 from l2o_runtime.parts import Part
 from l2o_runtime.scale import SCALARS as IN_CONTEXT
 from l2o_runtime.scale import ScaleRule
 
-Code = dict[str, Callable[..., None]]
+Code = dict[str, Callable[[int, int], None]]
+Dtypes = tuple[torch.dtype, ...]
+Pair = tuple[Tensor, Tensor]
 DECAYS = np.array(BETAS, dtype=np.float32)
 
 
 @functools.cache
-def compile_scale(width: int, dtypes: tuple[torch.dtype, ...]) -> tuple[Code, Compiled]:
+def compile_scale(width: int, dtypes: Dtypes) -> tuple[Code, Compiled]:
     """The functions of `two_tier.scale_module`, and what keeps them alive; once per process."""
     compiled = Compiled(scale_module(width, dtypes))
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * (4 + len(AVERAGES)))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     return {name: kind(compiled.address(name)) for name in ("observe", "update")}, compiled
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Coordinates of a part that are worked on together.
+
+    Attributes:
+        index: of the part.
+        part: it.
+        start, stop: which of its coordinates.
+        states: averages of all of its coordinates.
+    """
+
+    index: int
+    part: Part
+    start: int
+    stop: int
+    states: list[Tensor]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def where(self) -> slice:
+        """Its coordinates."""
+        return slice(self.start, self.stop)
+
+    @property
+    def addresses(self) -> list[int]:
+        """Where its averages begin."""
+        return [state.data_ptr() + self.start * state.element_size() for state in self.states]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pieces that a thread takes together.
+
+    Attributes:
+        first: number of the first piece among all.
+        pieces: at most as many coordinates as there is scratch for.
+        dtypes: of their states.
+    """
+
+    first: int
+    pieces: list[Piece]
+    dtypes: Dtypes
 
 
 class ScaleKernel:
@@ -47,125 +99,107 @@ class ScaleKernel:
             for layer in (rule.into, rule.out)
         )
         self.last = last.ravel()
-        self.scratch: list[Scratch] = []
+        self.scratch: list[Columns] = []
 
-    def observe(self, part: Part) -> Tensor:
-        """The sums of `ScaleRule.terms` over a part: (k,) float64, the same whichever thread adds up which chunk."""
-        if not len(part.theta):
-            return torch.zeros(SUMS, dtype=torch.float64)
-        job = self._job(part, None)
-        sums = torch.zeros(len(job.starts), SUMS, self.width, dtype=torch.float64)
+    def observe(self, parts: list[Part]) -> Tensor:
+        """Σ|g| and the sums of `ScaleRule.terms`: (parts, 1 + k) float64, whichever thread adds up which piece."""
+        batches, numbers = _batches(parts), self._numbers(parts, None)
+        owners = torch.tensor([piece.index for batch in batches for piece in batch.pieces], dtype=torch.int64)
+        sums = torch.zeros(len(owners), TOTALS, self.width, dtype=torch.float64)
+        place, size = sums.data_ptr(), sums.element_size() * TOTALS * self.width
 
-        def work(index: int, thread: int) -> None:
-            scratch = self.scratch[thread]
-            columns = job.columns(index, scratch)
-            job.call("observe", columns[:2], columns[2], sums[index], scratch)
+        def work(batch: Batch, thread: int) -> None:
+            results = [place + size * (batch.first + index) for index in range(len(batch.pieces))]
+            self._call("observe", batch, numbers, _columns(batch, self.scratch[thread]), results)
 
-        share(work, range(len(job.starts)))
-        total = sums.sum((0, 2))
-        total[0] = len(part.theta)  # the last vector is padded
-        return total
+        self._share(work, batches)
+        return torch.zeros(len(parts), TOTALS, dtype=torch.float64).index_add_(0, owners, sums.sum(-1))
 
-    def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
-        """Advance a part."""
-        if not len(part.theta) or not bool(good):
+    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor, reach: float | None) -> None:
+        """Advance parts."""
+        if not bool(good):
             return
-        job = self._job(part, context.reshape(-1))
-        window = part.state.get("window")
+        numbers = self._numbers(parts, torch.cat(contexts))
 
-        def work(index: int, thread: int) -> None:
+        def work(batch: Batch, thread: int) -> None:
             scratch = self.scratch[thread]
-            piece, (grad, theta, states) = job.piece(index), job.columns(index, scratch)
-            delta = scratch.columns.delta[: len(grad)]
-            job.call("update", (grad, theta), states, delta, scratch)
-            if window is not None and isinstance(self.rule.context, WindowContext):
-                push(window[piece], self.rule.context.snapshot(part.theta[piece], grad))
-            move(part, part.theta[piece], delta, reach, scratch.columns)
+            columns, sizes = _columns(batch, scratch), [len(piece) for piece in batch.pieces]
+            deltas = scratch.delta[: sum(sizes)].split(sizes)
+            self._call("update", batch, numbers, columns, [delta.data_ptr() for delta in deltas])
+            for piece, (grad, _), delta in zip(batch.pieces, columns, deltas, strict=True):
+                theta, window = piece.part.theta[piece.where], piece.part.state.get("window")
+                if window is not None and isinstance(self.rule.context, WindowContext):
+                    push(window[piece.where], self.rule.context.snapshot(theta, grad))
+                move(piece.part, theta, delta, reach, scratch)
 
-        share(work, range(len(job.starts)))
+        self._share(work, _batches(parts))
 
-    def _job(self, part: Part, context: Tensor | None) -> "_Job":
-        """What is to be done, and room for every thread to do it."""
+    def _share(self, work: Callable[[Batch, int], None], batches: list[Batch]) -> None:
         while len(self.scratch) < torch.get_num_threads():
-            self.scratch.append(Scratch(self.width))
-        return _Job(part, self._numbers(part, context), self.width)
+            self.scratch.append(Columns([]))
+        share(work, batches)
 
-    def _numbers(self, part: Part, context: Tensor | None) -> np.ndarray:
-        """What the code reads besides the coordinates; the weights with the tensor's gains and biases in them.
+    def _call(self, name: str, batch: Batch, numbers: np.ndarray, columns: list[Pair], results: list[int]) -> None:
+        """Run the code on pieces, whose results are to be written to these addresses."""
+        first, stride = numbers.ctypes.data, numbers.strides[0]
+        table = np.array(
+            [
+                [len(piece), first + piece.index * stride, grad.data_ptr(), param.data_ptr(), *piece.addresses, result]
+                for piece, (grad, param), result in zip(batch.pieces, columns, results, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        assert table.shape == (len(batch.pieces), FIELDS)
+        compile_scale(self.width, batch.dtypes)[0][name](len(table), table.ctypes.data)
 
-        In NumPy, whose calls on a handful of numbers take a fraction of torch's: a network has many small tensors.
+    def _numbers(self, parts: list[Part], contexts: Tensor | None) -> np.ndarray:
+        """What the code reads besides the coordinates: a row per part, its weights with gains and biases in them.
+
+        In NumPy, whose calls on a handful of numbers take a fraction of torch's.
         """
-        numbers = np.zeros(SCALARS + WEIGHTS, dtype=np.float32)
-        numbers[: len(BETAS)] = 1 - DECAYS ** np.float32(part.state["step"].item() + 1)
-        if context is not None:
-            size_root, size_fast, rho, magnitude = context[:IN_CONTEXT].tolist()
-            lowest = lowest_root(context[0]).item()
-            numbers[len(BETAS) : SCALARS] = lowest, size_root, 1 / rho, math.exp(-size_fast), magnitude
-            gain, bias = context[IN_CONTEXT:].numpy().reshape(2, -1)
-            first = numbers[SCALARS : SCALARS + self.first.size].reshape(self.first.shape)
-            np.multiply(self.first, (1 + gain)[:, None], out=first)
-            first[:, -1] += bias
-            numbers[SCALARS + self.first.size :] = self.last
+        numbers = np.zeros((len(parts), SCALARS + WEIGHTS), dtype=np.float32)
+        steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
+        numbers[:, : len(BETAS)] = 1 - DECAYS ** (steps[:, None] + 1)
+        if contexts is not None:
+            size_root, size_fast, rho, magnitude = contexts[:, :IN_CONTEXT].numpy().T
+            lowest = lowest_root(contexts[:, 0]).numpy()
+            scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), magnitude]
+            numbers[:, len(BETAS) : SCALARS] = np.stack(scalars, axis=1)
+            gain, bias = contexts[:, IN_CONTEXT:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)
+            first = self.first * (1 + gain)[:, :, None]
+            first[:, :, -1] += bias
+            numbers[:, SCALARS : SCALARS + self.first.size] = first.reshape(len(parts), -1)
+            numbers[:, SCALARS + self.first.size :] = self.last
         return numbers
 
 
-class Scratch:
-    """What a thread needs: a chunk's gradients, parameters and steps, and one padded vector of everything."""
+def _batches(parts: list[Part]) -> list[Batch]:
+    """Parts cut up, and pieces put together, so that all threads get much the same number of coordinates."""
+    size = chunk_size(sum(len(part.theta) for part in parts), torch.get_num_threads())
+    batches: list[Batch] = []
+    room, count = 0, 0
+    for index, part in enumerate(parts):
+        states = [part.state[key] for key in AVERAGES]
+        dtypes = tuple(state.dtype for state in states)
+        for start in range(0, len(part.theta), size):
+            piece = Piece(index, part, start, min(start + size, len(part.theta)), states)
+            if len(piece) > room or batches[-1].dtypes != dtypes:
+                batches.append(Batch(count, [], dtypes))
+                room = size
+            batches[-1].pieces.append(piece)
+            room, count = room - len(piece), count + 1
+    return batches
 
-    def __init__(self, width: int):
-        self.columns = Columns([])
-        self.padded = {dtype: torch.zeros(3 + len(AVERAGES), width, dtype=dtype) for dtype in KINDS}
 
-
-KINDS = (torch.float32, torch.bfloat16)
-
-
-class _Job:
-    """One part in one step."""
-
-    def __init__(self, part: Part, numbers: np.ndarray, width: int):
-        self.part, self.numbers, self.width = part, numbers, width  # numbers: to keep what is at the address
-        self.address = numbers.ctypes.data
-        self.states = [part.state[key] for key in AVERAGES]
-        self.code, _ = compile_scale(width, tuple(state.dtype for state in self.states))
-        self.size = -(-chunk_size(len(part.theta), torch.get_num_threads()) // width) * width
-        self.starts = range(0, len(part.theta), self.size)
-
-    def piece(self, index: int) -> slice:
-        """The coordinates of a chunk."""
-        return slice(self.starts[index], min(self.starts[index] + self.size, len(self.part.theta)))
-
-    def columns(self, index: int, scratch: Scratch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Gradients, parameters, both float32, and states of a chunk."""
-        piece = self.piece(index)
-        grad = gradient(self.part, piece, scratch.columns)
-        return grad, parameter(self.part.theta[piece], scratch.columns), [state[piece] for state in self.states]
-
-    def call(
-        self, name: str, inputs: tuple[Tensor, Tensor], states: list[Tensor], out: Tensor, scratch: Scratch
-    ) -> None:
-        """Run the code on whole vectors where the data are, and on a padded copy of the rest."""
-        count = len(inputs[0])
-        blocks, rest = divmod(count, self.width)
-        per_coordinate = name == "update"
-        if blocks:
-            self._call(name, blocks, [*inputs, *states, out])
-        if not rest:
-            return
-        tail = slice(count - rest, count)
-        own = [(tensor[tail], scratch.padded[tensor.dtype][k]) for k, tensor in enumerate([*inputs, *states])]
-        for tensor, copy in own:
-            copy[:rest] = tensor
-            copy[rest:] = 0
-        last = scratch.padded[torch.float32][-1] if per_coordinate else out
-        self._call(name, 1, [*(copy for _, copy in own), last])
-        if per_coordinate:
-            out[tail] = last[:rest]
-            for tensor, copy in own[2:]:
-                tensor.copy_(copy[:rest])
-
-    def _call(self, name: str, blocks: int, tensors: list[Tensor]) -> None:
-        self.code[name](blocks, self.address, *(tensor.data_ptr() for tensor in tensors))
+def _columns(batch: Batch, scratch: Columns) -> list[Pair]:
+    """Gradients and parameters of pieces, contiguous float32."""
+    pairs, start = [], 0
+    for piece in batch.pieces:
+        here = slice(start, start + len(piece))
+        grad = gradient(piece.part, piece.where, scratch.grad[here])
+        pairs.append((grad, parameter(piece.part.theta[piece.where], scratch.wide(torch.float32)[here])))
+        start = here.stop
+    return pairs
 
 
 def make_kernel(rule: ScaleRule) -> ScaleKernel | None:

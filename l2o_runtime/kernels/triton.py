@@ -111,9 +111,6 @@ class TritonKernel:
         self.head[-1] = cell.head.bias.detach()[0]
 
     @torch.no_grad()
-    def observe(self, part: Part) -> None:
-        """Nothing: the rule has no network per tensor."""
-
     def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None = None) -> None:
         """Advance all coordinates of a part in place, if the step is good; `part.finish` counts it.
 

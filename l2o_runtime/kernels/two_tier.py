@@ -23,7 +23,11 @@ AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
 
 BETAS = [1 - 1 / span for spans in SPANS.values() for span in spans]
 
-SUMS = Progress.STATISTICS + TERMS
+TOTALS = 1 + Progress.STATISTICS + TERMS
+"""Σ|g|, then the sums of `terms`."""
+
+FIELDS = 4 + len(AVERAGES) + 1
+"""Numbers of a row that tells of a piece."""
 
 SCALARS = len(BETAS) + 5
 """Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, magnitude."""
@@ -99,57 +103,87 @@ def layer(x: Sequence[Vector], outputs: int, weight: Any, first: int) -> list[Ve
 
 
 def scale_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
-    """`observe(blocks, numbers, grad, param, m10, m100, v100, sums)` and `update(…, delta)`.
+    """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
 
-    Both are on blocks · width coordinates. `numbers` are `SCALARS` and `WEIGHTS` float32; `sums` are `SUMS` vectors of
-    float64, to which is added; `delta` and the states, each of one of `dtypes`, are written.
+    A row of the table, of `FIELDS` int64, is a piece: its number of coordinates and the addresses of `SCALARS` +
+    `WEIGHTS` float32, of gradients, parameters and states, each of these of one of `dtypes`, and of the result: the
+    steps, or `TOTALS` vectors of float64, to which is added. States are written.
     """
     module = ir.Module(name="l2o")
     kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
-    for name, last in (("observe", F64.as_pointer()), ("update", POINTER)):
+    for name, last, write in (("observe", F64.as_pointer(), _observe), ("update", POINTER, _update)):
         kinds = [I64, POINTER, POINTER, POINTER, *kept, last]
-        function = ir.Function(module, ir.FunctionType(VOID, kinds), name=name)
-        for argument in function.args[1:]:
+        inner = ir.Function(module, ir.FunctionType(VOID, kinds), name=f"{name}_piece")
+        inner.linkage = "internal"
+        for argument in inner.args[1:]:
             argument.add_attribute("noalias")
-        (_observe if name == "observe" else _update)(function, width)
+        builder = ir.IRBuilder(inner.append_basic_block())
+        count = inner.args[0]
+        whole = builder.mul(builder.sdiv(count, I64(width)), I64(width))
+        for size, start, stop in ((width, I64(0), whole), (1, whole, count)):
+            with builder.if_then(builder.icmp_signed("<", start, stop)):
+                write(builder, inner.args[1:], size, start, builder.sdiv(builder.sub(stop, start), I64(size)), width)
+        builder.ret_void()
+        _rows(module, name, inner)
     return module
 
 
-def _observe(function: Any, width: int) -> None:
-    blocks, numbers, grad, param, *states, sums = function.args
+def _rows(module: ir.Module, name: str, inner: Any) -> None:
+    """Call a function for every row of a table."""
+    function = ir.Function(module, ir.FunctionType(VOID, [I64, I64.as_pointer()]), name=name)
     builder = ir.IRBuilder(function.append_basic_block())
-    wide = ir.VectorType(F64, width)
-    corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), width) for i in range(len(BETAS))]
-    places = [builder.bitcast(builder.gep(sums, [I64(i * width)]), wide.as_pointer()) for i in range(SUMS)]
+    rows, table = function.args
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        first = builder.mul(index, I64(FIELDS))
+        count, *addresses = (
+            builder.load(builder.gep(table, [builder.add(first, I64(field))])) for field in range(FIELDS)
+        )
+        pointers = [
+            builder.inttoptr(address, argument.type)
+            for address, argument in zip(addresses, inner.args[1:], strict=True)
+        ]
+        builder.call(inner, [count, *pointers])
+        return []
+
+    loop(builder, rows, [], body)
+    builder.ret_void()
+
+
+def _observe(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+    """Add to the totals, `size` coordinates at a time."""
+    numbers, grad, param, *states, sums = arguments
+    wide = ir.VectorType(F64, size)
+    corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS))]
+    places = [builder.bitcast(builder.gep(sums, [I64(i * width)]), wide.as_pointer()) for i in range(TOTALS)]
 
     def body(index: Any, totals: list[Any]) -> list[Any]:
-        at = [builder.mul(index, I64(width))]
-        g, theta, *old = (load(builder, builder.gep(pointer, at), width) for pointer in (grad, param, *states))
-        # What is not finite is found by the sum of |g|; here it counts as zero, as in the plain loop.
+        at = [builder.add(start, builder.mul(index, I64(size)))]
+        g, theta, *old = (load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states))
+        # What is not finite is found by the sum of |g|; elsewhere it counts as zero, as in the plain loop.
         finite = builder.fcmp_ordered("ord", g.value, g.value)
-        g = Vector(builder, builder.select(finite, g.value, constant(g.value.type, 0.0)))
-        seen = terms(theta, old, Averages(g, old, corrections))
+        there = Vector(builder, builder.select(finite, g.value, constant(g.value.type, 0.0)))
+        seen = [g.abs(), *terms(theta, old, Averages(there, old, corrections))]
         return [builder.fadd(total, builder.fpext(term.value, wide)) for total, term in zip(totals, seen, strict=True)]
 
     totals = loop(builder, blocks, [builder.load(place, align=8) for place in places], body)
     for total, place in zip(totals, places, strict=True):
         builder.store(total, place, align=8)
-    builder.ret_void()
 
 
-def _update(function: Any, width: int) -> None:
-    blocks, numbers, grad, param, *states, delta = function.args
-    builder = ir.IRBuilder(function.append_basic_block())
-    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), width) for i in range(SCALARS)]
+def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+    """Write states and steps, `size` coordinates at a time."""
+    numbers, grad, param, *states, delta = arguments
+    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS)]
 
     def weight(index: int) -> Vector:
-        return broadcast(builder, builder.gep(numbers, [I64(SCALARS + index)]), width)
+        return broadcast(builder, builder.gep(numbers, [I64(SCALARS + index)]), size)
 
     def body(index: Any, _: list[Any]) -> list[Any]:
-        at = [builder.mul(index, I64(width))]
+        at = [builder.add(start, builder.mul(index, I64(size)))]
         places = [builder.gep(pointer, at) for pointer in states]
         g, theta, *old = (
-            load(builder, pointer, width) for pointer in (builder.gep(grad, at), builder.gep(param, at), *places)
+            load(builder, pointer, size) for pointer in (builder.gep(grad, at), builder.gep(param, at), *places)
         )
         new = Averages(g, old, scalars[: len(BETAS)])
         for value, place in zip(new.new, places, strict=True):
@@ -158,4 +192,3 @@ def _update(function: Any, width: int) -> None:
         return []
 
     loop(builder, blocks, [], body)
-    builder.ret_void()
