@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.contexts import make_context
-from l2o_runtime.contexts.progress import Progress
+from l2o_runtime.contexts.progress import CLOCKS, Progress, clocks
 from l2o_runtime.features import LARGEST, SMALLEST_SQUARE, lowest_root
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.layout import Layout
@@ -30,6 +30,15 @@ INPUTS = 8
 
 TENSOR_INPUTS = 13
 """Numbers per tensor that the LSTM sees, besides what is the same for all of them."""
+
+KNOWN_STEPS = 100
+"""Then its clocks stand still, except in meta-training."""
+
+KNOWN_SIZE = 8192
+"""It is told a tensor's size up to so many coordinates: those of its meta-training are no larger."""
+
+GROWTH = 10.0
+"""Steps grow with their parameters, until these are 1 and so many times the initial ones."""
 
 TERMS = 8
 """Sums over a tensor's coordinates, after those of `Progress`."""
@@ -94,10 +103,13 @@ class ScaleRule(Rule):
 
     u = m̂₁₀/√v̂₁₀₀ is Adam's direction; d is u changed by the coordinate's network, whose hidden units have gains and
     biases from the tensor's LSTM, as has the magnitude s; ρ² is the mean square of the tensor's parameters plus that of
-    all parameters. So steps do not change with the scale of the gradients, and are in proportion to the parameters;
+    all parameters, and at most the larger of 1 and ten times what it was before the first step. So steps do not change
+    with the scale of the gradients, and are in proportion to the parameters (but do not grow with them exponentially);
     coordinates without any gradient do not move. Before meta-training d = u and s = 0.
 
-    Nothing here knows how many steps are to come, or the name of a layer.
+    In training mode its clocks run; in evaluation mode they stop at KNOWN_STEPS. Through truncations it pays to let
+    steps shrink, which lowers the noise of the losses at once; the clocks are where a rule learns that, and where it
+    can be taken out again. Nothing here knows how many steps are to come, or the name of a layer.
 
     Source: two tiers as in Wichrowska et al. 2017 and Metz et al. 2022 (VeLO); gains and biases as in Perez et al. 2018
     (FiLM); steps in proportion to parameters as in You et al. 2020 (LAMB).
@@ -125,8 +137,9 @@ class ScaleRule(Rule):
 
     @property
     def tensor_spec(self) -> StateSpec:
-        """The LSTM's memory, for every tensor."""
-        return {f"tensor_{key}": spec for key, spec in self.cell.coordinate_spec.items()}
+        """For every tensor the LSTM's memory, and ρ before the first step."""
+        spec: StateSpec = self.cell.coordinate_spec | {"initial_rho": ((), torch.float32)}
+        return {f"tensor_{key}": value for key, value in spec.items()}
 
     def terms(self, param: Tensor, grad: Tensor, state: State) -> Tensor:
         """What is summed over a tensor: `Progress.terms`, then squares and products of averages; (..., n, k) float64.
@@ -194,8 +207,10 @@ class ScaleRule(Rule):
         size = Progress.STATISTICS + TERMS
         total = statistics.sum(-2)
         progress, new = self.progress.contextualise(total[..., : Progress.STATISTICS], loss, state)
+        level, rest = progress[..., :1], progress[..., 1 + len(CLOCKS) :]
         context, context_state = self.context.contextualise(total[..., size:], loss, state)
-        level, seen = progress[..., :1], torch.cat([progress[..., 1:], context], dim=-1)
+        steps = new["steps"] if self.training else new["steps"].clamp_max(KNOWN_STEPS)
+        seen = torch.cat([clocks(steps), rest, context], dim=-1)
 
         count, gg, product, normal, averaged = statistics[..., : Progress.STATISTICS].unbind(-1)
         own = statistics[..., Progress.STATISTICS : size]
@@ -203,6 +218,9 @@ class ScaleRule(Rule):
         n, everything = count.clamp_min(1), total[..., 0].clamp_min(1)
         mean_theta = (total[..., Progress.STATISTICS + 1] / everything).unsqueeze(-1)
         size_g, size_root, size_fast, size_slow, size_u = (log_root(x, n) for x in (gg, root, fast, slow, u))
+        present = (theta / n + mean_theta + SMALLEST_SIZE**2).sqrt().float()
+        initial = torch.where(state["tensor_initial_rho"] > 0, state["tensor_initial_rho"], present)
+        rho = torch.minimum(present, (GROWTH * initial).clamp_min(1.0))
         inputs = [
             (size_g - size_root).clamp(-3, 3),
             (size_root - level).clamp(-8, 8) / 4,
@@ -215,15 +233,15 @@ class ScaleRule(Rule):
             cosine(fast_theta, fast, theta),
             cosine(g_theta, gg, theta),
             size_u.clamp(-5, 5),
-            (n.log() / 10).float(),
+            (n.clamp_max(KNOWN_SIZE).log() / 10).float(),
             (shapes[..., 0] / 4).expand_as(size_u),
         ]
-        cell_state = {key: state[f"tensor_{key}"] for key in self.cell.coordinate_spec}
-        output, cell_state = self.cell(torch.stack(inputs, dim=-1), seen, cell_state)
-        rho = (theta / n + mean_theta + SMALLEST_SIZE**2).sqrt().float()
+        features, cell_state = torch.stack(inputs, dim=-1), _of_tensors(state, self.cell.coordinate_spec)
+        output, cell_state = self.cell(features, seen, cell_state)
         magnitude = self.config.output_scale * (2 * output[..., 0].clamp(-4, 4)).exp() * rho
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
         scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
+        cell_state |= {"initial_rho": initial}
         new |= context_state | {f"tensor_{key}": value for key, value in cell_state.items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
 
@@ -259,6 +277,11 @@ class ScaleRule(Rule):
         plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
         delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
         return magnitude * delta, new.state | remembered
+
+
+def _of_tensors(state: State, spec: StateSpec) -> State:
+    """What of a state is kept for every tensor under these names."""
+    return {key: state[f"tensor_{key}"] for key in spec}
 
 
 def make_rule(config: RuleConfig) -> Rule:

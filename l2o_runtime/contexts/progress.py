@@ -17,6 +17,11 @@ CLOCKS = (10, 100, 1000)
 ENERGY_SPAN = 100
 
 
+def clocks(steps: Tensor) -> Tensor:
+    """step/(step + t) for every time scale t, (..., 3)."""
+    return torch.stack([steps / (steps + scale) for scale in CLOCKS], dim=-1)
+
+
 class Progress:
     """Size of the gradients, time, whether gradients agree, and what became of the loss.
 
@@ -79,5 +84,5 @@ class Progress:
         decline = any_seen * (averages[0] - first).clamp(-5, 5)
         agreement = (product / (gg * mm).clamp_min(1e-30).sqrt()).float()
         steadiness = ((mm + 1e-6) / (gg + 1e-6)).log().float() / 4
-        clocks = [steps / (steps + scale) for scale in CLOCKS]
-        return torch.stack([level, *clocks, trend, decline, any_seen, agreement, steadiness], dim=-1), new
+        rest = torch.stack([trend, decline, any_seen, agreement, steadiness], dim=-1)
+        return torch.cat([level.unsqueeze(-1), clocks(steps), rest], dim=-1), new
