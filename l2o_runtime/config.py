@@ -209,6 +209,8 @@ class DMDConfig(WindowConfig):
             clusters at 1), the relative residual of the fit and a ready flag.
         every: recompute the eigenvalues every so many steps and hold them in between.
         delay: q, the number of losses in a snapshot; only with "loss".
+        scope: "model" has one window for all parameters; "tensor", for rules with a network per tensor, one for each,
+            seen by its network alone.
     """
 
     kind: ClassVar[str] = "dmd"
@@ -217,6 +219,7 @@ class DMDConfig(WindowConfig):
     features: Literal["raw", "scaled"] = "scaled"
     every: int = 1
     delay: int = dataclasses.field(default=10, metadata=LATER)
+    scope: Literal["model", "tensor"] = dataclasses.field(default="model", metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,6 +314,11 @@ class RuleConfig:
         require(together, f"output: 'adam' goes with features 'moments', got {self.output!r} with {self.features!r}")
         fits = self.cell == "lstm" or (self.features == "moments" and self.layers == 1)
         require(fits, f"cell: 'scale' goes with features 'moments' and layers 1, got {self.features!r}, {self.layers}")
+        scope = getattr(self.context, "scope", "model")
+        require(
+            scope == "model" or (self.cell == "scale" and self.context.snapshots != "loss"),  # type: ignore[union-attr]
+            "context.scope: 'tensor' goes with cell 'scale', and with snapshots other than 'loss'",
+        )
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)

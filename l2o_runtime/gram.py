@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l2o_runtime.config import WindowConfig
 from l2o_runtime.passes import compiled_pass
-from l2o_runtime.sketch import count_sketch
+from l2o_runtime.sketch import count_sketch, count_sketches
 
 State = dict[str, Tensor]
 """The state of a rule: named tensors, all of them zero at the start."""
@@ -101,6 +101,20 @@ class GramWindow(nn.Module):
             return row
         window = push(state["window"], snapshot, -1).double()
         return (snapshot.double().unsqueeze(-2) @ window).squeeze(-2)
+
+    def observe_tensors(self, snapshot: Tensor, state: State, owner: Tensor, tensors: int) -> Tensor:
+        """`observe` for every tensor that the coordinates are made of: (..., S, m+1) or (..., S, d).
+
+        Args:
+            snapshot, state: as in `observe`, of all coordinates.
+            owner: (n,) number of each coordinate's tensor.
+            tensors: S.
+        """
+        if self.sketch is not None:
+            return count_sketches(snapshot, self.sketch, owner, tensors)
+        window = push(state["window"], snapshot, -1).double()
+        rows = window.new_zeros((*snapshot.shape[:-1], tensors, self.size))
+        return rows.index_add(-2, owner, snapshot.double().unsqueeze(-1) * window)
 
     def remember(self, snapshot: Tensor, state: State) -> State:
         """Coordinate state after this step: the window with x appended."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from l2o_runtime.cells import CoordinateLSTM
-from l2o_runtime.config import RuleConfig
+from l2o_runtime.config import DMDConfig, RuleConfig
 from l2o_runtime.contexts import make_context
+from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.contexts.progress import CLOCKS, Progress, clocks
 from l2o_runtime.features import LARGEST, SMALLEST_SQUARE, lowest_root
 from l2o_runtime.gram import State, StateSpec
@@ -128,6 +129,13 @@ class ScaleRule(Rule):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.context = make_context(config.context)
+        self.layered = isinstance(config.context, DMDConfig) and config.context.scope == "tensor"
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """What the context keeps of the whole optimization, and what `Progress` does."""
+        assert self.progress is not None
+        return ({} if self.layered else self.context.context_spec) | self.progress.context_spec
 
     @property
     def coordinate_spec(self) -> StateSpec:
@@ -137,8 +145,9 @@ class ScaleRule(Rule):
 
     @property
     def tensor_spec(self) -> StateSpec:
-        """For every tensor the LSTM's memory, and ρ before the first step."""
+        """For every tensor the LSTM's memory, ρ before the first step, and the context's state if it is layer-wise."""
         spec: StateSpec = self.cell.coordinate_spec | {"initial_rho": ((), torch.float32)}
+        spec |= self.context.context_spec if self.layered else {}
         return {f"tensor_{key}": value for key, value in spec.items()}
 
     def terms(self, param: Tensor, grad: Tensor, state: State) -> Tensor:
@@ -175,11 +184,13 @@ class ScaleRule(Rule):
         tensors = layout.shapes.shape[0]  # not len, which would be constant in a trace
         rows = terms.new_zeros((*terms.shape[:-2], tensors, terms.shape[-1]))
         rows = rows.index_add(-2, layout.owner, terms)
-        # Of the context's statistics only the sum over all tensors counts.
-        first = torch.arange(tensors, device=terms.device).unsqueeze(-1) == 0
-        statistics = self.context.observe(param, grad, coordinates, 0).to(rows.dtype).unsqueeze(-2)
-        statistics = torch.cat([rows, torch.where(first, statistics, 0.0)], dim=-1)
-        return self.contextualise_tensors(statistics, layout.shapes, loss, optimization)
+        if self.layered and isinstance(self.context, DMD):
+            statistics = self.context.observe_tensors(param, grad, coordinates, layout.owner, tensors).to(rows.dtype)
+        else:  # only the sum over all tensors counts
+            first = torch.arange(tensors, device=terms.device).unsqueeze(-1) == 0
+            total = self.context.observe(param, grad, coordinates, 0).to(rows.dtype).unsqueeze(-2)
+            statistics = torch.where(first, total, 0.0)
+        return self.contextualise_tensors(torch.cat([rows, statistics], dim=-1), layout.shapes, loss, optimization)
 
     def spread(self, context: Tensor, layout: Layout | None = None, chosen: Tensor | None = None) -> Tensor:
         """As in `Rule`: each coordinate gets its tensor's row, (..., n, c) or (..., k, c)."""
@@ -208,9 +219,8 @@ class ScaleRule(Rule):
         total = statistics.sum(-2)
         progress, new = self.progress.contextualise(total[..., : Progress.STATISTICS], loss, state)
         level, rest = progress[..., :1], progress[..., 1 + len(CLOCKS) :]
-        context, context_state = self.context.contextualise(total[..., size:], loss, state)
         steps = new["steps"] if self.training else new["steps"].clamp_max(KNOWN_STEPS)
-        seen = torch.cat([clocks(steps), rest, context], dim=-1)
+        seen = torch.cat([clocks(steps), rest], dim=-1)
 
         count, gg, product, normal, averaged = statistics[..., : Progress.STATISTICS].unbind(-1)
         own = statistics[..., Progress.STATISTICS : size]
@@ -237,12 +247,22 @@ class ScaleRule(Rule):
             (shapes[..., 0] / 4).expand_as(size_u),
         ]
         features, cell_state = torch.stack(inputs, dim=-1), _of_tensors(state, self.cell.coordinate_spec)
-        output, cell_state = self.cell(features, seen, cell_state)
+        if self.layered:  # to the network every tensor is an optimization of its own, with one coordinate
+            own_state, own_loss = _of_tensors(state, self.context.context_spec), loss.unsqueeze(-1).expand_as(count)
+            context, own_state = self.context.contextualise(statistics[..., size:], own_loss, own_state)
+            seen = torch.cat([seen.unsqueeze(-2).expand(*count.shape, -1), context], dim=-1)
+            lone = {key: value.unsqueeze(-2) for key, value in cell_state.items()}
+            output, lone = self.cell(features.unsqueeze(-2), seen, lone)
+            output, cell_state = output.squeeze(-2), {key: value.squeeze(-2) for key, value in lone.items()}
+            cell_state = cell_state | own_state
+        else:
+            context, context_state = self.context.contextualise(total[..., size:], loss, state)
+            new |= context_state
+            output, cell_state = self.cell(features, torch.cat([seen, context], dim=-1), cell_state)
         magnitude = self.config.output_scale * (2 * output[..., 0].clamp(-4, 4)).exp() * rho
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
         scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
-        cell_state |= {"initial_rho": initial}
-        new |= context_state | {f"tensor_{key}": value for key, value in cell_state.items()}
+        new |= {f"tensor_{key}": value for key, value in (cell_state | {"initial_rho": initial}).items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
 
     def update(self, grad: Tensor, param: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:

@@ -61,8 +61,29 @@ def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
         out = torch.zeros(size, dtype=torch.float32)
         add_sketch(vector.numpy(), offset, *_COEFFICIENTS, out.numpy())
         return out
+    bucket, signed = _drawn(vector, size, offset)
+    return vector.new_zeros((*vector.shape[:-1], size)).index_add(-1, bucket, signed)
+
+
+def count_sketches(vector: Tensor, size: int, owner: Tensor, tensors: int) -> Tensor:
+    """A CountSketch for every tensor that a flat vector is made of.
+
+    Args:
+        vector: (..., n) all coordinates.
+        size: d.
+        owner: (n,) number of each coordinate's tensor.
+        tensors: S.
+
+    Returns:
+        (..., S, d).
+    """
+    bucket, signed = _drawn(vector, size, 0)
+    rows = vector.new_zeros((*vector.shape[:-1], tensors, size))
+    return rows.flatten(-2).index_add(-1, owner * size + bucket, signed).reshape(rows.shape)
+
+
+def _drawn(vector: Tensor, size: int, offset: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Buckets (n,) of coordinates, and coordinates (..., n) with their signs."""
     index = torch.arange(vector.shape[-1], device=vector.device) + offset
-    bucket = polynomial_hash(index, _COEFFICIENTS[0]) % size
     sign = 1 - 2 * (polynomial_hash(index, _COEFFICIENTS[1]) % 2)
-    zeros = vector.new_zeros((*vector.shape[:-1], size))
-    return zeros.index_add(-1, bucket, vector * sign.to(vector.dtype))
+    return polynomial_hash(index, _COEFFICIENTS[0]) % size, vector * sign.to(vector.dtype)

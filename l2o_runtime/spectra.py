@@ -152,7 +152,7 @@ def polynomial_roots(coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
     # An asymmetric circle: no starting point is the conjugate of another, or real roots could never part.
     angle = 2 * math.pi * torch.arange(r, dtype=coefficients[0].dtype, device=coefficients[0].device) / r + 0.4
     shape = (*coefficients[0].shape, r)
-    re, im = (0.9 * angle.cos()).expand(shape), (0.9 * angle.sin()).expand(shape)
+    re, im = (0.9 * part.expand(shape).contiguous() for part in (angle.cos(), angle.sin()))
     eye = torch.eye(r, dtype=re.dtype, device=re.device)
 
     def sweep(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:

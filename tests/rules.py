@@ -37,6 +37,12 @@ RULES |= {
     for name, config in RULES.items()
     if name.endswith("moments")
 }
+RULES |= {
+    f"layers-{window}-scale": dataclasses.replace(
+        RULES["none-scale"], context=dataclasses.replace(CONTEXTS[f"dmd-{window}"], scope="tensor")
+    )
+    for window in ("exact", "sketch")
+}
 
 
 def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):

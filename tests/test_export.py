@@ -8,7 +8,7 @@ import sys
 import onnx
 import pytest
 import torch
-from rules import RULES, make_rule
+from rules import RULES, first_state, make_rule
 from torch import nn
 
 from l2o_export.export import export_rule, parse_formats
@@ -28,13 +28,14 @@ EXPORTED = [
     "dmd-loss-normalized",
     "kae-normalized",
 ]
+TWO_TIERS = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale"]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Every format of some rules, written without verification."""
     folder, made = tmp_path_factory.mktemp("export"), {}
-    for name in EXPORTED:
+    for name in EXPORTED + TWO_TIERS:
         rule = make_rule(RULES[name])
         for form in FORMATS:
             suffix, writer = WRITERS[form]
@@ -58,6 +59,24 @@ def test_one_step_agrees_for_any_number_of_coordinates(files, name, form):
             grad[0] = 0  # a weight behind an input that is always zero
             delta, *ours = rule(theta, grad, loss, *ours)
             other, *theirs = exported(theta, grad, loss, *theirs)
+            torch.testing.assert_close(delta, other, rtol=1e-4, atol=1e-5)
+            theta = theta - 0.05 * grad
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", TWO_TIERS)
+def test_one_step_agrees_for_any_tensors(files, name, form):
+    rule, exported = make_rule(RULES[name]), load_exported(files[name, form])
+    torch.manual_seed(0)
+    for shapes in ([(2,), (1,)], [(4, 3), (5,), (), (2, 2, 2)], [(7,)]):
+        ours, layout = first_state(rule, (), shapes)
+        theirs = copy.deepcopy(ours)
+        theta = torch.randn(len(layout[0].owner))
+        for _ in range(9):
+            grad, loss = torch.randn_like(theta), torch.rand(())
+            grad[0] = 0
+            delta, *ours = rule(theta, grad, loss, *ours, *layout)
+            other, *theirs = exported(theta, grad, loss, *theirs, *layout)
             torch.testing.assert_close(delta, other, rtol=1e-4, atol=1e-5)
             theta = theta - 0.05 * grad
 
@@ -89,7 +108,7 @@ def test_the_optimizer_runs_and_resumes_exported_files(files, form, state_dtype)
     assert optimizer.state[model.weight]["h0"].dtype == state_dtype
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", EXPORTED + TWO_TIERS)
 def test_onnx_is_standard_and_self_describing(files, name):
     model = onnx.load(files[name, "onnx"])
     assert {entry.domain for entry in model.opset_import} == {""}

@@ -12,6 +12,8 @@ from rules import RULES, first_state, make_rule
 from torch import nn
 
 from l2o_runtime import ConfigError, LearnedOptimizer, RuleConfig, save_rule
+from l2o_runtime.config import NoneConfig
+from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.layout import Layout
 from l2o_runtime.scale import ScaleRule
 
@@ -129,6 +131,39 @@ def test_every_weight_gets_a_meta_gradient():
     for name, weight in rule.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.any(), name
+
+
+@pytest.mark.parametrize("window", ["exact", "sketch"])
+def test_of_one_tensor_a_window_per_tensor_is_that_of_the_model(window):
+    config = RULES[f"layers-{window}-scale"]
+    whole = dataclasses.replace(config, context=dataclasses.replace(config.context, scope="model"))
+    params, grads = wild(8, steps=12)
+    steps = [run(make_rule(own), params, grads, shapes=[(SIZE,)]) for own in (config, whole)]
+    torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-8)
+    without = dataclasses.replace(config, context=NoneConfig())
+    assert not torch.allclose(steps[0][-1], run(make_rule(without), params, grads, shapes=[(SIZE,)])[-1])
+
+
+def test_a_window_per_tensor_sees_nothing_of_the_others():
+    """The contexts of all tensors but one stay what they are when that one has other parameters."""
+    rule = make_rule(RULES["layers-sketch-scale"])
+
+    def last_context(factor):
+        (params, grads), found = wild(9, steps=12), []
+
+        def spy(*args):
+            found.append(DMD.contextualise(rule.context, *args))
+            return found[-1]
+
+        rule.context.contextualise = spy
+        params[:, :12] *= torch.linspace(1, factor, 12).unsqueeze(-1)
+        run(rule, params, grads)
+        return found[-1][0]
+
+    one, other = last_context(1.0), last_context(3.0)
+    assert one.shape == (len(SHAPES), rule.config.context.width)
+    assert torch.equal(one[1:], other[1:])
+    assert not torch.equal(one[0], other[0])
 
 
 def test_layout_numbers_the_tensors():

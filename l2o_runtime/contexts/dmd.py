@@ -59,6 +59,11 @@ class DMD(WindowContext):
         """θ, or g: zero where it is no number, and clipped to ± `LARGEST`, so that inner products are finite."""
         return grad.nan_to_num().clamp(-LARGEST, LARGEST) if self.config.snapshots == "gradient" else param
 
+    def observe_tensors(self, param: Tensor, grad: Tensor, state: State, owner: Tensor, tensors: int) -> Tensor:
+        """`observe` for every tensor: (..., S, k), from all coordinates (..., n) and their tensors' numbers (n,)."""
+        assert isinstance(self.window, GramWindow)
+        return self.window.observe_tensors(self.snapshot(param, grad), state, owner, tensors)
+
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance the window and read its eigenvalues."""
         new = self.window.advance(statistics, loss, state)
