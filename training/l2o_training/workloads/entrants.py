@@ -11,10 +11,15 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from l2o_runtime import LearnedOptimizer
+from l2o_runtime import LearnedOptimizer, cells, features, gram, rule, scale, sketch, spectra
 from l2o_runtime.artifact import find_rule, read_rule
 from l2o_runtime.config import nearest, require
+from l2o_runtime.contexts import base, dmd, kae, progress
 from l2o_training.evaluation.evaluate import name_of
+from l2o_training.workloads.base import code_version
+
+FORMULAS = (rule, scale, cells, features, gram, sketch, spectra, base, dmd, kae, progress)
+"""Modules with the code that a rule's steps depend on."""
 
 GRID_SIZE = 14
 """Learning rates of a baseline, three per decade."""
@@ -43,7 +48,7 @@ class Entrant:
     Attributes:
         name: how tables call it.
         label: what it is, in words.
-        identity: what its numbers belong to: its settings, or the digest of a rule's file.
+        identity: what its numbers belong to: its settings, or digests of a rule's file and of the code of rules.
         make: parameters and a learning rate → optimizer.
         lrs: learning rates; the best is taken. A learned rule has one, 1.
         cosine: whether the learning rate falls to zero along a cosine over the run.
@@ -139,26 +144,26 @@ def find_rules(rules: Iterable[str], *, cosine: bool = False) -> list[Entrant]:
         ConfigError: two have the same name.
     """
     entrants: dict[str, Entrant] = {}
-    for rule in rules:
-        path = find_rule(rule)
+    for name in rules:
+        path = find_rule(name)
         entrant = _rule(name_of(path), path)
         for found in [entrant, annealed(entrant)] if cosine else [entrant]:
             free = found.name not in entrants and found.name not in BASELINES
             advice = "rename the file, or its folder if it is rule.safetensors"
-            require(free, f"{rule}: the name {found.name!r} is taken: {advice}")
+            require(free, f"{name}: the name {found.name!r} is taken: {advice}")
             entrants[found.name] = found
     return list(entrants.values())
 
 
 def _rule(name: str, path: Path) -> Entrant:
-    rule, provenance = read_rule(path)
+    found, provenance = read_rule(path)
     return Entrant(
         name=name,
         label="learned rule, lr 1, not tuned",
-        identity=hashlib.sha256(path.read_bytes()).hexdigest(),
+        identity=f"{hashlib.sha256(path.read_bytes()).hexdigest()} {code_version(*FORMULAS)}",
         make=partial(LearnedOptimizer, rule=path),
         lrs=(1.0,),
-        horizon=rule.config.horizon,
+        horizon=found.config.horizon,
         seen=frozenset(_data_sets(provenance)),
     )
 
