@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from l2o_runtime.artifact import load_rule
-from l2o_runtime.config import ConfigError, DMDConfig, nearest
+from l2o_runtime.config import ConfigError, DMDConfig, nearest, to_dict
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.evaluation.baselines import GRID
 from l2o_training.evaluation.suites import find_suite
@@ -151,18 +151,54 @@ SWEEP = tuple(
     for window in WINDOWS
 )
 
+_SHORT = ("epochs=20", "horizon=400", "unroll=20", "validate_every=20")
+
+
+def _two_tiers(name: str, label: str, context: str, placebo: str = "") -> Variant:
+    """A variant of the two-tier rule, meta-trained for a short while."""
+    return Variant(
+        name=name, label=label, preset="scale", overrides=(*_SHORT, f"rule.context={{{context}}}"), placebo=placebo
+    )
+
+
+TWO_TIERS = (
+    _two_tiers("scale-placebo", "placebo", 'kind="placebo", width=4'),
+    _two_tiers("scale-dmd-model", "DMD of all parameters", 'kind="dmd", sketch=256, every=5', "scale-placebo"),
+    _two_tiers(
+        "scale-dmd-tensor", "DMD of each tensor", 'kind="dmd", sketch=256, every=5, scope="tensor"', "scale-placebo"
+    ),
+)
+"""A context for the whole model, and one for each tensor."""
+
+UNLIKE_TRAINING = tuple(
+    replace(task, name=f"{to_dict(task)['kind']}-{i}")
+    for i, task in enumerate(load_preset("scale").validation_tasks, 1)
+    if not isinstance(task, QuadraticConfig)
+)
+"""The tasks that decide which rule of the preset `scale` is kept."""
+
+_CONV = ConvConfig(name="CIFAR10-conv-4-8", data="cifar10", channels=(4, 8), batch_size=32)
+_CONV_TASK = 'tasks=[{kind="conv", data="cifar10", channels=[4, 8], batch_size=32}]'
+
 KOOPMAN_TASKS: dict[str, tuple[TaskConfig, str, tuple[str, ...], int]] = {
     "quadratics": (
         QuadraticConfig(size=10),
         "quadratics",
-        ("batch=1", "epochs=2000", "validate_every=100", "validation_runs=100"),
+        ("batch=1", "epochs=2000", "validate_every=100", "validation_runs=100", "rule.output_scale=1.0"),
         100,
     ),
-    "mnist-mlp": (MLPConfig(name="MNIST-8", data="mnist", hidden=(8,)), "mnist-l2o", ("epochs=200",), 20),
-    "cifar-conv": (
-        ConvConfig(name="CIFAR10-conv-4-8", data="cifar10", channels=(4, 8), batch_size=32),
+    "mnist-mlp": (
+        MLPConfig(name="MNIST-8", data="mnist", hidden=(8,)),
+        "mnist-l2o",
+        ("epochs=200", "rule.output_scale=1.0"),
+        20,
+    ),
+    "cifar-conv": (_CONV, "cifar-dmd", ("epochs=60", _CONV_TASK, "rule.output_scale=1.0"), 20),
+    # At an output scale of 1 the first steps leave no ReLU alive, and no rule learns anything.
+    "cifar-conv-0.01": (
+        replace(_CONV, name="CIFAR10-conv-4-8-scale-0.01"),
         "cifar-dmd",
-        ("epochs=60", 'tasks=[{kind="conv", data="cifar10", channels=[4, 8], batch_size=32}]'),
+        ("epochs=200", _CONV_TASK, "rule.output_scale=0.01"),
         20,
     ),
 }
@@ -183,7 +219,7 @@ def _koopman_study(name: str) -> Study:
             name=f"{name}-{key}",
             label=label,
             preset=preset,
-            overrides=(*overrides, "rule.output_scale=1.0", f"rule.context={context}"),
+            overrides=(*overrides, f"rule.context={context}"),
             placebo="" if key == "l2o" else f"{name}-l2o",
         )
         for key, (label, context) in KOOPMAN_CONTEXTS.items()
@@ -211,6 +247,13 @@ PLANS = {
         "instances of the tasks of Table 1, 300 steps.",
         studies=(Study(name="controls", variants=(L2O, DMD_1_20, *OTHERS), tasks=TABLE1, lrs=()),),
     ),
+    "two-tiers": Plan(
+        title="Does a context help the two-tier rule?",
+        text="The preset `scale`, 20 epochs, horizons of 200 to 400 steps through 20 at a time; compared over 400 "
+        "steps on the eight tasks of its validation. DMD (1, 20) of sketches of every fifth step, scaled; of all "
+        "parameters, or of each tensor.",
+        studies=(Study(name="two-tiers", variants=TWO_TIERS, tasks=UNLIKE_TRAINING, steps=400, runs=10, lrs=()),),
+    ),
     "fig3": Plan(
         title="Learning curves (Figure 3 of L2O-DMD)",
         text=f"{SETTING} Training loss against the step on the six tasks of Table 1.",
@@ -224,9 +267,9 @@ PLANS = {
     ),
     "koopman": Plan(
         title="The protocol of L2O-Koopman's public code",
-        text="Every rule is meta-trained and compared on one task, T = 100, u = 20, output scale 1, outer Adam "
-        "0.003, a 2 × 20 LSTM, window 64. Unlike there: `log_sign` features instead of plain gradients, a clipped "
-        "meta-gradient, and a KAE that is trained with a Koopman loss.",
+        text="Every rule is meta-trained and compared on one task, T = 100, u = 20, output scale 1 unless another is "
+        "named, outer Adam 0.003, a 2 × 20 LSTM, window 64. Unlike there: `log_sign` features instead of plain "
+        "gradients, a clipped meta-gradient, and a KAE that is trained with a Koopman loss.",
         studies=tuple(_koopman_study(name) for name in KOOPMAN_TASKS),
     ),
     "default": Plan(

@@ -118,14 +118,14 @@ def controls(studies: list[Numbers], out: Path) -> Section:
     (numbers,) = studies
     effects = {v.label: numbers.effect(v) for v in numbers.study.variants if v.placebo}
     shown = {label: effect["all"] for label, effect in effects.items() if effect}
-    forest(shown, "loss / loss of the placebo, 95 % interval over seeds", out / "controls.png")
+    forest(shown, "loss / loss of the placebo, 95 % interval over seeds", out / f"{numbers.study.name}.png")
     summary = markdown(
         ["context", "loss / placebo's", "seeds", "verdict"],
         [[k, _ratio_of(e), str(e["all"].count) if e else "0", _verdict(e)] for k, e in effects.items()],
     )
     rows = [[label, *(_ratio_of(effect, task) for task in numbers.tasks)] for label, effect in effects.items()]
     return Section(
-        f"{_EFFECT}\n\n{summary}\n\n![effects](controls.png)",
+        f"{_EFFECT}\n\n{summary}\n\n![effects]({numbers.study.name}.png)",
         f"Per task, the same ratios with intervals over seeds:\n\n{markdown(['context', *numbers.tasks], rows)}",
     )
 
@@ -291,6 +291,7 @@ def _at(numbers: Numbers, name: str, task: str, steps: int) -> list[str]:
 SECTIONS: dict[str, Callable[[list[Numbers], Path], Section]] = {
     "table1": table1,
     "controls": controls,
+    "two-tiers": controls,
     "fig3": fig3,
     "fig4": fig4,
     "koopman": koopman,
