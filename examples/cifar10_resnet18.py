@@ -29,7 +29,7 @@ parser.add_argument("--rule", nargs="*", default=["default"], help="bundled name
 parser.add_argument("--adam", type=float, nargs="*", default=[0.0003, 0.001, 0.003], help="learning rates")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--batch-size", type=int, default=128)
-parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--runs", type=int, default=1, help="seeds 0, 1, …; the table has means ± standard deviations")
 args = parser.parse_args()
 
 with np.load(args.data) as file:
@@ -41,9 +41,9 @@ normalize = v2.Compose(
 augment = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), normalize])
 
 
-def train(make_optimizer) -> tuple[float, float, float, float]:
+def train(make_optimizer, seed: int) -> tuple[float, float, float, float]:
     """An ordinary training loop: last losses, accuracy, and milliseconds per step, all of it and the optimizer's."""
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
     model = resnet18(num_classes=10)
     optimizer = make_optimizer(model.parameters())
     losses, stepping, started = [], 0.0, time.perf_counter()
@@ -60,7 +60,7 @@ def train(make_optimizer) -> tuple[float, float, float, float]:
     model.eval()
     with torch.no_grad():
         guesses = torch.cat([model(normalize(part)).argmax(-1) for part in held_out.split(500)])
-    accuracy = (guesses == answers).float().mean().item()
+    accuracy = 100 * (guesses == answers).float().mean().item()
     return float(np.mean(losses[-20:])), accuracy, 1e3 * seconds / args.steps, 1e3 * stepping / args.steps
 
 
@@ -68,7 +68,12 @@ contestants = {rule: lambda params, rule=rule: LearnedOptimizer(params, rule=rul
 contestants |= {f"adam {lr:g}": lambda params, lr=lr: torch.optim.Adam(params, lr=lr) for lr in args.adam}
 table = Table("optimizer", "loss, last 20 steps", "held-out accuracy", "ms per training step", "of it the optimizer's")
 for name, make_optimizer in contestants.items():
-    loss, accuracy, whole, own = train(make_optimizer)
-    table.add_row(name, f"{loss:.3f}", f"{accuracy:.1%}", f"{whole:.0f}", f"{own:.0f}")
-    Console(stderr=True).print(f"{name}: {loss:.3f}", highlight=False)
+    results = np.array([train(make_optimizer, seed) for seed in range(args.runs)])
+    (loss, accuracy, whole, own), (loss_std, accuracy_std, *_) = results.mean(axis=0), results.std(axis=0)
+    table.add_row(
+        name, f"{loss:.3f} ± {loss_std:.3f}", f"{accuracy:.1f} ± {accuracy_std:.1f} %", f"{whole:.0f}", f"{own:.0f}"
+    )
+    Console(stderr=True).print(
+        f"{name}: losses {results[:, 0].round(3)}, accuracies {results[:, 1].round(1)}", highlight=False
+    )
 Console().print(table)
