@@ -198,7 +198,7 @@ KOOPMAN_TASKS: dict[str, tuple[TaskConfig, str, tuple[str, ...], int]] = {
     "cifar-conv-0.01": (
         replace(_CONV, name="CIFAR10-conv-4-8-scale-0.01"),
         "cifar-dmd",
-        ("epochs=200", _CONV_TASK, "rule.output_scale=0.01"),
+        ("epochs=60", _CONV_TASK, "rule.output_scale=0.01"),
         20,
     ),
 }
