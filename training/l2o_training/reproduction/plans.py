@@ -252,7 +252,7 @@ PLANS = {
         text="The preset `scale`, 20 epochs, horizons of 200 to 400 steps through 20 at a time; compared over 400 "
         "steps on the eight tasks of its validation. DMD (1, 20) of sketches of every fifth step, scaled; of all "
         "parameters, or of each tensor.",
-        studies=(Study(name="two-tiers", variants=TWO_TIERS, tasks=UNLIKE_TRAINING, steps=400, runs=10, lrs=()),),
+        studies=(Study(name="two-tiers", variants=TWO_TIERS, tasks=UNLIKE_TRAINING, steps=400, runs=5, lrs=()),),
     ),
     "fig3": Plan(
         title="Learning curves (Figure 3 of L2O-DMD)",
