@@ -314,11 +314,9 @@ class RuleConfig:
         require(together, f"output: 'adam' goes with features 'moments', got {self.output!r} with {self.features!r}")
         fits = self.cell == "lstm" or (self.features == "moments" and self.layers == 1)
         require(fits, f"cell: 'scale' goes with features 'moments' and layers 1, got {self.features!r}, {self.layers}")
-        scope = getattr(self.context, "scope", "model")
-        require(
-            scope == "model" or (self.cell == "scale" and self.context.snapshots != "loss"),  # type: ignore[union-attr]
-            "context.scope: 'tensor' goes with cell 'scale', and with snapshots other than 'loss'",
-        )
+        if isinstance(self.context, DMDConfig) and self.context.scope == "tensor":
+            fits = self.cell == "scale" and self.context.snapshots != "loss"
+            require(fits, "context.scope: 'tensor' goes with cell 'scale', and with snapshots other than 'loss'")
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)

@@ -105,15 +105,15 @@ def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Te
         yield sums
         return
     for piece in part.chunks():
-        pulse = piece.grad.abs().sum(dtype=torch.float64).reshape(1)
+        known = piece.grad.abs().sum(dtype=torch.float64).reshape(1) if sums is None else sums
         if rule is None:
-            yield torch.cat([pulse, piece.theta.sum(dtype=torch.float64).reshape(1)])
+            yield torch.cat([known, piece.theta.sum(dtype=torch.float64).reshape(1)])
             continue
         local = rule.on(piece.theta.device)
         with full_precision(piece.theta.device):
             see = local.observe if sums is None else local.context.observe
             seen = see(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
-        yield torch.cat([pulse if sums is None else sums, seen])
+        yield torch.cat([known, seen])
         sums = None if sums is None else torch.zeros_like(sums)
 
 

@@ -14,7 +14,7 @@ from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.config import DMDConfig, RuleConfig
 from l2o_runtime.contexts import make_context
 from l2o_runtime.contexts.dmd import DMD
-from l2o_runtime.contexts.progress import CLOCKS, Progress, clocks
+from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.features import LARGEST, SMALLEST_SQUARE, lowest_root
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.layout import Layout
@@ -120,7 +120,7 @@ class ScaleRule(Rule):
         nn.Module.__init__(self)
         self.config = config
         self.progress = Progress()
-        # The context is drawn last: rules that differ only in their context share all other weights.
+        # The context is drawn last: rules whose contexts are of one width share all other weights.
         self.into = nn.Linear(INPUTS, UNITS)
         self.out = nn.Linear(UNITS, OUTPUTS)
         width = Progress.WIDTH + config.context.width
@@ -184,7 +184,8 @@ class ScaleRule(Rule):
         tensors = layout.shapes.shape[0]  # not len, which would be constant in a trace
         rows = terms.new_zeros((*terms.shape[:-2], tensors, terms.shape[-1]))
         rows = rows.index_add(-2, layout.owner, terms)
-        if self.layered and isinstance(self.context, DMD):
+        if self.layered:
+            assert isinstance(self.context, DMD)
             statistics = self.context.observe_tensors(param, grad, coordinates, layout.owner, tensors).to(rows.dtype)
         else:  # only the sum over all tensors counts
             first = torch.arange(tensors, device=terms.device).unsqueeze(-1) == 0
@@ -217,10 +218,9 @@ class ScaleRule(Rule):
         assert self.progress is not None
         size = Progress.STATISTICS + TERMS
         total = statistics.sum(-2)
-        progress, new = self.progress.contextualise(total[..., : Progress.STATISTICS], loss, state)
-        level, rest = progress[..., :1], progress[..., 1 + len(CLOCKS) :]
-        steps = new["steps"] if self.training else new["steps"].clamp_max(KNOWN_STEPS)
-        seen = torch.cat([clocks(steps), rest], dim=-1)
+        latest = None if self.training else KNOWN_STEPS
+        progress, new = self.progress.contextualise(total[..., : Progress.STATISTICS], loss, state, latest)
+        level, seen = progress[..., :1], progress[..., 1:]
 
         count, gg, product, normal, averaged = statistics[..., : Progress.STATISTICS].unbind(-1)
         own = statistics[..., Progress.STATISTICS : size]

@@ -17,11 +17,6 @@ CLOCKS = (10, 100, 1000)
 ENERGY_SPAN = 100
 
 
-def clocks(steps: Tensor) -> Tensor:
-    """step/(step + t) for every time scale t, (..., 3)."""
-    return torch.stack([steps / (steps + scale) for scale in CLOCKS], dim=-1)
-
-
 class Progress:
     """Size of the gradients, time, whether gradients agree, and what became of the loss.
 
@@ -61,8 +56,13 @@ class Progress:
         """The sums of `terms`: (..., 5)."""
         return torch.stack([x.sum(-1) for x in self.terms(grad, momentum, square)], dim=-1)
 
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
-        """The vector (..., 9) and the new state, from summed statistics (..., 5) and loss (...)."""
+    def contextualise(
+        self, statistics: Tensor, loss: Tensor, state: State, latest: int | None = None
+    ) -> tuple[Tensor, State]:
+        """The vector (..., 9) and the new state, from summed statistics (..., 5) and loss (...).
+
+        After step `latest`, if there is one, the clocks of the vector stand still.
+        """
         steps = state["steps"] + 1
         count, square, product, gg, mm = statistics.unbind(-1)
         mean = (square / count.clamp_min(1)).float()
@@ -84,5 +84,6 @@ class Progress:
         decline = any_seen * (averages[0] - first).clamp(-5, 5)
         agreement = (product / (gg * mm).clamp_min(1e-30).sqrt()).float()
         steadiness = ((mm + 1e-6) / (gg + 1e-6)).log().float() / 4
-        rest = torch.stack([trend, decline, any_seen, agreement, steadiness], dim=-1)
-        return torch.cat([level.unsqueeze(-1), clocks(steps), rest], dim=-1), new
+        shown = steps if latest is None else steps.clamp_max(latest)
+        clocks = [shown / (shown + scale) for scale in CLOCKS]
+        return torch.stack([level, *clocks, trend, decline, any_seen, agreement, steadiness], dim=-1), new

@@ -135,10 +135,9 @@ class CPUKernel:
     def _chunk(self, job: "_Job", start: int, stop: int, scratch: Scratch) -> None:
         piece = slice(start, stop)
         theta = job.part.theta[piece]
-        grad = gradient(job.part, piece, scratch.grad)
+        grad = gradient(job.part, piece, scratch)
         delta = scratch.delta[: stop - start]
-        param = parameter(theta, scratch.wide(torch.float32)) if self.rule.progress else grad
-        columns = [grad, param, delta]
+        columns = [grad, parameter(theta, scratch) if self.rule.progress else grad, delta]
         full = (stop - start) // ROWS
         if full:
             self._call(job, full, columns, job.places(start))
@@ -223,20 +222,20 @@ def push(window: Tensor, newest: Tensor) -> None:
     window[:, -1].copy_(newest)
 
 
-def gradient(part: Part, piece: slice, room: Tensor) -> Tensor:
-    """The direction to go down, contiguous float32, as in `Part.chunks`; written to `room` if need be."""
+def gradient(part: Part, piece: slice, scratch: Scratch, start: int = 0) -> Tensor:
+    """The direction to go down, contiguous float32, as in `Part.chunks`; if need be a copy, from `start` on."""
     grad = part.grad[piece]
     if grad.dtype == torch.float32 and grad.is_contiguous() and not part.group["maximize"]:
         return grad
-    copy = room[: len(grad)].copy_(grad)
+    copy = scratch.grad[start : start + len(grad)].copy_(grad)
     return copy.neg_() if part.group["maximize"] else copy
 
 
-def parameter(theta: Tensor, room: Tensor) -> Tensor:
-    """θ, contiguous float32; written to `room` if need be."""
+def parameter(theta: Tensor, scratch: Scratch, start: int = 0) -> Tensor:
+    """θ, contiguous float32; if need be a copy, from `start` on."""
     if theta.dtype == torch.float32 and theta.is_contiguous():
         return theta
-    return room[: len(theta)].copy_(theta)
+    return scratch.wide(torch.float32)[start : start + len(theta)].copy_(theta)
 
 
 def move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.features import lowest_root
-from l2o_runtime.kernels.cpu import Scratch as Columns
-from l2o_runtime.kernels.cpu import chunk_size, gradient, move, parameter, push
+from l2o_runtime.kernels.cpu import Scratch, chunk_size, gradient, move, parameter, push
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.kernels.two_tier import AVERAGES, BETAS, FIELDS, SCALARS, TOTALS, WEIGHTS, scale_module
@@ -85,7 +84,7 @@ class Batch:
 
 
 class ScaleKernel:
-    """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`.
+    """Sums and steps of one rule; see `l2o_runtime.kernels.TensorKernel`.
 
     Args:
         rule: frozen, on the CPU, in float32.
@@ -99,7 +98,7 @@ class ScaleKernel:
             for layer in (rule.into, rule.out)
         )
         self.last = last.ravel()
-        self.scratch: list[Columns] = []
+        self.scratch: list[Scratch] = []
 
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the sums of `ScaleRule.terms`: (parts, 1 + k) float64, whichever thread adds up which piece."""
@@ -136,7 +135,7 @@ class ScaleKernel:
 
     def _share(self, work: Callable[[Batch, int], None], batches: list[Batch]) -> None:
         while len(self.scratch) < torch.get_num_threads():
-            self.scratch.append(Columns([]))
+            self.scratch.append(Scratch([]))
         share(work, batches)
 
     def _call(self, name: str, batch: Batch, numbers: np.ndarray, columns: list[Pair], results: list[int]) -> None:
@@ -191,14 +190,13 @@ def _batches(parts: list[Part]) -> list[Batch]:
     return batches
 
 
-def _columns(batch: Batch, scratch: Columns) -> list[Pair]:
+def _columns(batch: Batch, scratch: Scratch) -> list[Pair]:
     """Gradients and parameters of pieces, contiguous float32."""
     pairs, start = [], 0
     for piece in batch.pieces:
-        here = slice(start, start + len(piece))
-        grad = gradient(piece.part, piece.where, scratch.grad[here])
-        pairs.append((grad, parameter(piece.part.theta[piece.where], scratch.wide(torch.float32)[here])))
-        start = here.stop
+        grad = gradient(piece.part, piece.where, scratch, start)
+        pairs.append((grad, parameter(piece.part.theta[piece.where], scratch, start)))
+        start += len(piece)
     return pairs
 
 

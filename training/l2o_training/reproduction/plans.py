@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from l2o_runtime.artifact import load_rule
-from l2o_runtime.config import ConfigError, DMDConfig, nearest, to_dict
+from l2o_runtime.config import ConfigError, DMDConfig, nearest
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.evaluation.baselines import GRID
 from l2o_training.evaluation.suites import find_suite
@@ -170,8 +170,8 @@ TWO_TIERS = (
 )
 """A context for the whole model, and one for each tensor."""
 
-UNLIKE_TRAINING = tuple(
-    replace(task, name=f"{to_dict(task)['kind']}-{i}")
+VALIDATION = tuple(
+    replace(task, name=f"{task.kind}-{i}")
     for i, task in enumerate(load_preset("scale").validation_tasks, 1)
     if not isinstance(task, QuadraticConfig)
 )
@@ -252,7 +252,7 @@ PLANS = {
         text="The preset `scale`, 20 epochs, horizons of 200 to 400 steps through 20 at a time; compared over 400 "
         "steps on the eight tasks of its validation. DMD (1, 20) of sketches of every fifth step, scaled; of all "
         "parameters, or of each tensor.",
-        studies=(Study(name="two-tiers", variants=TWO_TIERS, tasks=UNLIKE_TRAINING, steps=400, runs=5, lrs=()),),
+        studies=(Study(name="two-tiers", variants=TWO_TIERS, tasks=VALIDATION, steps=400, runs=5, lrs=()),),
     ),
     "fig3": Plan(
         title="Learning curves (Figure 3 of L2O-DMD)",
