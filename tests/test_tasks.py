@@ -95,10 +95,13 @@ def test_text_depends_on_the_two_characters_before():
 
 
 def test_numbers_have_the_condition_that_was_asked_for():
-    x, y = Numbers(5, 100.0, torch.device("cpu"))((1, 20_000), torch.Generator().manual_seed(0))
+    x, y = Numbers(5, 100.0, 0.5, torch.device("cpu"))((1, 20_000), torch.Generator().manual_seed(0))
     values = torch.linalg.eigvalsh(torch.cov(x[0].T))
     assert 80 < values[-1] / values[0] < 125
     assert 1.0 < y.var() < 1.3
+    plain, rng = Numbers(5, 100.0, 0.0, torch.device("cpu")), torch.Generator().manual_seed(0)
+    x, y = (values[0].double() for values in plain((1, 20_000), rng))
+    assert 0.009 < (y - x @ torch.linalg.lstsq(x, y).solution).var() < 0.011  # nothing but ε
 
 
 def test_label_noise_changes_that_share_of_labels():
@@ -117,6 +120,7 @@ def test_label_noise_changes_that_share_of_labels():
         (TextConfig, {"width": 3}, "width: must be even"),
         (TextConfig, {"characters": 1}, "characters"),
         (RegressionConfig, {"condition": 0.5}, "condition"),
+        (RegressionConfig, {"wave": -1.0}, "wave"),
         (RegressionConfig, {"hidden": (0,)}, "hidden: widths must be 1 or more"),
     ],
 )

@@ -40,15 +40,15 @@ def task_of(config):
     return make_task(config, load_dataset, CPU)
 
 
-@pytest.mark.parametrize("weights", ["uniform", "last"])
+@pytest.mark.parametrize(("weights", "tail"), [("uniform", None), ("last", None), ("uniform", 0.25), ("last", 1.0)])
 @pytest.mark.parametrize("name", ["none-log_sign", "dmd-exact-normalized", "kae-log_sign"])
-def test_meta_gradient_equals_plain_differentiation(name, weights):
+def test_meta_gradient_equals_plain_differentiation(name, weights, tail):
     """⟨∇L, θ⟩ with ∇L held constant has the gradient of Σ w L(θ) with detached optimizee gradients."""
     torch.manual_seed(0)
     rule = Rule(RULES[name])
     task = task_of(MLPConfig(hidden=(4,), batch_size=8))
     inner = begin(rule, task.instances(3, seed=5))
-    segment = unroll(rule, inner, 6, weights)
+    segment = unroll(rule, inner, 6, weights, tail=tail)
     segment.objective.backward()
     ours = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in rule.parameters()]
     rule.zero_grad()
@@ -72,13 +72,20 @@ def test_meta_gradient_equals_plain_differentiation(name, weights):
     instances = task.instances(3, seed=5)
     value = losses_of(leaf)
     grad = torch.autograd.grad(value.sum(), leaf)[0]
+    mean = theta
     for step in range(6):
         delta, *state = rule(theta.detach(), grad, value.detach(), *state)
         theta = theta + delta
         value = losses_of(theta)
         grad = torch.autograd.grad(value.sum(), theta, retain_graph=True)[0].detach()
+        point = value
+        if tail is not None:
+            mean = mean + (theta - mean) / (1 + tail * (step + 1))
+            mean_value = losses_of(mean)
+            torch.testing.assert_close(segment.mean_losses[step], mean_value.detach(), rtol=1e-4, atol=1e-5)
+            point = (value + mean_value) / 2
         if weights == "uniform" or step == 5:
-            total = total + value.sum() / 3
+            total = total + point.sum() / 3
         torch.testing.assert_close(segment.losses[step], value.detach(), rtol=1e-4, atol=1e-5)
     total.backward()
     plain = [p.grad if p.grad is not None else torch.zeros_like(p) for p in rule.parameters()]
@@ -221,7 +228,7 @@ def test_lanes_in_the_middle_of_a_horizon_resume_bit_for_bit(tmp_path):
     )
     tasks = (MLPConfig(hidden=(4,), batch_size=8), QuadraticConfig(size=30))
     config = dataclasses.replace(
-        config, tasks=tasks, lanes=3, batch=2, sample=0.5, rescale=1.0, objective="log_loss", final_lr=1e-4
+        config, tasks=tasks, lanes=3, batch=2, sample=0.5, rescale=1.0, objective="log_loss", tail=0.1, final_lr=1e-4
     )
     whole = Trainer(config, tmp_path / "whole").run()
     trainer = Trainer(config, tmp_path / "parts")
@@ -232,6 +239,22 @@ def test_lanes_in_the_middle_of_a_horizon_resume_bit_for_bit(tmp_path):
     trainer._save()
     resumed = Trainer(config, tmp_path / "parts", resume=True).run()
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_the_mean_goes_on_from_truncation_to_truncation():
+    """The mean of all parameters (a tail of 1): over steps done four at a time as over the steps of one truncation."""
+    rule, task = Rule(RULES["none-log_sign"]), task_of(QuadraticConfig(size=5))
+    whole, parts = (begin(rule, task.instances(2, seed=0)) for _ in range(2))
+    expected = unroll(rule, whole, 8, tail=1.0).mean_losses
+    theta, got = [parts.params], []
+    for _ in range(2):
+        got.append(unroll(rule, parts, 4, tail=1.0).mean_losses)
+    torch.testing.assert_close(torch.cat(got), expected)
+    stepped = begin(rule, task.instances(2, seed=0))
+    for _ in range(8):
+        unroll(rule, stepped, 1)
+        theta.append(stepped.params)
+    torch.testing.assert_close(parts.mean, torch.stack(theta).mean(0))
 
 
 STARTED = ["start=default", "rule.context={kind='none'}", "rule.features=moments", "rule.output=adam"]
@@ -297,15 +320,15 @@ def test_horizons_are_log_uniform_multiples_of_the_truncation():
     assert 0.45 < halves < 0.55
 
 
-@pytest.mark.parametrize("name", ["dmd-exact-normalized", "none-scale"])
-def test_a_sampled_meta_gradient_is_right_on_average(name):
+@pytest.mark.parametrize(("name", "tail"), [("dmd-exact-normalized", None), ("none-scale", None), ("none-scale", 0.2)])
+def test_a_sampled_meta_gradient_is_right_on_average(name, tail):
     rule, task = make_rule(RULES[name]).requires_grad_(), task_of(QuadraticConfig(size=12))
 
     def meta_gradient(sample):
         inner = begin(rule, task.instances(2, seed=3))
-        unroll(rule, inner, 8)  # in the middle of things
+        unroll(rule, inner, 8, tail=tail)  # in the middle of things
         drawn = sample and Sample.draw(inner.grad, 0.5, sample)
-        objective = unroll(rule, inner, 4, objective="log_loss", sample=drawn).objective
+        objective = unroll(rule, inner, 4, objective="log_loss", tail=tail, sample=drawn).objective
         return torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(rule.parameters()))])
 
     exact = meta_gradient(None)

@@ -46,6 +46,8 @@ class TrainConfig:
             older ones forgotten by this factor per update.
         weights: w_τ of the losses in a truncation: all 1, or only the last.
         objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike.
+        tail: a; where given, losses count for a half at the mean of the parameters over about the latest a τ of the τ
+            steps so far, and for the other half at the latest ones: see `unroll`.
         hide_loss: probability that an instance does not show its loss to the rule.
         koopman: weight of the Koopman loss (KAE only).
         validate_every: epochs between validations.
@@ -76,6 +78,7 @@ class TrainConfig:
     average: float | None = dataclasses.field(default=None, metadata=LATER)
     weights: Literal["uniform", "last"] = "uniform"
     objective: Literal["loss", "log_loss"] = "loss"
+    tail: float | None = dataclasses.field(default=None, metadata=LATER)
     hide_loss: float = 0.0
     koopman: float = 1.0
     validate_every: int = 20
@@ -98,6 +101,7 @@ class TrainConfig:
         require(
             self.average is None or 0 < self.average < 1, f"average: must be in (0, 1) or absent, got {self.average}"
         )
+        require(self.tail is None or 0 < self.tail <= 1, f"tail: must be in (0, 1] or absent, got {self.tail}")
         require(0 <= self.hide_loss <= 1, f"hide_loss: must be in [0, 1], got {self.hide_loss}")
         require(self.koopman >= 0, f"koopman: must be 0 or more, got {self.koopman}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")

@@ -27,6 +27,8 @@ class Inner:
         visible: (B,) 1 where the rule sees the loss, else 0.
         coordinates, optimization: the rule's states.
         layout: of the parameters, for a rule with a network per tensor.
+        steps: (1,) done so far.
+        mean: (B, n) of the latest parameters, with a tail.
     """
 
     instances: Instances
@@ -37,6 +39,8 @@ class Inner:
     coordinates: State
     optimization: State
     layout: Layout | None
+    steps: Tensor
+    mean: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class Segment:
     Attributes:
         objective: scalar whose gradient with respect to φ is that of the meta-loss.
         losses: (u, B) losses after each step.
+        mean_losses: (u, B) losses at the mean of the latest parameters, None without a tail.
         features: (u, B, N) what a Koopman autoencoder saw, else None.
     """
 
     objective: Tensor
     losses: Tensor
+    mean_losses: Tensor | None
     features: Tensor | None
 
 
@@ -118,9 +124,9 @@ class Sample:
         moved, state = rule.update(self.take(grad), theta.detach(), rule.spread(context, layout, self.index), state)
         return delta, coordinates, optimization, (theta + moved, state)
 
-    def product(self, slope: Tensor, chosen: Chosen) -> Tensor:
-        """An estimate of Σ_i slope_i θ_i over all coordinates and instances."""
-        return (self.weight * self.take(slope) * chosen[0]).sum()
+    def product(self, slope: Tensor, theta: Tensor) -> Tensor:
+        """An estimate of Σ_i slope_i θ_i over all coordinates and instances, from θ (B, k) of the chosen ones."""
+        return (self.weight * self.take(slope) * theta).sum()
 
 
 def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> Inner:
@@ -138,6 +144,8 @@ def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> In
         optimization=zeros(rule.context_spec, (count,), params.device)
         | zeros(rule.tensor_spec, (count, len(instances.shapes)), params.device),
         layout=Layout.of(instances.shapes, params.device) if rule.tensor_spec else None,
+        steps=torch.zeros(1, dtype=torch.int64),
+        mean=params,
     )
 
 
@@ -148,6 +156,7 @@ def unroll(
     weights: Literal["uniform", "last"] = "uniform",
     *,
     objective: Literal["loss", "log_loss"] = "loss",
+    tail: float | None = None,
     sample: Sample | None = None,
     recompute: bool = False,
 ) -> Segment:
@@ -158,19 +167,33 @@ def unroll(
     therefore Σ_τ w_τ ⟨∇L(θ_τ), θ_τ⟩ with ∇L held constant: the same gradient, for one forward and backward pass of the
     optimizee per step and none of its graphs kept. For log L the products are divided by L(θ_τ).
 
+    With a tail a, the mean of L(θ_τ) and L(θ̄_τ) takes the place of L(θ_τ), and of their logarithms that of log L. There
+    θ̄_τ = θ̄_{τ−1} + (θ_τ − θ̄_{τ−1}) / (1 + a τ), with τ from the optimization's beginning: a mean over the latest a τ
+    steps, about. Shorter steps lower the noise of L(θ) at once, and what they cost comes after the truncation, so that
+    rules learn to shorten them too soon; at the mean there is little noise to be lowered.
+
     Args:
         rule: the rule being trained.
         inner: state, replaced by the (detached) state after the steps.
         steps: u.
         weights: w_τ = 1, or 1 for the last step only.
         objective: sum losses, or their logarithms.
+        tail: a, or None for the losses at θ_τ alone.
         sample: differentiate through these coordinates alone, an estimate of the same gradient.
         recompute: keep only the states between steps, and compute everything else again for the gradient.
     """
     params, loss, grad = inner.params, inner.loss, inner.grad
     coordinates, optimization = inner.coordinates, inner.optimization
+    mean, begun = inner.mean, int(inner.steps)
     chosen = None if sample is None else sample.begin(params, coordinates)
-    total, losses, features = params.new_zeros(()), [], []
+    chosen_mean = None if sample is None else sample.take(mean)
+
+    def product(loss: Tensor, grad: Tensor, theta: Tensor, of_chosen: Tensor | None) -> Tensor:
+        slope = grad / loss.clamp_min(TINY).unsqueeze(-1) if objective == "log_loss" else grad
+        moved = (slope * theta).sum() if sample is None or of_chosen is None else sample.product(slope, of_chosen)
+        return moved / len(theta)
+
+    total, losses, mean_losses, features = params.new_zeros(()), [], [], []
     for step in range(steps):
         seen = params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
         if sample is not None and chosen is not None:
@@ -183,23 +206,31 @@ def unroll(
             features.append(optimization["features"])
         params = params + delta
         loss, grad = inner.instances.value_and_grad(params.detach())
-        if weights == "uniform" or step == steps - 1:
-            slope = grad / loss.clamp_min(TINY).unsqueeze(-1) if objective == "log_loss" else grad
-            moved = (slope * params).sum() if sample is None or chosen is None else sample.product(slope, chosen)
-            total = total + moved / len(params)
         losses.append(loss)
+        moved = product(loss, grad, params, None if chosen is None else chosen[0])
+        if tail is not None:
+            share = 1 / (1 + tail * (begun + step + 1))
+            mean = torch.lerp(mean, params, share)
+            if chosen is not None and chosen_mean is not None:
+                chosen_mean = torch.lerp(chosen_mean, chosen[0], share)
+            mean_loss, mean_grad = inner.instances.value_and_grad(mean.detach())
+            mean_losses.append(mean_loss)
+            moved = (moved + product(mean_loss, mean_grad, mean, chosen_mean)) / 2
+        if weights == "uniform" or step == steps - 1:
+            total = total + moved
     inner.params, inner.loss, inner.grad = params.detach(), loss, grad
+    inner.steps, inner.mean = inner.steps + steps, mean.detach()
     inner.coordinates = {key: value.detach() for key, value in coordinates.items()}
     inner.optimization = {key: value.detach() for key, value in optimization.items()}
-    return Segment(total, torch.stack(losses), torch.stack(features) if features else None)
+    stacked = [torch.stack(values) if values else None for values in (mean_losses, features)]
+    return Segment(total, torch.stack(losses), *stacked)
 
 
-def meta_loss(
-    losses: Tensor, weights: Literal["uniform", "last"] = "uniform", objective: Literal["loss", "log_loss"] = "loss"
-) -> Tensor:
-    """Σ_τ w_τ L(θ_τ), or of log L, as a mean over instances: (u, B) → scalar, what `unroll` gives the gradient of."""
-    values = losses.clamp_min(TINY).log() if objective == "log_loss" else losses
-    return values.mean(1).sum() if weights == "uniform" else values[-1].mean()
+def meta_losses(segment: Segment, objective: Literal["loss", "log_loss"] = "loss") -> Tensor:
+    """The summands of the meta-loss, whose gradient `unroll` gives, for every step and instance: (u, B), float64."""
+    points = [segment.losses] if segment.mean_losses is None else [segment.losses, segment.mean_losses]
+    values = torch.stack(points).double()
+    return (values.clamp_min(TINY).log() if objective == "log_loss" else values).mean(0)
 
 
 @torch.no_grad()

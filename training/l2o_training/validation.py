@@ -9,7 +9,7 @@ from l2o_training.config import TrainConfig
 from l2o_training.curriculum import VALIDATION_SEED
 from l2o_training.distributed import Ranks
 from l2o_training.tasks import Task
-from l2o_training.unroll import TINY, rollout
+from l2o_training.unroll import begin, meta_losses, unroll
 
 
 class Validation:
@@ -26,7 +26,8 @@ class Validation:
         self.config, self.tasks, self.ranks, self.device = config, tasks, ranks, device
 
     def score(self, rule: Rule) -> float:
-        """Mean loss over T steps, all tasks and instances; the same on every rank.
+        """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
+        tail; the same on every rank.
 
         The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
         """
@@ -38,8 +39,9 @@ class Validation:
             instances = self.tasks[index].instances(runs, VALIDATION_SEED + self.config.seed + index)
             if stop - start < runs:
                 instances = instances.part(start, stop)
-            losses = rollout(rule, instances, self.config.horizon + 1)[1:].double()
-            sums[index] += (losses.clamp_min(TINY).log() if geometric else losses).mean(0).sum()
+            with torch.no_grad():
+                segment = unroll(rule, begin(rule, instances), self.config.horizon, tail=self.config.tail)
+            sums[index] += meta_losses(segment, self.config.objective).mean(0).sum()
         mean = (self.ranks.sum(sums) / runs).mean()
         return float(mean.exp() if geometric else mean)
 

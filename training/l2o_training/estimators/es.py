@@ -19,7 +19,7 @@ from l2o_training.config import TrainConfig
 from l2o_training.curriculum import Lane
 from l2o_training.estimators.base import Estimator, Share, size
 from l2o_training.tasks.base import generator
-from l2o_training.unroll import Inner, meta_loss, unroll
+from l2o_training.unroll import Inner, meta_losses, unroll
 
 
 def draw_perturbation(config: TrainConfig, lane: Lane, done: int, pair: int, count: int) -> Tensor:
@@ -113,8 +113,9 @@ class ES(Estimator):
         """Meta-loss, mean loss and Koopman loss of a truncation with perturbed parameters."""
         config = self.config
         with torch.no_grad(), perturbed(rule, epsilon):
-            segment = unroll(rule, inner, config.unroll, config.weights, objective=config.objective)
-            value = meta_loss(segment.losses.double(), config.weights, config.objective)
+            segment = unroll(rule, inner, config.unroll, config.weights, objective=config.objective, tail=config.tail)
+            values = meta_losses(segment, config.objective).mean(1)
+            value = values.sum() if config.weights == "uniform" else values[-1]
             koopman = self.koopman(rule, segment)
             if koopman is not None:
                 value = value + config.koopman * koopman

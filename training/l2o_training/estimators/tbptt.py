@@ -32,6 +32,7 @@ class TBPTT(Estimator):
             config.unroll,
             config.weights,
             objective=config.objective,
+            tail=config.tail,
             sample=sample,
             recompute=config.recompute,
         )

@@ -143,11 +143,13 @@ class RegressionConfig:
     Attributes:
         size: numbers of a vector.
         condition: of their covariance.
+        wave: what a sine of the vector adds to the number, at most; linear regression cannot know it.
     """
 
     kind: ClassVar[str] = "regression"
     size: int = 20
     condition: float = 100.0
+    wave: float = dataclasses.field(default=0.5, metadata=LATER)
     hidden: tuple[int, ...] = ()
     activation: Activation = "silu"
     batch_size: int = 32
@@ -158,6 +160,7 @@ class RegressionConfig:
         _check_network("hidden", self.hidden, self.batch_size, self.norm)
         require(1 <= self.size <= 1000, f"size: must be in 1..1000, got {self.size}")
         require(1 <= self.condition <= 1e6, f"condition: must be in 1..1e6, got {self.condition}")
+        require(0 <= self.wave <= 100, f"wave: must be in [0, 100], got {self.wave}")
 
 
 TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig
@@ -199,7 +202,7 @@ def _parts(
         return f"text-{config.cell}-{config.width}", model, cross_entropy, draw
     if isinstance(config, RegressionConfig):
         model = partial(mlp, config.size, config.hidden, 1, config.activation, norm=config.norm)
-        numbers = Numbers(config.size, config.condition, device)
+        numbers = Numbers(config.size, config.condition, config.wave, device)
         return f"regression-{_joined(config.size, *config.hidden)}", model, squared_error, numbers
     data = load(config.data).to(device)
     inputs = data.images[0].numel()

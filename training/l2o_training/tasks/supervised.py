@@ -108,18 +108,20 @@ class Text:
 class Numbers:
     """Draws vectors of given condition, and a number for each: linear in it but for a sine and noise.
 
-    x = Q (s ∘ z), z ~ N(0, I), Q a rotation, s from 1 down to condition^−½; y = ⟨w, z⟩ + sin(3 ⟨v, z⟩)/2 + ε/10.
+    x = Q (s ∘ z), z ~ N(0, I), Q a rotation, s from 1 down to condition^−½; y = ⟨w, z⟩ + a sin(3 ⟨v, z⟩) + ε/10.
 
     Args:
         size: numbers of a vector.
         condition: of their covariance.
+        wave: a.
         device: where they live.
     """
 
-    def __init__(self, size: int, condition: float, device: torch.device):
+    def __init__(self, size: int, condition: float, wave: float, device: torch.device):
         rng = torch.Generator().manual_seed(size)
         rotation = torch.linalg.qr(torch.randn(size, size, generator=rng))[0]
         deviations = condition ** (-0.5 * torch.linspace(0, 1, size))
+        self.wave = wave
         w, v = F.normalize(torch.randn(2, size, generator=rng), dim=-1)
         self.mix, self.w, self.v = ((deviations[:, None] * rotation).to(device), w.to(device), v.to(device))
 
@@ -128,7 +130,7 @@ class Numbers:
         device = self.mix.device
         z = torch.randn(*size, len(self.w), generator=rng, device=device)
         noise = torch.randn(size, generator=rng, device=device)
-        y = z @ self.w + (3 * z @ self.v).sin() / 2 + noise / 10
+        y = z @ self.w + self.wave * (3 * z @ self.v).sin() + noise / 10
         return z @ self.mix, y.unsqueeze(-1)
 
 
