@@ -19,8 +19,8 @@ class Variant:
         name: of its folders, `<name>-s<seed>`.
         label: what tables call it.
         preset, overrides: as `l2o train --preset … --set …` takes them.
-        placebo: name of the variant without context that it is compared with; empty where it has none itself. Zeros
-            get no gradient, so a placebo of any width is that variant, to the bit.
+        placebo: name of the variant that it is compared with, without context or with zeros for one; empty where it
+            has none itself.
     """
 
     name: str
