@@ -126,6 +126,28 @@ def test_pes_is_unbiased_for_the_whole_horizon_where_es_is_not(tail):
     assert target - float(backward @ (expected / expected.norm())) > 5 * own
 
 
+@pytest.mark.parametrize("share", [0.01, 1.0, 100.0])
+def test_lanes_are_clipped_one_by_one(share):
+    """No lane says more than clip / lanes; what it says keeps its direction, and is left out where it is not finite."""
+
+    def message(change=lambda inner: None, **settings):
+        config = dataclasses.replace(TINY, lanes=4, **settings)
+        torch.manual_seed(0)
+        rule, made = Rule(config.rule), make_estimator(config)
+        lane = Lane(config, [make_task(config.tasks[0], load_dataset, torch.device("cpu"))], 0)
+        lane.tick()
+        change(lane.begun(rule)[0])
+        return made.share(rule, lane).message
+
+    plain = message()
+    clip = float(plain.norm()) * 4 * share
+    clipped = message(clip=clip, clip_lanes=True)
+    torch.testing.assert_close(clipped, plain * min(1.0, share))
+    torch.testing.assert_close(message(clip=clip), plain)
+    broken = message(lambda inner: inner.params.fill_(torch.inf), clip=clip, clip_lanes=True)
+    assert torch.equal(broken, torch.zeros_like(plain))
+
+
 def mixed_up(change=lambda message: message):
     """What lanes say each to tbptt and to es (4, P), and the mixture of it, its message changed."""
     made = {}

@@ -42,6 +42,7 @@ class TrainConfig:
         lr: learning rate of the outer Adam.
         final_lr: where given, the learning rate falls to this along a cosine.
         clip: bound on the norm of the meta-gradient.
+        clip_lanes: bound the norm of every lane's meta-gradient too, before the mean over lanes (tbptt and mixed).
         average: where given, what is validated and kept is an average of the weights over the outer updates so far, the
             older ones forgotten by this factor per update.
         weights: w_τ of the losses in a truncation: all 1, or only the last.
@@ -75,6 +76,7 @@ class TrainConfig:
     lr: float = 0.003
     final_lr: float | None = None
     clip: float = 1.0
+    clip_lanes: bool = dataclasses.field(default=False, metadata=LATER)
     average: float | None = dataclasses.field(default=None, metadata=LATER)
     weights: Literal["uniform", "last"] = "uniform"
     objective: Literal["loss", "log_loss"] = "loss"

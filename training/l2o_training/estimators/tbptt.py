@@ -7,13 +7,15 @@ from l2o_runtime.rule import Rule
 from l2o_training.curriculum import Lane
 from l2o_training.estimators.base import Estimator, Share, flat, size
 from l2o_training.tasks.base import generator
-from l2o_training.unroll import Sample, unroll
+from l2o_training.unroll import TINY, Sample, unroll
 
 
 class TBPTT(Estimator):
     """The gradient of a truncation's meta-loss, states at its beginning held constant.
 
-    Biased towards what pays within u steps, with little variance. A message is a lane's gradient: m = P.
+    Biased towards what pays within u steps, with little variance. A message is a lane's gradient: m = P. Their norms
+    can differ a thousandfold, so that the mean over lanes is little else than the largest; `clip_lanes` bounds each
+    of them, and leaves out one that is not finite.
     """
 
     def width(self, rule: Rule) -> int:
@@ -42,6 +44,10 @@ class TBPTT(Estimator):
         params = list(rule.parameters())
         grads = torch.autograd.grad(objective / config.lanes, params, allow_unused=True)
         message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
+        if config.clip_lanes:
+            norm = message.norm()
+            shrunk = message * (config.clip / config.lanes / norm.clamp_min(TINY)).clamp_max(1)
+            message = torch.where(norm.isfinite(), shrunk, 0.0)
         return Share(message, segment.losses.double().mean(), None if koopman is None else koopman.detach())
 
     def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
