@@ -206,6 +206,7 @@ KOOPMAN_TASKS: dict[str, tuple[TaskConfig, str, tuple[str, ...], int]] = {
 
 KOOPMAN_CONTEXTS = {
     "l2o": ("no context", '{kind="none"}'),
+    "flag": ("flag: the window is full", '{kind="flag", window=64}'),
     "kae": ("KAE, latent 8, window 64", '{kind="kae", window=64}'),
     "dmd-raw": ("DMD (4, 64), raw", '{kind="dmd", rank=4, window=64, features="raw"}'),
     "dmd-scaled": ("DMD (4, 64), scaled", '{kind="dmd", rank=4, window=64, features="scaled"}'),
