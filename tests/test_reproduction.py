@@ -543,7 +543,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert result.stdout.strip() == "docs/reproduction/koopman.md"
     text = Path("docs/reproduction/koopman.md").read_text()
     assert "l2o reproduce koopman --data-root data --seeds 1 --runs 2 --set epochs=2 --set validation_runs=1" in text
-    assert "Not run: quadratics-dmd-raw-s0; quadratics-dmd-scaled-s0." in text
+    assert "Not run: quadratics-flag-s0; quadratics-dmd-raw-s0; quadratics-dmd-scaled-s0." in text
     assert Path("docs/reproduction.md").is_file()
 
 
