@@ -23,7 +23,7 @@ from l2o_training.config import load_preset
 from l2o_training.data import DataError
 from l2o_training.errors import RunError
 from l2o_training.evaluation.evaluate import evaluate, name_rules
-from l2o_training.reproduction import plans
+from l2o_training.reproduction import figures, plans
 from l2o_training.reproduction.measure import Contender, Lab, adam, losses, measure, trained
 from l2o_training.reproduction.numbers import collect
 from l2o_training.reproduction.page import write_page
@@ -530,6 +530,20 @@ def test_the_fig4_sweep(tmp_path):
     )
     (row, *_) = [line for line in text.splitlines() if line.startswith("| R = 2")]
     assert row.endswith(f"{share:.2f} |")
+
+
+def test_a_name_has_one_colour_in_all_panels(tmp_path, monkeypatch):
+    """Also where a task lacks one of them; the legend has them all."""
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    losses = np.ones((2, 5))
+    figures.panels({"one": {"a": losses, "c": losses}, "two": {"a": losses, "b": losses, "c": losses}}, tmp_path / "x")
+    (figure,) = drawn
+    colours = [{line.get_label(): line.get_color() for line in axes.get_lines()} for axes in figure.axes]
+    assert colours[1].items() >= colours[0].items()
+    assert len(set(colours[1].values())) == 3
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"a", "b", "c"}
+    figures.plt.close(figure)
 
 
 def test_the_command(tmp_path, monkeypatch):

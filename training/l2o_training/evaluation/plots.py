@@ -50,18 +50,19 @@ def loss_curves(title: str, curves: dict[str, np.ndarray], target: IO[bytes] | P
         plt.close(figure)
 
 
-def draw_losses(axes: Axes, curves: dict[str, np.ndarray]) -> None:
+def draw_losses(axes: Axes, curves: dict[str, np.ndarray], colours: dict[str, str] | None = None) -> None:
     """Mean loss against the step with a band of ± 1 standard deviation over runs.
 
     Args:
         axes: where to.
         curves: name → (runs, steps).
+        colours: of the names; matplotlib's, one after the other, where they are not given.
     """
     for name, losses in curves.items():
         # A diverged run ends its curve; float64, so that squares of what came before do not overflow.
         finite = np.where(np.abs(losses) < 1e30, losses, np.nan).astype(np.float64)
         mean, spread = finite.mean(0), finite.std(0)
         steps = np.arange(1, len(mean) + 1)
-        (line,) = axes.plot(steps, mean, lw=1.4, label=name)
+        (line,) = axes.plot(steps, mean, lw=1.4, label=name, color=colours and colours[name])
         low = np.maximum(mean - spread, finite.min(0))  # a log axis cannot show what falls below zero
         axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15, lw=0)

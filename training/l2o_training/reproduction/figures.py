@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from l2o_runtime.artifact import atomic_write
 from l2o_training.evaluation.plots import STYLE, draw_losses
@@ -19,7 +20,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def panels(curves: dict[str, dict[str, np.ndarray]], path: Path, marks: tuple[int, ...] = ()) -> None:
-    """Loss curves, one panel per task, three in a row.
+    """Loss curves, one panel per task, three in a row; a name has the same colour in all of them.
 
     Args:
         curves: title → name → (runs, steps).
@@ -27,6 +28,9 @@ def panels(curves: dict[str, dict[str, np.ndarray]], path: Path, marks: tuple[in
         marks: steps to mark; with any, the steps' axis is logarithmic.
     """
     rows, columns = math.ceil(len(curves) / 3), min(len(curves), 3)
+    names = dict.fromkeys(name for named in curves.values() for name in named)
+    colours = {name: f"C{index}" for index, name in enumerate(names)}
+    lines: dict[str, Line2D] = {}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows, columns, squeeze=False, layout="constrained", figsize=(4.4 * columns, 3.4 * rows)
@@ -34,14 +38,15 @@ def panels(curves: dict[str, dict[str, np.ndarray]], path: Path, marks: tuple[in
         for place in axes.flat[len(curves) :]:
             place.set_visible(False)
         for place, (title, named) in zip(axes.flat, curves.items(), strict=False):
-            draw_losses(place, named)
+            draw_losses(place, named, colours)
+            lines |= dict(zip(named, place.get_lines(), strict=True))
             place.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
             if marks:
                 place.set_xscale("log")
             for mark in marks if named else ():
                 place.axvline(mark, color="black", lw=0.8, ls=":")
-        if next(iter(curves.values()), {}):
-            axes.flat[0].legend(fontsize=8)
+        if lines:
+            axes.flat[0].legend([lines[name] for name in names], names, fontsize=8)
         _save(figure, path)
 
 
