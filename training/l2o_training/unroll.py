@@ -207,7 +207,7 @@ def unroll(
         params = params + delta
         loss, grad = inner.instances.value_and_grad(params.detach())
         losses.append(loss)
-        moved = product(loss, grad, params, None if chosen is None else chosen[0])
+        points = [(loss, grad, params, None if chosen is None else chosen[0])]
         if tail is not None:
             share = 1 / (1 + tail * (begun + step + 1))
             mean = torch.lerp(mean, params, share)
@@ -215,9 +215,9 @@ def unroll(
                 chosen_mean = torch.lerp(chosen_mean, chosen[0], share)
             mean_loss, mean_grad = inner.instances.value_and_grad(mean.detach())
             mean_losses.append(mean_loss)
-            moved = (moved + product(mean_loss, mean_grad, mean, chosen_mean)) / 2
+            points.append((mean_loss, mean_grad, mean, chosen_mean))
         if weights == "uniform" or step == steps - 1:
-            total = total + moved
+            total = total + sum(product(*point) for point in points) / len(points)
     inner.params, inner.loss, inner.grad = params.detach(), loss, grad
     inner.steps, inner.mean = inner.steps + steps, mean.detach()
     inner.coordinates = {key: value.detach() for key, value in coordinates.items()}
