@@ -180,18 +180,22 @@ class ScaleRule(Rule):
     ) -> tuple[Tensor, State]:
         """As in `Rule`; the context has a row for every tensor, (..., S, c)."""
         assert layout is not None
-        terms = self.terms(param, grad, coordinates)
+        rows = self.sums(param, grad, coordinates, layout)
         tensors = layout.shapes.shape[0]  # not len, which would be constant in a trace
-        rows = terms.new_zeros((*terms.shape[:-2], tensors, terms.shape[-1]))
-        rows = rows.index_add(-2, layout.owner, terms)
         if self.layered:
             assert isinstance(self.context, DMD)
             statistics = self.context.observe_tensors(param, grad, coordinates, layout.owner, tensors).to(rows.dtype)
         else:  # only the sum over all tensors counts
-            first = torch.arange(tensors, device=terms.device).unsqueeze(-1) == 0
+            first = torch.arange(tensors, device=rows.device).unsqueeze(-1) == 0
             total = self.context.observe(param, grad, coordinates, 0).to(rows.dtype).unsqueeze(-2)
             statistics = torch.where(first, total, 0.0)
         return self.contextualise_tensors(torch.cat([rows, statistics], dim=-1), layout.shapes, loss, optimization)
+
+    def sums(self, param: Tensor, grad: Tensor, state: State, layout: Layout) -> Tensor:
+        """The sums of `terms` over every tensor: (..., S, k) float64."""
+        terms = self.terms(param, grad, state)
+        rows = terms.new_zeros((*terms.shape[:-2], layout.shapes.shape[0], terms.shape[-1]))
+        return rows.index_add(-2, layout.owner, terms)
 
     def spread(self, context: Tensor, layout: Layout | None = None, chosen: Tensor | None = None) -> Tensor:
         """As in `Rule`: each coordinate gets its tensor's row, (..., n, c) or (..., k, c)."""
@@ -227,7 +231,12 @@ class ScaleRule(Rule):
         root, theta, fast, slow, fast_slow, fast_theta, u, g_theta = own.unbind(-1)
         n, everything = count.clamp_min(1), total[..., 0].clamp_min(1)
         mean_theta = (total[..., Progress.STATISTICS + 1] / everything).unsqueeze(-1)
-        size_g, size_root, size_fast, size_slow, size_u = (log_root(x, n) for x in (gg, root, fast, slow, u))
+        # In stacks: these are few numbers, and each operator costs more than its arithmetic.
+        sizes = log_root(torch.stack([gg, root, fast, slow, theta, u], dim=-1), n.unsqueeze(-1))
+        size_g, size_root, size_fast, size_slow, size_theta, size_u = sizes.unbind(-1)
+        products = torch.stack([product, fast_slow, fast_theta, g_theta], dim=-1)
+        lengths = torch.stack([normal, fast, fast, gg, averaged, slow, theta, theta], dim=-1)
+        agreement, *cosines = cosine(products, *lengths.chunk(2, dim=-1)).unbind(-1)
         present = (theta / n + mean_theta + SMALLEST_SIZE**2).sqrt().float()
         initial = torch.where(state["tensor_initial_rho"] > 0, state["tensor_initial_rho"], present)
         rho = torch.minimum(present, (GROWTH * initial).clamp_min(1.0))
@@ -236,12 +245,10 @@ class ScaleRule(Rule):
             (size_root - level).clamp(-8, 8) / 4,
             (size_fast - size_root).clamp(-5, 5),
             (size_slow - size_fast).clamp(-5, 5),
-            (log_root(theta, n) - log_root(mean_theta, 1.0)).clamp(-8, 8) / 4,
-            cosine(product, normal, averaged),
+            (size_theta - log_root(mean_theta, 1.0)).clamp(-8, 8) / 4,
+            agreement,
             ((averaged + 1e-6) / (normal + 1e-6)).log().float() / 4,
-            cosine(fast_slow, fast, slow),
-            cosine(fast_theta, fast, theta),
-            cosine(g_theta, gg, theta),
+            *cosines,
             size_u.clamp(-5, 5),
             (n.clamp_max(KNOWN_SIZE).log() / 10).float(),
             (shapes[..., 0] / 4).expand_as(size_u),

@@ -10,8 +10,10 @@ pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install '
 
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.config import RuleConfig
-from l2o_runtime.rule import Rule
-from l2o_training import fused
+from l2o_runtime.layout import Layout
+from l2o_runtime.rule import Rule, zeros
+from l2o_runtime.scale import make_rule
+from l2o_training import fused, fused_scale
 from l2o_training.data import load_dataset
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.unroll import begin, rollout, unroll
@@ -136,6 +138,116 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+SHAPES = [(12, 5), (12,), (3, 12), (3,), (1,), (40, 10), ()]
+"""Tensors of fewer coordinates than a vector, of more, of a whole number of vectors, and of some more."""
+
+
+def two_tiers(name="none-scale", seed=0):
+    """The plain rule and the compiled one, with weights that are far from those of a rule that was not trained."""
+    torch.manual_seed(seed)
+    plain = make_rule(RULES[name]).train()
+    for head in (plain.out, plain.cell.head):
+        torch.nn.init.normal_(head.weight, std=0.3)
+        torch.nn.init.normal_(head.bias, std=0.3)
+    return plain, fused.fuse(copy.deepcopy(plain))
+
+
+def some_steps(rule, lead, steps=4):
+    """Steps of a rule that is shown gradients of very different sizes, zeros among them."""
+    rng = torch.Generator().manual_seed(1)
+    layout = Layout.of([torch.Size(shape) for shape in SHAPES])
+    n = len(layout.owner)
+    coordinates = zeros(rule.coordinate_spec, (*lead, n))
+    optimization = zeros(rule.context_spec, lead) | zeros(rule.tensor_spec, (*lead, len(SHAPES)))
+    deltas = []
+    for _ in range(steps):
+        param, grad, size = torch.randn(3, *lead, n, generator=rng).unbind()
+        grad = grad * (4 * size).exp() * (torch.rand(*lead, n, generator=rng) > 0.1)
+        loss = torch.rand(lead, generator=rng) + 0.1
+        delta, coordinates, optimization = rule(param, grad, loss, coordinates, optimization, layout)
+        deltas.append(delta)
+    return torch.stack(deltas), coordinates, optimization
+
+
+@pytest.mark.parametrize("most", [7, 100, 8192])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("name", [name for name in RULES if name.endswith("scale")])
+def test_two_tiers_step_by_step(monkeypatch, name, lead, most):
+    """Steps, states and the derivatives by all parameters, of tensors in one piece and in several."""
+    monkeypatch.setattr(fused_scale, "PIECE", most)
+    fused_scale._pieces.cache_clear()
+    results = []
+    for rule in two_tiers(name):
+        deltas, *states = some_steps(rule, lead)
+        weights = torch.linspace(-1, 1, deltas.numel()).view_as(deltas)
+        parameters = [p for p in rule.parameters() if p.numel()]
+        grads = torch.autograd.grad((weights * deltas).sum(), parameters, allow_unused=True)
+        results.append([deltas, *(state[key] for state in states for key in sorted(state)), *grads])
+    fused_scale._pieces.cache_clear()
+    assert isinstance(rule, fused_scale.FusedScaleRule)
+    for ours, expected in zip(reversed(results[1]), reversed(results[0]), strict=True):
+        if expected is None:
+            assert ours is None
+        else:
+            tolerance = 1e-5 * float(expected.detach().abs().max())
+            torch.testing.assert_close(ours, expected, rtol=2e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("bias", [-5.0, 5.0])
+def test_a_size_beyond_its_bound_has_no_derivative(bias):
+    """e^(2 o₁) is clamped; all coordinates are beyond."""
+    for rule in two_tiers():
+        torch.nn.init.constant_(rule.out.bias, 0.0)
+        torch.nn.init.zeros_(rule.out.weight)
+        rule.out.bias.data[0] = bias
+        (some_steps(rule, (2,))[0]).sum().backward()
+        assert rule.out.bias.grad[0] == 0
+        assert rule.out.bias.grad[1:].abs().min() > 0
+
+
+def test_the_meta_gradient_of_two_tiers():
+    grads = []
+    for rule in two_tiers():
+        unroll(rule, begin(rule, instances(hidden=30)), 8, objective="log_loss", tail=0.1).objective.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in rule.parameters() if p.grad is not None]))
+    assert (grads[1] - grads[0]).norm() <= 1e-5 * grads[0].norm()
+
+
+def test_two_tiers_need_no_gradient_and_no_one_thread(monkeypatch):
+    monkeypatch.setattr(fused_scale, "PIECE", 50)
+    before, (plain, ours) = torch.get_num_threads(), two_tiers()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            fused_scale._pieces.cache_clear()
+            results.append(rollout(ours, instances(), 12))
+    finally:
+        torch.set_num_threads(before)
+        fused_scale._pieces.cache_clear()
+    assert torch.equal(*results)
+    torch.testing.assert_close(results[0], rollout(plain, instances(), 12), rtol=1e-5, atol=0)
+
+
+def test_a_tensor_of_two_tiers_that_is_not_finite_stays_so():
+    """Its own steps are NaN, and what is seen of it counts as zero, as in the plain rule."""
+    outcomes = []
+    for rule in two_tiers():
+        layout = Layout.of([torch.Size(shape) for shape in SHAPES])
+        n = len(layout.owner)
+        state = (
+            zeros(rule.coordinate_spec, (n,)),
+            zeros(rule.context_spec, ()) | zeros(rule.tensor_spec, (len(SHAPES),)),
+        )
+        grad = torch.linspace(-1, 1, n)
+        grad[3] = float("nan")
+        delta, coordinates, _ = rule(torch.ones(n), grad, torch.tensor(1.0), *state, layout)
+        assert coordinates["m10"][3].isnan()
+        outcomes.append(delta)
+    assert torch.equal(outcomes[0].isnan(), outcomes[1].isnan())
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
 def test_a_fused_rule_is_saved_like_any_other(tmp_path):

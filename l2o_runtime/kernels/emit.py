@@ -3,6 +3,7 @@
 LLVM turns the vectors into whatever registers the machine has, so the code that is written with them is portable.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, Union
@@ -274,6 +275,7 @@ def function_module(name: Literal["tanh", "exp", "log"], width: int) -> ir.Modul
     return module
 
 
+@functools.cache
 def widest() -> int:
     """Floats in a vector register of this processor: 16, 8 or 4."""
     features = llvm.get_host_cpu_features()

@@ -3,8 +3,8 @@
 There is no state to be transposed, so that vectors go along the coordinates, as many as a register holds.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from llvmlite import ir
@@ -17,6 +17,9 @@ from l2o_runtime.rule import OUTPUTS
 from l2o_runtime.scale import INPUTS, SPANS, TERMS, UNITS
 
 F64 = ir.DoubleType()
+
+Weight: TypeAlias = Callable[[int], Vector]
+Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
 
 AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
 """States, in the order in which they are handed over."""
@@ -60,16 +63,31 @@ def terms(param: Vector, old: Sequence[Vector], new: Averages) -> list[Vector]:
     return [*progress, *products]
 
 
-def step(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Any) -> Vector:
-    """Δ, as in `l2o_runtime.scale.ScaleRule.update`.
+class Look(NamedTuple):
+    """What the network of coordinates sees and says.
+
+    Attributes:
+        features: its inputs.
+        hidden: its hidden units.
+        output, directions: as `l2o_runtime.rule.combine` takes them.
+    """
+
+    features: Sequence[Vector]
+    hidden: Sequence[Vector]
+    output: Sequence[Vector]
+    directions: Sequence[Vector]
+
+
+def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight) -> Look:
+    """As in `l2o_runtime.scale.ScaleRule.update`.
 
     Args:
         param: θ.
         new: averages.
-        numbers: lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, magnitude.
+        numbers: lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀.
         weight: gives a weight of either layer as a vector.
     """
-    floor, size_root, inverse_rho, inverse_fast, magnitude = numbers
+    floor, size_root, inverse_rho, inverse_fast = numbers
     root = new.root + floor
     inverse = root.like(1.0) / root
     g, fast, slow = ((x * inverse).clamp(-5, 5) for x in (new.grad, new.fast, new.slow))
@@ -87,10 +105,10 @@ def step(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Any) -
     hidden = [total.at_least(0.0) for total in layer(seen, UNITS, weight, 0)]
     output = layer(hidden, OUTPUTS, weight, UNITS * (INPUTS + 1))
     plain = (new.fast * inverse_fast).clamp(-5, 5)
-    return magnitude * features.combine(output, [fast, plain, slow, g])
+    return Look(seen, hidden, output, [fast, plain, slow, g])
 
 
-def layer(x: Sequence[Vector], outputs: int, weight: Any, first: int) -> list[Vector]:
+def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list[Vector]:
     """W x + b, whose rows [w b] begin at weight `first`."""
     size = len(x) + 1
     result = []
@@ -109,11 +127,25 @@ def scale_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
     `WEIGHTS` float32, of gradients, parameters and states, each of these of one of `dtypes`, and of the result: the
     steps, or `TOTALS` vectors of float64, to which is added. States are written.
     """
-    module = ir.Module(name="l2o")
     kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
-    for name, last, write in (("observe", F64.as_pointer(), _observe), ("update", POINTER, _update)):
-        kinds = [I64, POINTER, POINTER, POINTER, *kept, last]
-        inner = ir.Function(module, ir.FunctionType(VOID, kinds), name=f"{name}_piece")
+    read = [POINTER, POINTER, POINTER, *kept]
+    return module_of_pieces(
+        width, {"observe": ([*read, F64.as_pointer()], _observe), "update": ([*read, POINTER], _update)}
+    )
+
+
+def module_of_pieces(width: int, functions: dict[str, tuple[Sequence[Any], Write]]) -> ir.Module:
+    """Functions that go through the rows of a table: each a number of coordinates, then addresses.
+
+    Args:
+        width: coordinates of a vector.
+        functions: by name the types of the addresses, and what writes the code for some coordinates of a row. That is
+            given the builder, the addresses, the coordinates of a block, the first of them, the number of blocks, and
+            `width`.
+    """
+    module = ir.Module(name="l2o")
+    for name, (kinds, write) in functions.items():
+        inner = ir.Function(module, ir.FunctionType(VOID, [I64, *kinds]), name=f"{name}_piece")
         inner.linkage = "internal"
         for argument in inner.args[1:]:
             argument.add_attribute("noalias")
@@ -135,9 +167,9 @@ def _rows(module: ir.Module, name: str, inner: Any) -> None:
     rows, table = function.args
 
     def body(index: Any, _: list[Any]) -> list[Any]:
-        first = builder.mul(index, I64(FIELDS))
+        first = builder.mul(index, I64(len(inner.args)))
         count, *addresses = (
-            builder.load(builder.gep(table, [builder.add(first, I64(field))])) for field in range(FIELDS)
+            builder.load(builder.gep(table, [builder.add(first, I64(field))])) for field in range(len(inner.args))
         )
         pointers = [
             builder.inttoptr(address, argument.type)
@@ -188,7 +220,9 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
         new = Averages(g, old, scalars[: len(BETAS)])
         for value, place in zip(new.new, places, strict=True):
             store(builder, value, place)
-        store(builder, step(theta, new, scalars[len(BETAS) :], weight), builder.gep(delta, at))
+        *numbers_of_tensor, magnitude = scalars[len(BETAS) :]
+        seen = look(theta, new, numbers_of_tensor, weight)
+        store(builder, magnitude * features.combine(seen.output, seen.directions), builder.gep(delta, at))
         return []
 
     loop(builder, blocks, [], body)

@@ -9,37 +9,49 @@ import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.gram import State
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import ScaleRule
 
 try:
     from l2o_runtime.kernels.cpu import LARGEST
     from l2o_runtime.kernels.emit import Compiled
     from l2o_runtime.kernels.threads import share
+    from l2o_training.fused_scale import FusedScaleRule
     from l2o_training.sweep import BACKWARD, FORWARD, module_of
     from l2o_training.tile import Shape, choose_shape
 except ImportError:  # llvmlite is not installed
     choose_shape = None  # type: ignore[assignment]
+
+M = TypeVar("M", bound=nn.Module)
 
 RANGE = 1024
 """Coordinates that a thread takes at a time, about; derivatives by the weights are summed within, then over ranges."""
 
 
 def fuse(rule: Rule) -> Rule:
-    """Give a rule on the CPU the fast cell, with the same parameters, if llvmlite is there; else leave it as it is."""
-    if choose_shape is not None and next(rule.parameters()).device.type == "cpu":
-        fused = object.__new__(FusedLSTM)
-        fused.__dict__ = rule.cell.__dict__
-        rule.cell = fused
+    """A rule on the CPU with fast code and the same parameters, if llvmlite is there; else the rule as it is."""
+    if choose_shape is None or next(rule.parameters()).device.type != "cpu":
+        return rule
+    if isinstance(rule, ScaleRule):
+        return _become(FusedScaleRule, rule)
+    rule.cell = _become(FusedLSTM, rule.cell)
     return rule
+
+
+def _become(kind: type[M], module: nn.Module) -> M:
+    """The same module, parameters and all, with the methods of a subclass of its own."""
+    fused = object.__new__(kind)
+    fused.__dict__ = module.__dict__
+    return fused
 
 
 class FusedLSTM(CoordinateLSTM):
