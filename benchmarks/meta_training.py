@@ -9,6 +9,10 @@ do, to the plain loop with as many threads. Where others use the machine, the CP
 the clock; with two threads it counts both, with two processes only the first one's.
 
     python benchmarks/meta_training.py --threads 1 2 --processes 2
+
+The two-tier rule is compared with itself in torch's operators instead:
+
+    python benchmarks/meta_training.py --threads 1 --two-tiers --batches 2 --steps 100
 """
 
 import argparse
@@ -28,6 +32,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.rule import Rule
+from l2o_runtime.scale import make_rule
 from l2o_training import fused
 from l2o_training.data import load_dataset
 from l2o_training.fused import fuse
@@ -36,6 +41,8 @@ from l2o_training.tasks.base import Instances
 from l2o_training.unroll import begin, unroll
 
 PLAIN = "plain, one instance"
+OPERATORS = "torch operators, as many at once"
+TWO_TIERS = RuleConfig(cell="scale", features="moments", output="adam", hidden=32, layers=1)
 
 DIGITS = load_dataset("digits", Path("data"))
 
@@ -86,9 +93,11 @@ def plain(hidden: int, steps: int) -> tuple[Callable[[], None], int]:
     return truncation, n
 
 
-def ours(hidden: int, steps: int, batch: int, processes: int = 1) -> tuple[Callable[[], None], int]:
+def ours(
+    hidden: int, steps: int, batch: int, processes: int = 1, rule: Rule | None = None
+) -> tuple[Callable[[], None], int]:
     """One truncation as `l2o train` does it, for `batch` instances at once in each of some processes."""
-    rule = fuse(Rule(RuleConfig(features="normalized")))
+    rule = rule or fuse(Rule(RuleConfig(features="normalized")))
     optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
     task = make_task(MLPConfig(hidden=(hidden,), batch_size=64), lambda name: DIGITS, torch.device("cpu"))
     inner = begin(rule, task.instances(batch, seed=0))
@@ -173,8 +182,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="instances at once, of ours")
     parser.add_argument("--processes", type=int, default=1, help="add ours in so many processes of one thread")
+    parser.add_argument("--two-tiers", action="store_true", help="compare the two-tier rule with and without fast code")
     parser.add_argument("--parts", action="store_true", help="show instead where our time goes, on one thread")
     args = parser.parse_args()
+    if args.two_tiers and (len(args.batches) > 1 or args.processes > 1 or args.parts):
+        parser.error("--two-tiers goes with one number of --batches, and without --processes and --parts")
     torch.manual_seed(0)
     if args.parts:
         torch.set_num_threads(1)
@@ -183,8 +195,14 @@ def main() -> None:
                 batch, "at once:", {k: round(v) for k, v in parts(args.hidden, args.steps, batch, args.rounds).items()}
             )
         return
-    contenders = {PLAIN: plain(args.hidden, args.steps)}
-    contenders |= {f"ours, {b} at once": ours(args.hidden, args.steps, b) for b in args.batches}
+    reference = OPERATORS if args.two_tiers else PLAIN
+    if args.two_tiers:
+        (batch,) = args.batches
+        rules = {OPERATORS: make_rule(TWO_TIERS), f"ours, {batch} at once": fuse(make_rule(TWO_TIERS))}
+        contenders = {name: ours(args.hidden, args.steps, batch, rule=rule) for name, rule in rules.items()}
+    else:
+        contenders = {PLAIN: plain(args.hidden, args.steps)}
+        contenders |= {f"ours, {b} at once": ours(args.hidden, args.steps, b) for b in args.batches}
     never = float("inf"), float("inf")
     best = {(name, threads): never for threads in args.threads for name in contenders}
     several = f"ours, {args.batches[-1]} at once, {args.processes} processes"
@@ -205,8 +223,7 @@ def main() -> None:
     title = f"{75 * args.hidden + 10} coordinates, truncations of {args.steps}; ns per coordinate and step"
     table = Table("threads", "", "10⁶ coordinates · steps / s", "ns", "ratio", "CPU ns", "ratio", title=title)
     for (name, threads), (wall, busy) in best.items():
-        reference = best[PLAIN, threads]
-        ratios = [f"{known / own:.2f}" for known, own in zip(reference, (wall, busy), strict=True)]
+        ratios = [f"{known / own:.2f}" for known, own in zip(best[reference, threads], (wall, busy), strict=True)]
         table.add_row(str(threads), name, f"{1e3 / wall:.3f}", f"{wall:.0f}", ratios[0], f"{busy:.0f}", ratios[1])
     Console(width=120).print(table)
 

@@ -44,7 +44,7 @@ def bench(
         from l2o_training.benchmark.bench import bench as run
         from l2o_training.benchmark.contenders import contenders
         from l2o_training.benchmark.models import parse_sizes
-        from l2o_training.trainer import pick_device
+        from l2o_training.config import pick_device
 
         set_threads(threads)
         place = torch.device(pick_device(device))

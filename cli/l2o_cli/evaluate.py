@@ -72,6 +72,7 @@ def evaluate(
 
         from l2o_cli.unseen import evaluate_unseen
         from l2o_runtime.config import require
+        from l2o_training.config import pick_device
         from l2o_training.data import Datasets
         from l2o_training.distributed import START_TIMEOUT
         from l2o_training.evaluation.baselines import parse_baselines
@@ -81,7 +82,6 @@ def evaluate(
         from l2o_training.provenance import versions
         from l2o_training.rendezvous import join
         from l2o_training.tasks import Task, make_task
-        from l2o_training.trainer import pick_device
 
         if suite == UNSEEN:
             set_threads(threads)

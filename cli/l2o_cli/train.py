@@ -73,11 +73,11 @@ def _train(
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from l2o_training.config import load_preset
+    from l2o_training.config import load_preset, pick_device
     from l2o_training.distributed import START_TIMEOUT
     from l2o_training.provenance import comparable, versions
     from l2o_training.trainer import Progress as Epoch
-    from l2o_training.trainer import Trainer, pick_device
+    from l2o_training.trainer import Trainer
 
     set_threads(threads or (1 if ranks.size > 1 else 0))
     place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))

@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from l2o_runtime.config import LATER, ConfigError, FlagConfig, RuleConfig, WindowConfig, build, nearest, require
 from l2o_training.tasks import MLPConfig, TaskConfig
 
@@ -167,3 +169,14 @@ def _override(data: dict[str, Any], override: str) -> None:
         table = table.setdefault(parent, {})
         require(isinstance(table, dict), f"--set {override!r}: {parent} is not a table of keys")
     table[last] = value
+
+
+def pick_device(name: str) -> str:
+    """Resolve "auto" to "cuda" where there is one.
+
+    Raises:
+        ConfigError: "cuda" was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    require(name != "cuda" or available, "--device cuda: no CUDA device is available here; use auto or cpu")
+    return "cuda" if name != "cpu" and available else "cpu"

@@ -1,5 +1,6 @@
 """Where a rule comes from: what is compared and kept of a run, and what decides about a rule's bits."""
 
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import torch
 
 import l2o_runtime
-from l2o_runtime.config import to_dict
+from l2o_runtime.artifact import read_rule
+from l2o_runtime.config import ConfigError, to_dict
+from l2o_runtime.rule import Rule
 from l2o_training.config import TrainConfig
 
 
@@ -35,3 +38,30 @@ def git_revision() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def inherit(rule: Rule, start: str) -> dict[str, Any]:
+    """Give a rule the weights of another one.
+
+    Returns:
+        The other one's provenance.
+
+    Raises:
+        ConfigError: the other one is of another architecture.
+        ArtifactError: it cannot be read.
+    """
+    other, provenance = read_rule(start)
+    if _architecture(other) != _architecture(rule):
+        raise ConfigError(
+            f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
+            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
+        )
+    rule.load_state_dict(other.state_dict())
+    return provenance
+
+
+def _architecture(rule: Rule) -> str:
+    """What has to be equal for weights to fit."""
+    config = rule.config
+    context = json.dumps(to_dict(config.context))
+    return f"{config.cell} {config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from l2o_runtime.artifact import atomic_write, read_rule, remove_leftovers, save_rule
-from l2o_runtime.config import ConfigError, require, to_dict
+from l2o_runtime.artifact import atomic_write, save_rule
+from l2o_runtime.config import require, to_dict
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import make_rule
 from l2o_training import checkpoints
@@ -23,16 +22,14 @@ from l2o_training.checkpoints import Checkpoints
 from l2o_training.config import TrainConfig
 from l2o_training.curriculum import Lane
 from l2o_training.data import Datasets
-from l2o_training.distributed import ALONE, PROBE, Ranks
+from l2o_training.distributed import ALONE, Ranks
 from l2o_training.errors import RunError
 from l2o_training.estimators import make_estimator
+from l2o_training.folder import CONFIG, CURVE, METRICS, RULE, newest_checkpoint, owned
 from l2o_training.fused import fuse
-from l2o_training.provenance import comparable, git_revision, versions
+from l2o_training.provenance import comparable, git_revision, inherit, versions
 from l2o_training.tasks import make_task
 from l2o_training.validation import Validation
-
-CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
-RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Trainer:
         self.device = torch.device(device)
         enough = config.lanes >= ranks.size
         require(enough, f"lanes: {config.lanes} are too few for {ranks.size} ranks, which advance one or more each")
-        checkpoint = _newest(out, config, resume, restarted)
+        checkpoint = newest_checkpoint(out, config, resume, restarted)
 
         load = Datasets(data_root, download=download)
         self.tasks, judges = (
@@ -114,7 +111,7 @@ class Trainer:
         rule = make_rule(config.trained_rule)
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
-            self.ancestor = _inherit(rule, config.start)
+            self.ancestor = inherit(rule, config.start)
         self.rule = fuse(rule.to(self.device))
         self.averaged = None
         if config.average is not None:
@@ -138,7 +135,7 @@ class Trainer:
             report: called after every epoch.
         """
         with ExitStack() as stack:
-            self.ranks.agree(lambda: stack.enter_context(_own(self.out)) if self.ranks.main else None)
+            self.ranks.agree(lambda: stack.enter_context(owned(self.out)) if self.ranks.main else None)
             board = self._open() if self.ranks.main else None
             stack.enter_context(_deterministic())
             if board is not None:
@@ -342,77 +339,6 @@ class Trainer:
             "git": git_revision(),
             "versions": versions(),
         }
-
-
-def _inherit(rule: Rule, start: str) -> dict[str, Any]:
-    """Give a rule the weights of another one.
-
-    Returns:
-        The other one's provenance.
-
-    Raises:
-        ConfigError: the other one is of another architecture.
-        ArtifactError: it cannot be read.
-    """
-    other, provenance = read_rule(start)
-    if _architecture(other) != _architecture(rule):
-        raise ConfigError(
-            f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
-            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
-        )
-    rule.load_state_dict(other.state_dict())
-    return provenance
-
-
-def _architecture(rule: Rule) -> str:
-    """What has to be equal for weights to fit."""
-    config = rule.config
-    context = json.dumps(to_dict(config.context))
-    return f"{config.cell} {config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"
-
-
-def pick_device(name: str) -> str:
-    """Resolve "auto" to "cuda" where there is one.
-
-    Raises:
-        ConfigError: "cuda" was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    require(name != "cuda" or available, "--device cuda: no CUDA device is available here; use auto or cpu")
-    return "cuda" if name != "cpu" and available else "cpu"
-
-
-def _newest(out: Path, config: TrainConfig, resume: bool, restarted: bool) -> Path | None:
-    """The checkpoint to continue from, None to begin."""
-    if (out / OLD_CHECKPOINT).is_file():
-        raise RunError(
-            f"{out / OLD_CHECKPOINT} is of an older version, whose checkpoints this one does not read: "
-            "finish the run with that version, or choose another --out"
-        )
-    found = checkpoints.find(out)
-    if found and not (resume or restarted):
-        raise RunError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-    if not found:
-        if resume and not restarted and not any((out / name).is_file() for name in (LOCK, CONFIG)):
-            raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
-        return None
-    path = found[max(found)]
-    if checkpoints.read(path, lambda key: False)[1]["config"] != json.loads(json.dumps(comparable(config))):
-        raise RunError(f"{out} was started with another configuration: see {out / CONFIG}")
-    return path
-
-
-@contextmanager
-def _own(folder: Path) -> Iterator[None]:
-    """Make the folder, hold its lock, so that two runs never write into it, and tidy up after a killed run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, timeout=0):
-            for name in (CONFIG, METRICS, RULE, CURVE, PROBE):
-                remove_leftovers(folder / name)
-            yield
-    except Timeout:
-        raise RunError(f"{folder} is being written by another run: wait for it, or choose another --out") from None
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from l2o_training.cells import numbers, read_cell, write_cell
 from l2o_training.data import Datasets
 from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.evaluation.evaluate import name_of
+from l2o_training.folder import RULE
 from l2o_training.fused import fuse
 from l2o_training.reproduction.plans import Study, Variant, task_name
 from l2o_training.tasks import Instances, Task, TaskConfig, make_task
-from l2o_training.trainer import RULE
 from l2o_training.unroll import rollout
 
 TOGETHER = 5

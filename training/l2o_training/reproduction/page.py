@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from l2o_runtime.artifact import atomic_write, read_rule
+from l2o_training.folder import METRICS, RULE
 from l2o_training.reproduction.measure import Lab
 from l2o_training.reproduction.numbers import NOT_RUN, collect, markdown, number
 from l2o_training.reproduction.plans import PLANS, Plan, Study, Variant
 from l2o_training.reproduction.sections import SECTIONS
-from l2o_training.trainer import METRICS, RULE
 
 DETAILS = "<!-- details -->"
 """Where the part of a page ends that the index repeats."""

@@ -14,11 +14,12 @@ from l2o_runtime.scale import make_rule
 from l2o_training import checkpoints
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
+from l2o_training.folder import CONFIG, LOCK, RULE
 from l2o_training.provenance import comparable
 from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
 from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
 from l2o_training.sharing import POLL, Busy, Job, Report, share
-from l2o_training.trainer import CONFIG, LOCK, RULE, Progress, Trainer
+from l2o_training.trainer import Progress, Trainer
 
 CONTEXT_WEIGHTS = "cell.weight_context"
 

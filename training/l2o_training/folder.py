@@ -1,0 +1,51 @@
+"""A run's folder: what it holds, who may write it, and where a stopped run goes on."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from l2o_runtime.artifact import remove_leftovers
+from l2o_training import checkpoints
+from l2o_training.config import TrainConfig
+from l2o_training.distributed import PROBE
+from l2o_training.errors import RunError
+from l2o_training.provenance import comparable
+
+CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
+
+
+def newest_checkpoint(out: Path, config: TrainConfig, resume: bool, restarted: bool) -> Path | None:
+    """The checkpoint to continue from, None to begin."""
+    if (out / OLD_CHECKPOINT).is_file():
+        raise RunError(
+            f"{out / OLD_CHECKPOINT} is of an older version, whose checkpoints this one does not read: "
+            "finish the run with that version, or choose another --out"
+        )
+    found = checkpoints.find(out)
+    if found and not (resume or restarted):
+        raise RunError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
+    if not found:
+        if resume and not restarted and not any((out / name).is_file() for name in (LOCK, CONFIG)):
+            raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
+        return None
+    path = found[max(found)]
+    if checkpoints.read(path, lambda key: False)[1]["config"] != json.loads(json.dumps(comparable(config))):
+        raise RunError(f"{out} was started with another configuration: see {out / CONFIG}")
+    return path
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Make the folder, hold its lock, so that two runs never write into it, and tidy up after a killed run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK, timeout=0):
+            for name in (CONFIG, METRICS, RULE, CURVE, PROBE):
+                remove_leftovers(folder / name)
+            yield
+    except Timeout:
+        raise RunError(f"{folder} is being written by another run: wait for it, or choose another --out") from None
