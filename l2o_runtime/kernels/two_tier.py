@@ -19,7 +19,10 @@ from l2o_runtime.scale import INPUTS, SPANS, TERMS, UNITS
 F64 = ir.DoubleType()
 
 Weight: TypeAlias = Callable[[int], Vector]
+"""Gives a weight by its number."""
+
 Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
+"""Writes the code for some coordinates of a piece; see `module_of_pieces`."""
 
 AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
 """States, in the order in which they are handed over."""
@@ -85,7 +88,7 @@ def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight
         param: θ.
         new: averages.
         numbers: lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀.
-        weight: gives a weight of either layer as a vector.
+        weight: of either layer.
     """
     floor, size_root, inverse_rho, inverse_fast = numbers
     root = new.root + floor
@@ -220,8 +223,8 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
         new = Averages(g, old, scalars[: len(BETAS)])
         for value, place in zip(new.new, places, strict=True):
             store(builder, value, place)
-        *numbers_of_tensor, magnitude = scalars[len(BETAS) :]
-        seen = look(theta, new, numbers_of_tensor, weight)
+        *others, magnitude = scalars[len(BETAS) :]
+        seen = look(theta, new, others, weight)
         store(builder, magnitude * features.combine(seen.output, seen.directions), builder.gep(delta, at))
         return []
 
