@@ -21,7 +21,7 @@ from l2o_runtime.artifact import read_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
-from l2o_training.curriculum import draw_episode
+from l2o_training.curriculum import VALIDATION_SEED, draw_episode
 from l2o_training.data import DataError, load_dataset, read_npz
 from l2o_training.errors import RunError
 from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
@@ -481,3 +481,18 @@ def test_validation_tasks_decide_which_rule_is_the_best(tmp_path):
         for name, each in {"a": config, "b": other, "c": dataclasses.replace(config, validation_tasks=())}.items()
     )
     assert score == expected != plain
+
+
+def test_validation_is_of_the_mean_over_runs(tmp_path):
+    """With log-losses too: a run that goes wrong counts in full; tasks and steps are averaged by their logarithms."""
+    tasks = (QuadraticConfig(size=3), QuadraticConfig(size=5))
+    config = TrainConfig(tasks=tasks, horizon=20, validation_runs=4, objective="log_loss", tail=0.1)
+    trainer = Trainer(config, tmp_path / "run")
+    logs = []
+    for index, task in enumerate(trainer.tasks):
+        inner = begin(trainer.rule, task.instances(4, VALIDATION_SEED + index))
+        with torch.no_grad():
+            segment = unroll(trainer.rule, inner, 20, tail=0.1)
+        assert segment.mean_losses is not None
+        logs += [losses.double().mean(1).log().mean() for losses in (segment.losses, segment.mean_losses)]
+    assert trainer.validate() == pytest.approx(float(torch.stack(logs).mean().exp()), rel=1e-9)

@@ -226,11 +226,20 @@ def unroll(
     return Segment(total, torch.stack(losses), *stacked)
 
 
+def points(segment: Segment) -> Tensor:
+    """The losses that count: at the parameters, and with a tail at their mean; (1 or 2, u, B), float64."""
+    losses = [segment.losses] if segment.mean_losses is None else [segment.losses, segment.mean_losses]
+    return torch.stack(losses).double()
+
+
+def valued(losses: Tensor, objective: Literal["loss", "log_loss"]) -> Tensor:
+    """Losses, or their logarithms."""
+    return losses.clamp_min(TINY).log() if objective == "log_loss" else losses
+
+
 def meta_losses(segment: Segment, objective: Literal["loss", "log_loss"] = "loss") -> Tensor:
     """The summands of the meta-loss, whose gradient `unroll` gives, for every step and instance: (u, B), float64."""
-    points = [segment.losses] if segment.mean_losses is None else [segment.losses, segment.mean_losses]
-    values = torch.stack(points).double()
-    return (values.clamp_min(TINY).log() if objective == "log_loss" else values).mean(0)
+    return valued(points(segment), objective).mean(0)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from l2o_training.config import TrainConfig
 from l2o_training.curriculum import VALIDATION_SEED
 from l2o_training.distributed import Ranks
 from l2o_training.tasks import Task
-from l2o_training.unroll import begin, meta_losses, unroll
+from l2o_training.unroll import begin, points, unroll, valued
 
 
 class Validation:
@@ -29,10 +29,11 @@ class Validation:
         """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
         tail; the same on every rank.
 
-        The mean is geometric where logarithms of losses are meta-trained on: a hard task counts like an easy one.
+        Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts
+        like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
         """
-        runs, geometric = self.config.validation_runs, self.config.objective == "log_loss"
-        sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        runs, kinds = self.config.validation_runs, 1 if self.config.tail is None else 2
+        sums = torch.zeros(len(self.tasks), kinds, self.config.horizon, dtype=torch.float64, device=self.device)
         for number, (index, start, stop) in enumerate(self._cells()):
             if number % self.ranks.size != self.ranks.rank:
                 continue
@@ -41,9 +42,9 @@ class Validation:
                 instances = instances.part(start, stop)
             with torch.no_grad():
                 segment = unroll(rule, begin(rule, instances), self.config.horizon, tail=self.config.tail)
-            sums[index] += meta_losses(segment, self.config.objective).mean(0).sum()
-        mean = (self.ranks.sum(sums) / runs).mean()
-        return float(mean.exp() if geometric else mean)
+            sums[index] += points(segment).sum(-1)
+        mean = valued(self.ranks.sum(sums) / runs, self.config.objective).mean()
+        return float(mean.exp() if self.config.objective == "log_loss" else mean)
 
     def _cells(self) -> list[tuple[int, int, int]]:
         """Task, first instance and end of what is validated together: tasks, cut up where ranks are more than tasks."""
