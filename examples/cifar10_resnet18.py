@@ -1,6 +1,6 @@
 """Train torchvision's ResNet-18 on CIFAR-10 with a learned rule, or with Adam at several learning rates.
 
-python examples/cifar10_resnet18.py data/cifar10.npz --rule default --adam 0.0003 0.001 0.003 --steps 200
+python examples/cifar10_resnet18.py data/cifar10.npz --rule scale --adam 0.0003 0.001 0.003 --steps 200
 
 The file holds x_train (N, 32, 32, 3), y_train, x_test and y_test. All optimizers start from the same weights and see
 the same minibatches, random crops and flips included.

@@ -25,6 +25,8 @@ MAX_HEADER = 2**20
 METADATA = {"format", "config", "provenance", "digest"}
 TEMPORARY = ".tmp"
 BUNDLED = Path(__file__).parent / "pretrained"
+ALIASES = {"default": "scale"}
+"""Other names of bundled rules: `default` is the one to begin with."""
 
 
 class ArtifactError(ValueError):
@@ -76,8 +78,9 @@ def find_rule(rule: str | Path) -> Path:
     Raises:
         ArtifactError: there is neither.
     """
-    if isinstance(rule, str) and rule in bundled_rules():
-        return BUNDLED / f"{rule}.safetensors"
+    name = ALIASES.get(rule, rule) if isinstance(rule, str) else rule
+    if name in bundled_rules():
+        return BUNDLED / f"{name}.safetensors"
     path = Path(rule)
     try:
         kind = "file" if path.is_file() else "folder" if path.is_dir() else "other"
@@ -85,7 +88,7 @@ def find_rule(rule: str | Path) -> Path:
         kind = "other"
     if kind != "file":
         what = "is a folder" if kind == "folder" else "does not exist, or is no regular file"
-        names = ", ".join(bundled_rules()) or "none"
+        names = ", ".join([*ALIASES, *bundled_rules()])
         raise ArtifactError(
             f"no rule at {path}: it {what}; expected a file that `l2o train` or `l2o export` wrote, "
             f"or a bundled name ({names})"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rules import make_rule
 
 from l2o_runtime import ArtifactError, RuleConfig, load_rule, save_rule
-from l2o_runtime.artifact import atomic_write, bundled_rules, parse_rule, read_rule, rule_bytes
+from l2o_runtime.artifact import atomic_write, bundled_rules, find_rule, parse_rule, read_rule, rule_bytes
 from l2o_runtime.config import DMDConfig, to_dict
 from l2o_runtime.untrusted import canonical
 
@@ -160,6 +160,6 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 
 def test_bundled_rules_load():
-    assert "default" in bundled_rules()
+    assert find_rule("default").stem in bundled_rules()
     for name in bundled_rules():
         load_rule(name)

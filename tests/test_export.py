@@ -125,7 +125,7 @@ def test_export_verifies_and_describes(tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert all(entry["parity"] is None or entry["parity"] <= 1e-4 for entry in manifest["files"].values())
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
-    assert "coordinate.h0" in (tmp_path / "out" / "README.md").read_text()
+    assert "coordinate.m100" in (tmp_path / "out" / "README.md").read_text()
 
 
 def export_rule_of_default(out):

@@ -269,8 +269,12 @@ def test_gradients_of_any_size_through_moments(scale, tmp_path, plain):
         torch.testing.assert_close(new[key], value, rtol=1e-5, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
+BUNDLED = ("scale", "moments")
+"""Bundled rules that do not amplify rounding."""
+
+
 def digits_run(steps: int, **options) -> list[torch.Tensor]:
-    """θ of every step of a real optimization with the bundled rule."""
+    """θ of every step of a real optimization."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -289,27 +293,28 @@ def digits_run(steps: int, **options) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("name", [None, "none-moments", "dmd-sketch-moments"])
+@pytest.mark.parametrize("name", [*BUNDLED, "none-moments", "dmd-sketch-moments"])
 def test_equals_the_plain_loop_on_a_real_trajectory(name, plain, tmp_path):
-    """Of the bundled rule, and of rules that are not trained."""
-    options = {"rule": tmp_path / "rule.safetensors"} if name else {}
-    if name:
-        save_rule(options["rule"], make_rule(dataclasses.replace(RULES[name], horizon=200)))
+    """Of bundled rules, and of rules that are not trained."""
+    rule = name if name in BUNDLED else tmp_path / "rule.safetensors"
+    if name not in BUNDLED:
+        save_rule(rule, make_rule(dataclasses.replace(RULES[name], horizon=200)))
     plain(True)
-    slow = digits_run(200, **options)
+    slow = digits_run(200, rule=rule)
     plain(False)
-    fast = digits_run(200, **options)
+    fast = digits_run(200, rule=rule)
     assert not torch.equal(slow[-1], fast[-1]), "both took the plain path"
     for step in (1, 10, 50, 100, 200):
         distance = (fast[step - 1] - slow[step - 1]).norm() / slow[step - 1].norm()
         assert distance < 1e-5, f"step {step}: {distance}"
 
 
+@pytest.mark.parametrize("rule", BUNDLED)
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernel", "plain"])
-def test_a_state_in_bfloat16_leads_nearly_where_float32_does(plain, kernels):
+def test_a_state_in_bfloat16_leads_nearly_where_float32_does(plain, kernels, rule):
     """`benchmarks/state_dtype.py` has the figures for more states, seeds and steps."""
     plain(not kernels)
-    exact, rounded = digits_run(200), digits_run(200, state_dtype=torch.bfloat16)
+    exact, rounded = digits_run(200, rule=rule), digits_run(200, rule=rule, state_dtype=torch.bfloat16)
     for step in (20, 200):
         way = (exact[step - 1] - exact[0]).norm()
         assert 0 < (rounded[step - 1] - exact[step - 1]).norm() < 0.1 * way, f"step {step}"

@@ -144,9 +144,9 @@ def test_plans_are_found_and_adjusted():
     with pytest.raises(ConfigError, match="did you mean table1"):
         find_plan("tabel1")
     (study,) = find_plan("table1", seeds=5, runs=7, rules=["default"]).studies
-    assert (study.seeds, study.runs, study.rules) == (5, 7, ("default", "default"))
+    assert (study.seeds, study.runs, study.rules) == (5, 7, ("moments", "default"))
     (study,) = find_plan("horizon").studies
-    assert study.steps == 25 * load_rule("default").config.horizon
+    assert study.steps == 25 * load_rule("moments").config.horizon
     assert [task_name(task) for task in study.tasks] == list(NAMES)
     assert set(plans.PAPER) == {task_name(task) for task in plans.TABLE1}
 
@@ -480,18 +480,18 @@ def test_pages_say_what_is_missing(name, tmp_path, done):
         assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", text)
 
 
-def test_the_pages_of_controls_fig3_default_and_horizon(done, tmp_path):
+def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path):
     """Plans whose rules are there already only measure."""
     _, lab = done
     seen = []
-    for name in ("controls", "fig3", "default", "horizon"):
+    for name in ("controls", "fig3", "bundled", "horizon"):
         plan = shrink(name)
         if name == "controls":
             (study,) = plan.studies
             plan = replace(plan, studies=(replace(study, variants=(plans.L2O, plans.DMD_1_20)),))
-        if name in ("default", "horizon"):
+        if name in ("bundled", "horizon"):
             (study,) = plan.studies
-            steps = {"default": 1000, "horizon": 5000}[name]
+            steps = {"bundled": 1000, "horizon": 5000}[name]
             plan = replace(plan, studies=(replace(study, steps=steps, runs=1, tasks=study.tasks[:1], lrs=(0.01,)),))
         reproduce(plan, lab, report=lambda what, *_: seen.append(what))
         text = write_page(name, plan, lab, tmp_path / "pages", []).read_text()

@@ -257,14 +257,14 @@ def test_the_mean_goes_on_from_truncation_to_truncation():
     torch.testing.assert_close(parts.mean, torch.stack(theta).mean(0))
 
 
-STARTED = ["start=default", "rule.context={kind='none'}", "rule.features=moments", "rule.output=adam"]
+STARTED = ["start=moments", "rule.context={kind='none'}", "rule.features=moments", "rule.output=adam"]
 STARTED += ["rule.output_scale=0.01", "rule.layers=1", *TINY, "validate_every=1"]
 
 
 def test_meta_training_starts_from_a_rule_and_keeps_the_average_of_its_weights(tmp_path):
     config = load_preset("demo", [*STARTED, "average=0.75"])
     trainer = Trainer(config, tmp_path / "run")
-    bundled, provenance = read_rule("default")
+    bundled, provenance = read_rule("moments")
     expected = {key: value.clone() for key, value in bundled.state_dict().items()}
     assert all(torch.equal(value, expected[key]) for key, value in trainer.rule.state_dict().items())
     update, updates = trainer._outer_update, 0
@@ -451,8 +451,8 @@ def test_evaluation_writes_what_it_returns(tmp_path):
     tasks = [task_of(config) for config in SUITES["quadratics"][1]]
     options = {"steps": 25, "runs": 3, "out": tmp_path, "settings": {"suite": "quadratics"}}
     results = evaluate(tasks, rules, ["adam", "sgd"], **options)
-    assert [r.optimizer for r in results[:5]] == ["default", "adam 0.01", "adam tuned", "sgd 0.1", "sgd tuned"]
-    expected = rollout(rules["default"], tasks[0].instances(3, 0), 25)[-10:].mean()
+    assert [r.optimizer for r in results[:5]] == ["scale", "adam 0.01", "adam tuned", "sgd 0.1", "sgd tuned"]
+    expected = rollout(rules["scale"], tasks[0].instances(3, 0), 25)[-10:].mean()
     assert results[0].mean == pytest.approx(expected.item(), rel=1e-5)
     assert results[0].ratio == pytest.approx(results[0].mean / results[1].mean)
     assert results[2].mean <= results[1].mean, "tuned is at least as good as untuned"

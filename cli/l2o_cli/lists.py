@@ -27,10 +27,10 @@ def rules(as_json: Json = False) -> None:
     """List the rules that ship with the package."""
     with friendly_errors():
         from l2o_export.card import describe_context, describe_network
-        from l2o_runtime.artifact import bundled_rules, load_rule
+        from l2o_runtime.artifact import ALIASES, bundled_rules, load_rule
 
         loaded = {name: load_rule(name) for name in bundled_rules()}
-        rows = {
+        rows = {alias: f"another name of {name}" for alias, name in ALIASES.items()} | {
             name: f"{describe_network(rule)}, {rule.config.features} features, context {describe_context(rule)}"
             for name, rule in loaded.items()
         }

@@ -229,7 +229,7 @@ def _koopman_study(name: str) -> Study:
 
 
 CHECKPOINTS = (300, 1000)
-"""Steps after which the plan `default` looks at the loss."""
+"""Steps after which the plan `bundled` looks at the loss."""
 
 SETTING = (
     "Meta-training on MNIST, one hidden layer of 8 sigmoid units, T = 100, u = 20, one instance per epoch, 1000 "
@@ -240,7 +240,7 @@ PLANS = {
     "table1": Plan(
         title="Table 1 of L2O-DMD",
         text=f"{SETTING} Compared over 300 steps on the six tasks of Table 1 of arXiv 2211.16268.",
-        studies=(Study(name="table1", variants=(L2O, DMD_1_100, DMD_1_20), tasks=TABLE1, rules=("default",)),),
+        studies=(Study(name="table1", variants=(L2O, DMD_1_100, DMD_1_20), tasks=TABLE1, rules=("moments",)),),
     ),
     "controls": Plan(
         title="Does a context help? Against its placebo",
@@ -258,7 +258,7 @@ PLANS = {
     "fig3": Plan(
         title="Learning curves (Figure 3 of L2O-DMD)",
         text=f"{SETTING} Training loss against the step on the six tasks of Table 1.",
-        studies=(Study(name="fig3", variants=(L2O, DMD_1_20), tasks=TABLE1, rules=("default",), lrs=(0.01,)),),
+        studies=(Study(name="fig3", variants=(L2O, DMD_1_20), tasks=TABLE1, rules=("moments",), lrs=(0.01,)),),
     ),
     "fig4": Plan(
         title="Rank and window (Figure 4 of L2O-DMD)",
@@ -273,13 +273,13 @@ PLANS = {
         "gradients, a clipped meta-gradient, and a KAE that is trained with a Koopman loss.",
         studies=tuple(_koopman_study(name) for name in KOOPMAN_TASKS),
     ),
-    "default": Plan(
+    "bundled": Plan(
         title="The bundled rules against Adam",
-        text="The bundled `default` and the two-tier `mnist`, meta-trained on small MLPs on MNIST alone, and the "
+        text="The bundled `moments` and the two-tier `mnist`, meta-trained on small MLPs on MNIST alone, and the "
         "two-tier `scale`, on more kinds of networks and of data; none on Fashion-MNIST or CIFAR-10. On the six tasks "
         f"of Table 1 of arXiv 2211.16268, after {' and '.join(map(str, CHECKPOINTS))} steps.",
         studies=(
-            Study(name="default", tasks=TABLE1, steps=CHECKPOINTS[-1], runs=10, rules=("default", "mnist", "scale")),
+            Study(name="bundled", tasks=TABLE1, steps=CHECKPOINTS[-1], runs=10, rules=("moments", "mnist", "scale")),
         ),
     ),
     "horizon": Plan(
@@ -290,7 +290,7 @@ PLANS = {
                 name="horizon",
                 tasks=tuple(task for task in TABLE1 if task_name(task) in ("MNIST-1L", "MNIST-RELU")),
                 runs=10,
-                rules=("default",),
+                rules=("moments",),
             ),
         ),
     ),

@@ -231,18 +231,18 @@ def _over_horizon(curves: np.ndarray) -> np.ndarray:
     return np.asarray(curves.mean(-1))
 
 
-def default(studies: list[Numbers], out: Path) -> Section:
+def bundle(studies: list[Numbers], out: Path) -> Section:
     """Rules as they are bundled, against Adam at 0.01 and tuned for every task and number of steps."""
     (numbers,) = studies
     names = [bundled(rule).name for rule in numbers.study.rules]
     rows = [_at(numbers, name, task, at) for name in names for at in CHECKPOINTS for task in numbers.tasks]
-    panels(_pooled(numbers, {name: name for name in names} | {ADAM: "Adam 0.01"}), out / "default.png", CHECKPOINTS)
+    panels(_pooled(numbers, {name: name for name in names} | {ADAM: "Adam 0.01"}), out / "bundled.png", CHECKPOINTS)
     header = ["rule", "task", "steps", "loss", "Adam 0.01", "Adam tuned", "loss / Adam 0.01's", "loss / tuned Adam's"]
     score = [f"- {name}, {at} steps: {_score(numbers, name, at)}." for name in names for at in CHECKPOINTS]
     return Section(
         f"Mean of the 10 steps up to there, ± over {numbers.study.runs} runs. Adam is tuned for each line on the very "
         f"runs it is scored on, over {', '.join(f'{lr:g}' for lr in numbers.study.lrs)}.\n\n"
-        + "\n\n".join(["\n".join(score), markdown(header, rows), "![curves](default.png)"])
+        + "\n\n".join(["\n".join(score), markdown(header, rows), "![curves](bundled.png)"])
     )
 
 
@@ -309,7 +309,7 @@ SECTIONS: dict[str, Callable[[list[Numbers], Path], Section]] = {
     "fig3": fig3,
     "fig4": fig4,
     "koopman": koopman,
-    "default": default,
+    "bundled": bundle,
     "horizon": horizon,
 }
 """Plan → what its page says; draws the pictures into a folder."""
