@@ -53,7 +53,7 @@ def main() -> None:
     quantiles.add_row("norm", *(f"{value:.3g}" for value in norms.quantile(levels).tolist()))
     console.print(quantiles)
     table = Table("each at most", "norm of the mean", "its standard error", "ratio")
-    for bound in (float("inf"), 100.0, 10.0, 1.0):
+    for bound in (float("inf"), 100.0, 30.0, 10.0, 3.0, 1.0):
         kept = found * (bound / norms).clamp_max(1).unsqueeze(-1)
         mean, error = float(kept.mean(0).norm()), float((kept.var(0).sum() / len(kept)).sqrt())
         table.add_row(f"{bound:g}", f"{mean:.3g}", f"{error:.3g}", f"{mean / error:.2f}")

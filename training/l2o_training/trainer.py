@@ -334,7 +334,7 @@ class Trainer:
         return ancestor | {
             "config": comparable(self.config),
             "tasks": [task.name for task in self.tasks],
-            "inner_steps": self.epoch * self.config.horizon * self.config.batch,
+            "inner_steps": self.epoch * self.config.horizon * self.config.batch * self.config.lanes,
             "validation": self.best,
             "git": git_revision(),
             "versions": versions(),
