@@ -269,7 +269,7 @@ def test_gradients_of_any_size_through_moments(scale, tmp_path, plain):
         torch.testing.assert_close(new[key], value, rtol=1e-5, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
-BUNDLED = ("scale", "moments")
+BUNDLED = ("scale", "mnist", "moments")
 """Bundled rules that do not amplify rounding."""
 
 

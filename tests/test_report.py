@@ -27,7 +27,7 @@ VOID = {"meta", "link", "input", "br", "img", "hr"}
 def findings(tmp_path_factory) -> Findings:
     """Made-up runs of a rule, another with a hostile name, and all baselines; momentum diverges on one task."""
     folder = tmp_path_factory.mktemp("report")
-    (rule,) = find_rules(["default"])
+    (rule,) = find_rules(["moments"])
     study = Study(
         workloads=find_workloads(["convnet", "vae", "tabular"]),
         entrants=[rule, replace(rule, name=HOSTILE, seen=frozenset({"cifar10"})), *find_baselines("all")],
@@ -143,7 +143,7 @@ def test_the_figures_are_those_of_the_results(findings, page):
 
 def test_readers_are_warned(findings):
     found = " ".join(cautions(findings))
-    assert "default was meta-trained for 1,000 steps and runs for up to 1,500" in found
+    assert "moments was meta-trained for 1,000 steps and runs for up to 1,500" in found
     assert "meta-trained on cifar10" in found
     edges = [row for row in findings.rows if row.edge]
     assert {(row.optimizer, row.workload) for row in edges} == {("momentum", "vae")}, "elsewhere 0.01 is best, inside"
