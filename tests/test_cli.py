@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from l2o_cli.main import app
 from l2o_runtime import __version__, save_rule
+from l2o_training.reproduction.plans import PLANS
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -51,6 +52,11 @@ def test_lists(cli, command):
     assert listed
     text = cli(command).stdout
     assert all(name in text for name in listed)
+
+
+def test_the_help_names_all_plans(cli):
+    text = cli("reproduce", "--help").stdout
+    assert [name for name in PLANS if name not in text] == []
 
 
 def test_version_and_help(cli):

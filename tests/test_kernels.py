@@ -296,8 +296,9 @@ def digits_run(steps: int, **options) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", [*BUNDLED, "none-moments", "dmd-sketch-moments"])
 def test_equals_the_plain_loop_on_a_real_trajectory(name, plain, tmp_path):
     """Of bundled rules, and of rules that are not trained."""
-    rule = name if name in BUNDLED else tmp_path / "rule.safetensors"
+    rule = name
     if name not in BUNDLED:
+        rule = tmp_path / "rule.safetensors"
         save_rule(rule, make_rule(dataclasses.replace(RULES[name], horizon=200)))
     plain(True)
     slow = digits_run(200, rule=rule)
