@@ -27,6 +27,8 @@ TEMPORARY = ".tmp"
 BUNDLED = Path(__file__).parent / "pretrained"
 ALIASES = {"default": "scale"}
 """Other names of bundled rules: `default` is the one to begin with."""
+SUFFIXES = {".pt": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
+"""Of exported rules, and what each is."""
 
 
 class ArtifactError(ValueError):
@@ -137,7 +139,9 @@ def read_rule(rule: str | Path) -> tuple[Rule, dict[str, Any]]:
     try:
         return parse_rule(read_limited(path))
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from None
+        kind = SUFFIXES.get(path.suffix)
+        advice = f"; if it is {kind}, give the .safetensors rule that it was exported from" if kind else ""
+        raise ArtifactError(f"{path}: {error}{advice}") from None
 
 
 def read_limited(path: Path) -> bytes:

@@ -193,7 +193,7 @@ def _tensor_contexts(
     """The contexts (1, c) of all parts, from statistics (parts, k); their states and the context's are written."""
     here = rule.on(loss.device)
     assert isinstance(here, ScaleRule)
-    shapes = torch.tensor([describe(part.shape) for part in parts], device=loss.device)
+    shapes = describe([part.shape for part in parts], loss.device)
     states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in rule.rule.tensor_spec}
     contexts, new = here.contextualise_tensors(statistics, shapes, loss, context_state | states)
     _write_contexts(context_state, parts, new, good)

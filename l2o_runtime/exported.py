@@ -27,15 +27,13 @@ from l2o_runtime.archive import (
     safe_torchscript,
     write_archive,
 )
-from l2o_runtime.artifact import ArtifactError, find_rule, read_limited
+from l2o_runtime.artifact import SUFFIXES, ArtifactError, find_rule, read_limited
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import ScaleRule, make_rule
 from l2o_runtime.untrusted import printable
-
-SUFFIXES = {".pt": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
 
 EXTERNAL_DATA = b"\x0a\x08location\x12"
 """How a tensor in an ONNX file begins to name the file that its numbers are in."""

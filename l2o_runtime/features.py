@@ -18,6 +18,9 @@ LARGEST = 1e18
 SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 """Logarithms are of squares at least this large: that of zero is no number to compute with."""
 
+SMALLEST_ROOT = math.sqrt(SMALLEST_SQUARE)
+"""Gradients that are smaller than this fade out: what is left of their squares in float32 is no measure of them."""
+
 
 def log_sign(grad: Tensor, state: State) -> tuple[Tensor, State]:
     """[log|g| / p, sign g] where |g| ≥ e^−p, else [−1, e^p g]; p = 10.
@@ -128,12 +131,13 @@ def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments
 
 
 def lowest_root(level: Tensor) -> Tensor:
-    """What is added to roots of mean squares, so that none is zero: far below the size of all gradients.
+    """What is added to roots of mean squares, so that none is zero: far below the size of all gradients, but for those
+    whose squares vanish.
 
     Args:
         level: (...) log of that size.
     """
-    return 1e-6 * level.exp() + 1e-30
+    return 1e-6 * level.exp() + SMALLEST_ROOT
 
 
 MOMENT_SPANS = {"m": (10, 100), "v": (10, 100, 1000)}

@@ -1,5 +1,6 @@
 """Which tensors the coordinates of a flat vector belong to."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class Layout(NamedTuple):
     shapes: Tensor
 
     @classmethod
-    def of(cls, shapes: list[torch.Size], device: torch.device | str | None = None) -> "Layout":
+    def of(cls, shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> "Layout":
         """The layout of tensors one after the other.
 
         >>> Layout.of([torch.Size([2, 1]), torch.Size([3])]).owner
@@ -26,9 +27,9 @@ class Layout(NamedTuple):
         """
         sizes = torch.tensor([shape.numel() for shape in shapes], device=device)
         owner = torch.arange(len(shapes), device=device).repeat_interleave(sizes)
-        return cls(owner, torch.tensor([describe(shape) for shape in shapes], device=device))
+        return cls(owner, describe(shapes, device))
 
 
-def describe(shape: torch.Size) -> list[float]:
-    """Number of dimensions and of coordinates of a tensor."""
-    return [float(len(shape)), float(shape.numel())]
+def describe(shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> Tensor:
+    """Number of dimensions and of coordinates of tensors: (S, 2) float32."""
+    return torch.tensor([[len(shape), shape.numel()] for shape in shapes], dtype=torch.float32, device=device)

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,10 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from l2o_runtime import safeguard as guard
-from l2o_runtime.artifact import find_rule, load_rule
+from l2o_runtime.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.distributed import mean_loss
 from l2o_runtime.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
-from l2o_runtime.exported import SUFFIXES, ExportedRule, load_exported
+from l2o_runtime.exported import ExportedRule, load_exported
 from l2o_runtime.gram import State
 from l2o_runtime.parts import CONTEXT, STATE_DTYPES, Part, check_state, kept_in, make_part
 from l2o_runtime.rule import Rule, zeros
@@ -30,8 +31,11 @@ class HorizonWarning(UserWarning):
 
 
 def _check_group(group: dict[str, Any]) -> None:
+    """Are numbers what they may be? Those of other kinds, such as NumPy's, become Python's."""
     for key in ("lr", "weight_decay", "safeguard_lr"):
         value = group.get(key, 0.0)
+        if isinstance(value, Real) and not isinstance(value, int | float):
+            group[key] = value = float(value)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{key}: expected a number or a tensor of one element, got shape {tuple(value.shape)}")
         if not (isinstance(value, Tensor | int | float) and math.isfinite(value) and value >= 0):
@@ -46,8 +50,8 @@ class LearnedOptimizer(Optimizer):
     The context is computed from all parameters that have a gradient; each keeps its own recurrent state.
     Coordinates are computed in float32 whatever the parameter's dtype.
 
-    A step whose loss, gradients or parameters are not all finite, or whose gradients are all zero, changes
-    nothing but the counters of `health`.
+    A step whose loss or gradients are not all finite, or whose gradients are all zero, changes nothing but the
+    counters of `health`; nor does one whose parameters are not all finite, if the rule or its context looks at them.
 
     Parameters may be DTensors (FSDP2, tensor parallelism). Under an initialised process group the ranks step
     together: the context sees the mean of their losses.
@@ -165,13 +169,15 @@ class LearnedOptimizer(Optimizer):
             value = self._loss_value(loss, parts[0].param.device)
             statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
             good, reasons = diagnose(pulse, value, statistics)
-            self._count(good, reasons)
             if self._safeguard is None:
                 self._learned_step(parts, statistics, value, good)
             else:
                 self._prepare_safeguard()
                 if bool(pulse):
-                    self._guarded_step(parts, value, loss is not None, bool(good))
+                    if loss is None:
+                        raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
+                    good = good & self._guarded_step(parts, value, bool(good))
+            self._count(good, reasons)
         return returned
 
     def health(self) -> dict[str, int]:
@@ -258,10 +264,8 @@ class LearnedOptimizer(Optimizer):
         for param in self._params():
             guard.prepare(param, self.state[param])
 
-    def _guarded_step(self, parts: list[Part], loss: Tensor, known: bool, good: bool) -> None:
-        """The learned step or Adam's, as the referee says."""
-        if not known:
-            raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
+    def _guarded_step(self, parts: list[Part], loss: Tensor, good: bool) -> bool:
+        """The learned step or Adam's, as the referee says; whether one was taken."""
         overall = self.state[self._first]
         referee = guard.Referee.from_tensor(overall["safeguard"])
         verdict = referee.judge(float(loss), self._rule.config.horizon) if good else referee.fail()
@@ -269,16 +273,18 @@ class LearnedOptimizer(Optimizer):
         for param in self._params():
             guard.follow(verdict, param, self.state[param])
         if verdict.restore or not good:
-            return
+            return False
         for group in self.param_groups:
             guard.adam_step(group, self.state, move=not verdict.learned)
         if verdict.restart:
-            states = (chain(part.state.values(), part.own.values()) for part in parts)
+            keys = {"step", *self._coordinate_spec, *self._tensor_spec}
+            states = ((v for k, v in self.state[param].items() if k in keys) for param in self._params())
             for tensor in chain(self._context_state().values(), *states):
                 tensor.zero_()
         if verdict.learned:
             statistics, _ = observe(parts, self._replicas)
             self._learned_step(parts, statistics, loss, torch.ones_like(loss, dtype=torch.bool))
+        return True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state: nothing is cast to the parameter's dtype, nothing is shared with the argument.
@@ -298,7 +304,8 @@ class LearnedOptimizer(Optimizer):
                 exact[param] = saved["state"].get(index, {}).copy()
                 if isinstance(exact[param].get("step"), int | float):
                     exact[param]["step"] = torch.tensor(float(exact[param]["step"]), dtype=torch.float32)
-                check_state(exact[param], param, self._coordinate_spec, self._tensor_spec, self._context_spec)
+                specs = self._coordinate_spec, self._tensor_spec, self._context_spec
+                check_state(exact[param], param, *specs, others=("health", *guard.STATE))
 
         def restore(_: Optimizer) -> None:
             """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""

@@ -1,6 +1,6 @@
 """What an optimizer's step works on: flat views of parameters, gradients and states, in chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +167,12 @@ def make_part(
 
 
 def check_state(
-    state: dict[str, Any], param: Tensor, coordinates: StateSpec, tensors: StateSpec, context: StateSpec
+    state: dict[str, Any],
+    param: Tensor,
+    coordinates: StateSpec,
+    tensors: StateSpec,
+    context: StateSpec,
+    others: Collection[str] = (),
 ) -> None:
     """Does a parameter's saved state, which may be empty, fit a rule?
 
@@ -175,6 +180,7 @@ def check_state(
         state: of a parameter; of the first one with the context's.
         param: the parameter.
         coordinates, tensors, context: the rule's states.
+        others: what else there may be.
 
     Raises:
         ValueError: it does not.
@@ -185,6 +191,10 @@ def check_state(
         wanted |= {key: shape for key, (shape, _) in tensors.items()}
     if any(key.startswith(CONTEXT) for key in state):
         wanted |= {CONTEXT + key: shape for key, (shape, _) in context.items()}
+    known = {"step", *coordinates, *tensors, *(CONTEXT + key for key in context), *others}
+    unknown = sorted(map(str, state.keys() - known))
+    if unknown:
+        raise ValueError(f"unknown state {', '.join(unknown)}: it was saved with another rule, or another optimizer")
     for key, shape in wanted.items():
         found = tuple(state[key].shape) if key in state else None
         if found != shape:

@@ -33,9 +33,6 @@ HISTORY = 50
 REACH = 10.0
 """A learned step is cut, in every coordinate, to so many times Adam's learning rate."""
 
-REACH = 10.0
-"""A learned step is cut, in every coordinate, to so many times Adam's learning rate."""
-
 PATIENCE = 100
 """Windows of Adam's steps after a failed trial; doubled after every further one."""
 
@@ -69,7 +66,7 @@ class Verdict:
 class Referee:
     """Compares losses under the learned rule with Adam's trend.
 
-    1. Adam steps. A line is fitted to its last `WINDOW` losses.
+    1. Adam steps. A line is fitted to its last losses, at most `HISTORY` of them.
     2. Trial: the rule starts afresh and takes `WINDOW` steps. It passes if the mean of the window's second half is
        below what the line predicts there, by `CONFIDENCE` standard errors of the difference. If it fails, the trial
        is undone and Adam goes on for PATIENCE · 2^(failures − 1) windows, so that trials cost ever less.
@@ -86,7 +83,7 @@ class Referee:
             step, standard error of the prediction.
         worst: a loss above this ends the window at once.
         learned_steps, adam_steps, trials, undone: counters for `health`.
-        losses: the latest `WINDOW`.
+        losses: the latest `HISTORY`.
     """
 
     learned: bool = False
@@ -216,6 +213,9 @@ def predict(losses: list[float]) -> tuple[float, float, float]:
 ADAM = ("adam_step", "exp_avg", "exp_avg_sq")
 """Adam's state of a parameter; the averages have its dtype, as in torch.optim."""
 
+STATE = ("safeguard", "saved_param", *ADAM, *(f"saved_{key}" for key in ADAM))
+"""All that a safeguard keeps; `safeguard`, the referee, beside the first parameter alone."""
+
 
 def prepare(param: Tensor, state: State) -> None:
     """Make Adam's state of a parameter, and what it may return to, where they are missing."""
@@ -228,12 +228,15 @@ def prepare(param: Tensor, state: State) -> None:
 
 
 def follow(verdict: Verdict, param: Tensor, state: State) -> None:
-    """Remember a parameter and its state of Adam, or return to what was remembered."""
+    """Remember a parameter and its state of Adam, or return to what was remembered, if there was a step since then:
+    what has no gradients may change for other reasons.
+    """
+    stepped = verdict.restore and bool(state["adam_step"] != state["saved_adam_step"])
     current = {"saved_param": param} | {f"saved_{key}": state[key] for key in ADAM}
     for key, tensor in current.items():
         if verdict.save:
             state[key].copy_(tensor)
-        if verdict.restore:
+        if stepped:
             tensor.copy_(state[key])
 
 

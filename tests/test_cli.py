@@ -71,6 +71,7 @@ def test_version_and_help(cli):
         (["inspect", "nowhere.safetensors"], "does not exist"),
         (["inspect", "."], "is a folder"),
         (["inspect", "damaged.safetensors"], "cut short"),
+        (["inspect", "exported.pt"], "give the .safetensors rule that it was exported from"),
         (["export", "defualt"], "bundled name"),
         (["export", "default", "--to", "onx"], "did you mean onnx"),
         (["export", "default", "--to", "torchscript", "--out", "a-file/out"], "a-file"),
@@ -78,20 +79,24 @@ def test_version_and_help(cli):
         (["train", "--preset", "demo", "--set", "epcohs=3"], "did you mean epochs"),
         (["train", "--preset", "demo", "--set", "rule.context.window=500"], "larger than the horizon"),
         (["train", "--preset", "demo", "--set", "rule.context.rank=16", "--set", "rule.context.window=5"], "rank: 16"),
-        (["train", "--preset", "demo", "--out", "a-file"], "a-file"),
+        (["train", "--preset", "demo", "--out", "a-file"], "a-file is no folder: choose another --out"),
+        (["train", "--preset", "demo", "--out", "a-file/x"], "choose another --out"),
+        (["train", "--preset", "demo", "--max-restarts", "2"], "only with --nproc"),
         (["train", "--preset", "demo", "--out", "new", "--resume"], "no run to resume"),
         (["train", "--preset", "mnist-l2o", "--data-root", "none"], "--download"),
         (["train", "--preset", "own.toml"], "own.toml"),
         (["train", "--preset", "bad.toml"], "unknown key task"),
         (["eval", "default", "--suite", "digit"], "did you mean digits"),
         (["eval", "default", "--baselines", "adm"], "did you mean adam"),
+        (["eval", "default", "scale"], "scale: this rule is given twice"),
         (["eval", "default", "--suite", "table1", "--data-root", "none"], "--download"),
         (["eval", "default", "--suite", "quadratics", "--out", "a-file/x", "--steps", "5", "--runs", "1"], "a-file"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(cli, tmp_path, arguments, message):
     (tmp_path / "a-file").write_text("")
-    (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 5)
+    for name in ("damaged.safetensors", "exported.pt"):
+        (tmp_path / name).write_bytes(b"\x00" * 5)
     (tmp_path / "bad.toml").write_text("task = 3")
     before = sorted(tmp_path.rglob("*"))
     result = cli(*arguments)

@@ -124,13 +124,14 @@ def test_states_keep_the_dtypes_of_the_rule(some_rule, dtype):
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16])
-def test_the_default_dtype_changes_nothing(some_rule, default):
-    results = []
+@pytest.mark.parametrize("name", [*SOME_RULES, "dmd-sketch-scale"])
+def test_the_default_dtype_changes_nothing(tmp_path, name, default):
+    rule, results = saved_rule(tmp_path, name), []
     for dtype in (torch.float32, default):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            results.append(LearnedOptimizer([nn.Parameter(values(3, 4).float())], rule=some_rule))
+            results.append(LearnedOptimizer([nn.Parameter(values(3, 4).float())], rule=rule))
             for step in range(9):
                 listed(results[-1])[0].grad = values(3, 4, seed=step).float()
                 results[-1].step()

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from problems import flat
@@ -259,11 +260,22 @@ def test_state_of_another_rule_is_refused(tmp_path):
         save_rule(tmp_path / f"{name}.safetensors", make_rule(RULES[name]))
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
-    first = LearnedOptimizer([p], rule=tmp_path / "none-log_sign.safetensors")
-    first.step()
-    second = LearnedOptimizer([p], rule=tmp_path / "dmd-exact-normalized.safetensors")
-    with pytest.raises(ValueError, match="another rule"):
-        second.load_state_dict(first.state_dict())
+    optimizers = [LearnedOptimizer([p], rule=path) for path in sorted(tmp_path.iterdir())]
+    sgd = torch.optim.SGD([p], momentum=0.9)
+    for optimizer in (*optimizers, sgd):
+        optimizer.step()
+    for own, others in zip(optimizers, ([optimizers[1], sgd], [optimizers[0], sgd]), strict=True):
+        for other in others:
+            with pytest.raises(ValueError, match="another rule"):
+                own.load_state_dict(other.state_dict())
+
+
+def test_numbers_of_numpy_become_pythons():
+    """Else a state dict could not be read with `weights_only`."""
+    optimizer = LearnedOptimizer([nn.Parameter(torch.ones(2))], lr=np.float32(0.5))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "weight_decay": np.float32(0.25)})
+    assert [type(group["lr"]) for group in optimizer.param_groups] == [float, float]
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.0), (0.5, 0.25)]
 
 
 def test_the_bundled_default_optimizes():

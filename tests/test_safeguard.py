@@ -193,6 +193,48 @@ def test_an_undone_trial_leaves_no_trace_but_the_lost_steps(climbing):
     assert torch.equal(optimizer.state[first]["exp_avg_sq"], averages[1])
 
 
+def test_what_is_not_stepped_is_left_alone(climbing):
+    """A second parameter has no gradient in the trial, and the script moves it: an undo is no reason to move it back,
+    but the rule forgets what it knew of it.
+    """
+    model, other = Regression(), nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([*model.parameters(), other], rule=climbing, safeguard="adam", safeguard_lr=0.01)
+    batches = minibatches(HISTORY + WINDOW + 5)
+    for step, batch in enumerate(batches):
+        optimizer.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        other.grad = torch.ones(3) if step < 5 else None
+        if step == HISTORY - 2:
+            kept = {key for key in optimizer.state[other] if key in ("m", "v", "h0", "c0", "step")}
+            for key in kept:
+                optimizer.state[other][key].fill_(1)
+        optimizer.step(loss=loss)
+        if step >= HISTORY - 1:
+            with torch.no_grad():
+                other += 1
+        if optimizer.health()["trials"]:
+            assert not any(optimizer.state[other][key].any() for key in kept)
+        if optimizer.health()["undone"]:
+            break
+    assert kept
+    assert optimizer.health()["undone"] == 1
+    assert (other > step - HISTORY).all()
+
+
+def test_health_counts_the_steps_that_were_taken(climbing):
+    model = Regression()
+    optimizer = LearnedOptimizer(model.parameters(), rule=climbing, safeguard="adam", safeguard_lr=0.01)
+    batches = minibatches(HISTORY + 2 * WINDOW)
+    model(*batches[0]).backward()
+    with pytest.raises(ValueError, match=r"step\(loss=loss\)"):
+        optimizer.step()
+    run(model, optimizer, batches)
+    health = optimizer.health()
+    assert health["undone"] == 1
+    assert health["steps"] == health["learned_steps"] + health["adam_steps"] == len(batches) - 1
+
+
 @pytest.mark.parametrize("stop", [3, HISTORY - 1, HISTORY, HISTORY + 4, HISTORY + WINDOW + 2])
 def test_a_guarded_run_resumes_bit_for_bit(stop):
     batches = minibatches(HISTORY + 3 * WINDOW, size=256)

@@ -397,6 +397,14 @@ def test_bad_overrides_are_refused(override, message):
         load_preset("demo", [override])
 
 
+@pytest.mark.parametrize("overrides", [["kind=kae", "window=30"], ["window=30", "kind=kae"]])
+def test_another_kind_leaves_nothing_of_the_former_ones_keys(overrides):
+    context = load_preset("demo", [f"rule.context.{override}" for override in overrides]).rule.context
+    assert context == KAEConfig(window=30)
+    same = load_preset("demo", ["rule.context.kind=dmd"])
+    assert same == load_preset("demo"), "nothing is lost where the kind stays"
+
+
 def test_unknown_presets_name_the_near_ones():
     with pytest.raises(ConfigError, match="mnist-dmd"):
         load_preset("mnist-dmdd")

@@ -22,7 +22,10 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         str | None,
-        typer.Option(help="Comma-separated: adam, sgd, momentum, rmsprop. [default: adam,sgd,rmsprop; unseen: all]"),
+        typer.Option(
+            help="Comma-separated: adam, sgd, momentum, rmsprop [default: adam,sgd,rmsprop]; "
+            "unseen: adam, adam-0.001, adamw-cosine, nadamw, momentum, rmsprop [default: all]"
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of every run. [default: 300; unseen: 100, at horizon 1]")

@@ -12,7 +12,7 @@ from l2o_cli.console import Json, err, friendly_errors, out, print_json
 def export(
     rule: Annotated[str, typer.Argument(help="A .safetensors rule, or a bundled name (see `l2o rules`).")],
     to: Annotated[str, typer.Option("--to", help="Formats: safetensors, torchscript, pt2, onnx, or all.")] = "all",
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path("export"),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path("runs/export"),
     as_json: Json = False,
 ) -> None:
     """Write a rule, its context computation included, for places without this package or without Python.

@@ -46,11 +46,13 @@ def train(
     Example: l2o train --preset demo --out runs/demo --set epochs=20
     """
     with friendly_errors():
+        from l2o_runtime.config import require
         from l2o_training.launch import launch
         from l2o_training.rendezvous import join, launched
 
         changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
         folder = out_dir or Path("runs") / Path(preset).stem
+        require(nproc > 1 or max_restarts == 0, "--max-restarts: only with --nproc 2 or more")
         if nproc > 1 and not launched():
             launch(["-m", "l2o_cli", *sys.argv[1:]], nproc, max_restarts)
             return

@@ -138,7 +138,8 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
 
     Args:
         name: a preset, or a path that ends in `.toml`.
-        overrides: such as "epochs=5" or "rule.context.rank=4"; values are TOML, bare words are strings.
+        overrides: such as "epochs=5" or "rule.context.rank=4"; values are TOML, bare words are strings. Another `kind`
+            leaves nothing of the former one's keys, wherever it stands among them.
 
     Raises:
         ConfigError: no such preset, invalid TOML, unknown key or bad value.
@@ -151,7 +152,7 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         _override(data, override)
     return build(TrainConfig, data)
 
@@ -168,6 +169,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         table = table.setdefault(parent, {})
         require(isinstance(table, dict), f"--set {override!r}: {parent} is not a table of keys")
+    if last == "kind" and table.get("kind") != value:
+        table.clear()
     table[last] = value
 
 

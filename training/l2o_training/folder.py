@@ -47,5 +47,7 @@ def owned(folder: Path) -> Iterator[None]:
             for name in (CONFIG, METRICS, RULE, CURVE, PROBE):
                 remove_leftovers(folder / name)
             yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"{error.filename} is no folder: choose another --out") from None
     except Timeout:
         raise RunError(f"{folder} is being written by another run: wait for it, or choose another --out") from None

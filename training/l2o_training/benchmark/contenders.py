@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
-from l2o_runtime.artifact import find_rule, load_rule
+from l2o_runtime.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.config import ConfigError, ContextConfig, DMDConfig, KAEConfig, NoneConfig, require
-from l2o_runtime.exported import SUFFIXES, load_exported
+from l2o_runtime.exported import load_exported
 from l2o_runtime.features import WIDTHS
 from l2o_runtime.rule import OUTPUTS
 from l2o_runtime.scale import INPUTS, UNITS

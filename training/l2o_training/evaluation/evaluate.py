@@ -54,10 +54,14 @@ def name_rules(rules: Iterable[str]) -> dict[str, Rule]:
 
     Raises:
         ArtifactError: one cannot be read.
+        ConfigError: one is given twice.
     """
     named: dict[str, Rule] = {}
+    paths: set[Path] = set()
     for text in rules:
         path = find_rule(text)
+        require(path not in paths, f"{text}: this rule is given twice, as {path}")
+        paths.add(path)
         name = name_of(path)
         named[name if name not in named else str(path)] = load_rule(path)
     return named
