@@ -72,7 +72,11 @@ def bench(
                 if row["skipped"]:
                     out.print(f"{size}: {row['optimizer']} skipped: {row['skipped']}", markup=False, soft_wrap=True)
         if state_dtype == "float32" and any(row["skipped"] for row in content["results"]):
-            out.print("with --state-dtype bfloat16, learned rules keep half as much", markup=False, soft_wrap=True)
+            out.print(
+                "with --state-dtype bfloat16, learned rules keep the LSTM's memory and averages of gradients in half the space",
+                markup=False,
+                soft_wrap=True,
+            )
         err.print(f"results.json, results.csv and growth.png are in {out_dir}", markup=False, soft_wrap=True)
 
 
