@@ -73,7 +73,7 @@ def bench(
                     out.print(f"{size}: {row['optimizer']} skipped: {row['skipped']}", markup=False, soft_wrap=True)
         if state_dtype == "float32" and any(row["skipped"] for row in content["results"]):
             out.print(
-                "with --state-dtype bfloat16, learned rules keep the LSTM's memory and averages of gradients in half the space",
+                "--state-dtype bfloat16 halves what learned rules keep of gradients and in their LSTM",
                 markup=False,
                 soft_wrap=True,
             )
