@@ -292,6 +292,8 @@ class RuleConfig:
         cell: "lstm" runs the LSTM for every coordinate; "scale" runs it for every tensor, where it steers a tiny
             network for every coordinate; goes with "moments" and one layer.
         output_scale: factor on the network's output.
+        growth: of cell "scale": from one step to the next a tensor's steps become at most so many times as long; they
+            may become shorter at once. None is no bound.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
         needs_loss: the rule was meta-trained only with a loss value at every step.
@@ -303,6 +305,7 @@ class RuleConfig:
     output: Literal["linear", "tanh", "adam"] = "linear"
     cell: Literal["lstm", "scale"] = dataclasses.field(default="lstm", metadata=LATER)
     output_scale: float = 0.1
+    growth: float | None = dataclasses.field(default=None, metadata=LATER)
     context: ContextConfig = dataclasses.field(default_factory=NoneConfig)
     horizon: int = 100
     needs_loss: bool = False
@@ -318,6 +321,8 @@ class RuleConfig:
             fits = self.cell == "scale" and self.context.snapshots != "loss"
             require(fits, "context.scope: 'tensor' goes with cell 'scale', and with snapshots other than 'loss'")
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
+        fits = self.growth is None or (self.cell == "scale" and 1 < self.growth <= 100)
+        require(fits, f"growth: must be in (1, 100] and goes with cell 'scale', or absent; got {self.growth}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)
         require(weights <= MAX_NUMBERS, f"hidden: the LSTM has about {weights} weights, more than {MAX_NUMBERS}")

@@ -106,7 +106,8 @@ class ScaleRule(Rule):
     biases from the tensor's LSTM, as has the magnitude s; ρ² is the mean square of the tensor's parameters plus that of
     all parameters, and at most the larger of 1 and ten times what it was before the first step. So steps do not change
     with the scale of the gradients, and are in proportion to the parameters (but do not grow with them exponentially);
-    coordinates without any gradient do not move. Before meta-training d = u and s = 0.
+    coordinates without any gradient do not move. Before meta-training d = u and s = 0. With `growth` e^(2 s)
+    is at most so many times what it was in the step before: a wrong guess of the LSTM does little harm before the next.
 
     In training mode its clocks run; in evaluation mode they stop at KNOWN_STEPS. Through truncations it pays to let
     steps shrink, which lowers the noise of the losses at once; the clocks are where a rule learns that, and where it
@@ -145,8 +146,11 @@ class ScaleRule(Rule):
 
     @property
     def tensor_spec(self) -> StateSpec:
-        """For every tensor the LSTM's memory, ρ before the first step, and the context's state if it is layer-wise."""
+        """For every tensor the LSTM's memory, ρ before the first step, the last e^(2 s) if growth is bounded,
+        and the context's state if it is layer-wise.
+        """
         spec: StateSpec = self.cell.coordinate_spec | {"initial_rho": ((), torch.float32)}
+        spec |= {} if self.config.growth is None else {"length": ((), torch.float32)}
         spec |= self.context.context_spec if self.layered else {}
         return {f"tensor_{key}": value for key, value in spec.items()}
 
@@ -266,10 +270,16 @@ class ScaleRule(Rule):
             context, context_state = self.context.contextualise(total[..., size:], loss, state)
             new |= context_state
             output, cell_state = self.cell(features, torch.cat([seen, context], dim=-1), cell_state)
-        magnitude = self.config.output_scale * (2 * output[..., 0].clamp(-4, 4)).exp() * rho
+        kept = {"initial_rho": initial}
+        length = (2 * output[..., 0].clamp(-4, 4)).exp()
+        if self.config.growth is not None:
+            before = state["tensor_length"]
+            length = torch.where(before > 0, torch.minimum(length, self.config.growth * before), length)
+            kept["length"] = length
+        magnitude = self.config.output_scale * length * rho
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
         scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
-        new |= {f"tensor_{key}": value for key, value in (cell_state | {"initial_rho": initial}).items()}
+        new |= {f"tensor_{key}": value for key, value in (cell_state | kept).items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
 
     def update(self, grad: Tensor, param: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
