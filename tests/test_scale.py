@@ -98,6 +98,37 @@ def test_the_size_of_a_step_is_bounded_by_the_magnitude_that_the_tensor_was_give
         assert (part.square().mean(-1).sqrt() <= 0.01 * rho * (1 + 1e-5)).all()
 
 
+def test_steps_grow_by_no_more_than_they_may():
+    """From the second step on, tensor by tensor, however the network wavers; they may shrink at once."""
+    params, grads = wild(5, steps=40)
+    lengths = {}
+    for growth in (None, 1.01, 100.0):
+        rule = make_rule(dataclasses.replace(CONFIG, growth=growth))
+        rule.cell.head.weight.mul_(10)
+        state, layout = first_state(rule, (), SHAPES)
+        seen = []
+        for param, grad in zip(params, grads, strict=True):
+            _, *state = rule(param, grad, torch.tensor(1.0), *state, *layout)
+            seen.append(state[1].get("tensor_length"))
+        lengths[growth] = None if growth is None else torch.stack(seen)
+    free, bounded = (lengths[growth][1:] / lengths[growth][:-1] for growth in (100.0, 1.01))
+    assert (free > 1.01).any(), "the bound is of use here"
+    assert (bounded <= 1.01 * (1 + 1e-6)).all()
+    assert (bounded < 0.99).any()
+    assert torch.equal(lengths[1.01][0], lengths[100.0][0]), "the first one is free"
+
+    wide, none = (make_rule(dataclasses.replace(CONFIG, growth=growth)) for growth in (100.0, None))
+    assert torch.equal(run(wide, params, grads), run(none, params, grads))
+
+
+@pytest.mark.parametrize("growth", [1.0, 0.5, 101.0])
+def test_bad_growths_are_refused(growth):
+    with pytest.raises(ConfigError, match=r"growth: must be in \(1, 100\]"):
+        dataclasses.replace(CONFIG, growth=growth)
+    with pytest.raises(ConfigError, match="goes with cell 'scale'"):
+        RuleConfig(growth=1.1)
+
+
 def test_coordinates_and_tensors_without_any_gradient_do_not_move():
     rule, (params, grads) = make_rule(CONFIG), wild(4)
     grads[:, ::3] = 0
