@@ -293,7 +293,7 @@ class RuleConfig:
             network for every coordinate; goes with "moments" and one layer.
         output_scale: factor on the network's output.
         growth: of cell "scale": from one step to the next a tensor's steps become at most so many times as long; they
-            may become shorter at once. None is no bound.
+            may become shorter at once. The direction of every coordinate is bounded too. None is no bound.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
         needs_loss: the rule was meta-trained only with a loss value at every step.

@@ -5,6 +5,7 @@ bias for every unit of the network) is the tensor's context. The three phases st
 contexts have a row per tensor.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,9 @@ GROWTH = 10.0
 
 TERMS = 8
 """Sums over a tensor's coordinates, after those of `Progress`."""
+
+LONGEST = 5.0
+"""What no coordinate of d exceeds where growth is bounded; Adam's direction is cut there as well."""
 
 SCALARS = 4
 """Numbers in a tensor's context before the gains and biases."""
@@ -107,7 +111,8 @@ class ScaleRule(Rule):
     all parameters, and at most the larger of 1 and ten times what it was before the first step. So steps do not change
     with the scale of the gradients, and are in proportion to the parameters (but do not grow with them exponentially);
     coordinates without any gradient do not move. Before meta-training d = u and s = 0. With `growth` e^(2 s)
-    is at most so many times what it was in the step before: a wrong guess of the LSTM does little harm before the next.
+    is at most so many times what it was in the step before, and d is cut to ± LONGEST: neither a wrong guess of the
+    LSTM nor a coordinate that is unlike all others does much harm in one step.
 
     In training mode its clocks run; in evaluation mode they stop at KNOWN_STEPS. Through truncations it pays to let
     steps shrink, which lowers the noise of the losses at once; the clocks are where a rule learns that, and where it
@@ -131,6 +136,11 @@ class ScaleRule(Rule):
             nn.init.zeros_(head.bias)
         self.context = make_context(config.context)
         self.layered = isinstance(config.context, DMDConfig) and config.context.scope == "tensor"
+
+    @property
+    def longest(self) -> float:
+        """Bound on the coordinates of d."""
+        return math.inf if self.config.growth is None else LONGEST
 
     @property
     def context_spec(self) -> StateSpec:
@@ -313,6 +323,8 @@ class ScaleRule(Rule):
         hidden = (self.into(torch.stack(features, dim=-1)) * (1 + gain) + bias).relu()
         plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
         delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
+        if self.config.growth is not None:
+            delta = delta.clamp(-self.longest, self.longest)
         return magnitude * delta, new.state | remembered
 
 

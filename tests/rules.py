@@ -62,4 +62,6 @@ def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
         rule.cell.head.weight.normal_(std=0.05)
         if config.cell == "scale":
             rule.out.weight.normal_(std=0.05)
+        if config.growth is not None:  # so that some directions are cut
+            rule.out.bias[0] = 0.8
     return rule

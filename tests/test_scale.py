@@ -15,7 +15,7 @@ from l2o_runtime import ConfigError, LearnedOptimizer, RuleConfig, save_rule
 from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.layout import Layout
-from l2o_runtime.scale import ScaleRule
+from l2o_runtime.scale import LONGEST, ScaleRule
 
 CONFIG = dataclasses.replace(RULES["none-scale"], output_scale=0.01)
 SHAPES = [(3, 4), (4,), (2, 2, 3), (1,), ()]
@@ -118,7 +118,23 @@ def test_steps_grow_by_no_more_than_they_may():
     assert torch.equal(lengths[1.01][0], lengths[100.0][0]), "the first one is free"
 
     wide, none = (make_rule(dataclasses.replace(CONFIG, growth=growth)) for growth in (100.0, None))
+    wide.out.bias.copy_(none.out.bias)
     assert torch.equal(run(wide, params, grads), run(none, params, grads))
+
+
+def test_where_growth_is_bounded_directions_are_cut():
+    """In the first step u is ± 1 everywhere, and its root mean square 1."""
+    params, grads = wild(6, steps=1)
+    longest = []
+    for growth in (1.1, None):
+        rule = make_rule(dataclasses.replace(CONFIG, growth=growth))
+        rule.cell.head.weight.zero_()
+        rule.out.bias[0] = 3.0
+        part = run(rule, params, grads)[0, :12]
+        rho = (params[0, :12].square().mean() + params[0].square().mean() + 1e-6).sqrt()
+        longest.append(float(part.abs().max() / rho))
+    assert longest[0] == pytest.approx(0.01 * LONGEST, rel=1e-4)
+    assert longest[1] > 10 * longest[0]
 
 
 @pytest.mark.parametrize("growth", [1.0, 0.5, 101.0])

@@ -75,11 +75,11 @@ class Vector:
         less = self.builder.fcmp_ordered("<", self.value, self.like(than).value)
         return Vector(self.builder, self.builder.select(less, self.like(one).value, self.like(other).value))
 
-    def at_least(self, low: float) -> "Vector":
+    def at_least(self, low: Number) -> "Vector":
         """The larger of both; NaN stays NaN."""
         return self.where_less(low, low, self)
 
-    def clamp(self, low: float, high: float) -> "Vector":
+    def clamp(self, low: Number, high: Number) -> "Vector":
         """Between two bounds; NaN stays NaN."""
         cut = self.at_least(low)
         return cut.like(high).where_less(cut, high, cut)

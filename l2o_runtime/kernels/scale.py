@@ -162,7 +162,8 @@ class ScaleKernel:
         if contexts is not None:
             size_root, size_fast, rho, magnitude = contexts[:, :IN_CONTEXT].numpy().T
             lowest = lowest_root(contexts[:, 0]).numpy()
-            scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), magnitude]
+            longest = np.full_like(rho, self.rule.longest)
+            scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), longest, magnitude]
             numbers[:, len(BETAS) : SCALARS] = np.stack(scalars, axis=1)
             gain, bias = contexts[:, IN_CONTEXT:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)
             first = self.first * (1 + gain)[:, :, None]

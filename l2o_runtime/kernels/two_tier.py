@@ -35,8 +35,8 @@ TOTALS = 1 + Progress.STATISTICS + TERMS
 FIELDS = 4 + len(AVERAGES) + 1
 """Numbers of a row that tells of a piece."""
 
-SCALARS = len(BETAS) + 5
-"""Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, magnitude."""
+SCALARS = len(BETAS) + 6
+"""Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, bound, magnitude."""
 
 WEIGHTS = UNITS * (INPUTS + 1) + OUTPUTS * (UNITS + 1)
 """Of both layers, rows of weights with their bias last."""
@@ -223,9 +223,10 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
         new = Averages(g, old, scalars[: len(BETAS)])
         for value, place in zip(new.new, places, strict=True):
             store(builder, value, place)
-        *others, magnitude = scalars[len(BETAS) :]
+        *others, longest, magnitude = scalars[len(BETAS) :]
         seen = look(theta, new, others, weight)
-        store(builder, magnitude * features.combine(seen.output, seen.directions), builder.gep(delta, at))
+        direction = features.combine(seen.output, seen.directions).clamp(longest * -1.0, longest)
+        store(builder, magnitude * direction, builder.gep(delta, at))
         return []
 
     loop(builder, blocks, [], body)

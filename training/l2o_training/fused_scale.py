@@ -83,7 +83,8 @@ class FusedScaleRule(ScaleRule):
             corrections: (..., 1, k) 1 − βᵗ of every average.
         """
         size_root, size_fast, rho, magnitude = context[..., :IN_CONTEXT].unbind(-1)
-        constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp()]
+        longest = torch.full_like(rho, self.longest)
+        constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), longest]
         gain, bias = context[..., IN_CONTEXT:].chunk(2, dim=-1)
         first = torch.cat([self.into.weight, self.into.bias.unsqueeze(-1)], dim=-1) * (1 + gain).unsqueeze(-1)
         first = torch.cat([first[..., :-1], first[..., -1:] + bias.unsqueeze(-1)], dim=-1)
@@ -234,11 +235,11 @@ def _gradient(builder: Any, arguments: Sequence[Any], size: int, start: Any, blo
         g, theta, *old, through = (
             load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states, slopes)
         )
-        *others, magnitude = scalars[len(BETAS) :]
+        *others, longest, magnitude = scalars[len(BETAS) :]
         seen = look(theta, Averages(g, old, scalars[: len(BETAS)]), others, weight)
         delta = combine(seen.output, seen.directions)
-        add(0, through, delta)
-        size_of, through = seen.output[0], through * magnitude
+        add(0, through, delta.clamp(longest * -1.0, longest))
+        size_of, through = seen.output[0], delta.abs().where_less(longest, through * magnitude, 0.0)
         scale = through * (size_of.clamp(-4, 4) * 2.0).exp() * -2.0
         within = size_of.abs().where_less(4.0, through * delta * 2.0, 0.0)
         back = [g.like(0.0)] * UNITS
