@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import os
 import pickle
-from itertools import pairwise
 
 import pytest
 import torch
@@ -289,7 +288,7 @@ def test_gradients_whose_squares_vanish_fade_out(plain, kernels, rule):
             optimizer.step()
             seen.append(param.detach().clone())
         longest.append(float(torch.stack(seen).diff(dim=0).abs().max()))
-    assert all(after <= 1.01 * before for before, after in pairwise(longest)), longest
+    assert all(after <= 1.01 * before for before, after in itertools.pairwise(longest)), longest
     assert longest[-1] < 1e-6
 
 
