@@ -167,7 +167,7 @@ bytes per second, bytes per sum, tasks that can be validated side by side. All b
 def model() -> None:
     """Print what an update takes with a lane per GPU: the slowest lane, and a sum along a tree, there and back."""
     rng = torch.Generator().manual_seed(0)
-    print("| GPUs | slowest lane | sum | per update | efficiency | busy in validation | sockets per rank |")
+    print("| GPUs | slowest lane | sum | per update | efficiency | busy in validation | sockets to other ranks |")
     print("|---|---|---|---|---|---|---|")
     for count in (8, 64, 512):
         slowest = LANE * (1 + SPREAD * float(torch.randn(4000, count, generator=rng).amax(1).mean()))

@@ -1,5 +1,6 @@
 """The cluster examples: what can be checked of them without a cluster."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from l2o_cli.main import app
+from l2o_training.config import load_preset
 
 CLUSTER = Path(__file__).parents[1] / "examples" / "cluster"
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -35,6 +37,7 @@ def test_the_slurm_script_is_bash_and_its_options_exist():
     assert is_bash(text)
     assert not is_bash(text.replace("fi\n", "\n", 1)), "the check would find an error"
     assert {"--preset", "--out"} <= train_options(text) <= known_options()
+    load_preset(re.search(r"PRESET:-(\w+)", text)[1])
     assert "has not been run" in text
 
 

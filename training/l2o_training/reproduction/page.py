@@ -43,7 +43,7 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
     changed = f"Changed for this page: {', '.join(f'`{change}`' for change in lab.changes)}." if lab.changes else ""
     summary = [plan.text, *filter(None, [changed]), section.summary]
     if missing:
-        summary.append(f"Not run: {'; '.join(missing)}.")
+        summary.append(f"Not run, or not compared: {'; '.join(missing)}.")
     parts = [f"# {plan.title}", *summary, DETAILS, *filter(None, [section.details])]
     parts += ["## Commands", _code([shlex.join(["l2o", "reproduce", name, "--data-root", "data", *arguments])])]
     variants = [(variant, study) for study in plan.studies for variant in study.variants]
@@ -73,7 +73,8 @@ def write_index(out: Path) -> None:
 
 _TRAINS = (
     "It runs what is missing. These commands train the same rules, to the bit on the same machine (a DMD whose "
-    "window is never full in meta-training is not trained, but equal to what training would give):"
+    "window is never full in meta-training is not trained, but equal to what training would give). Where another plan "
+    "has trained a rule of that name for other epochs, `--runs-dir` takes another folder:"
 )
 
 
