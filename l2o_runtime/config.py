@@ -6,6 +6,7 @@ plain mapping (parsed JSON, TOML, `--set key=value`) into one and refuses anythi
 
 import dataclasses
 import difflib
+import math
 import reprlib
 import types
 import typing
@@ -97,6 +98,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     exact = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     require(exact, f"{path}: expected {hint.__name__}, got {_repr.repr(value)}")
+    require(hint is not float or math.isfinite(value), f"{path}: expected a finite number, got {value}")
     return value
 
 

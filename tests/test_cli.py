@@ -88,7 +88,11 @@ def test_version_and_help(cli):
         (["train", "--preset", "bad.toml"], "unknown key task"),
         (["eval", "default", "--suite", "digit"], "did you mean digits"),
         (["eval", "default", "--baselines", "adm"], "did you mean adam"),
+        (["train", "--preset", "demo", "--set", "clip=inf"], "clip: expected a finite number, got inf"),
         (["eval", "default", "scale"], "scale: this rule is given twice"),
+        (["inspect", "[/x]/rule.safetensors"], "[/x]/rule.safetensors"),
+        (["reproduce", "table1", "--rule", "default", "--rule", "scale"], "the name 'scale' is taken"),
+        (["reproduce", "table1", "--out", "README"], "would take the place of"),
         (["eval", "default", "--suite", "table1", "--data-root", "none"], "--download"),
         (["eval", "default", "--suite", "quadratics", "--out", "a-file/x", "--steps", "5", "--runs", "1"], "a-file"),
     ],
@@ -98,6 +102,7 @@ def test_mistakes_get_one_line_and_exit_code_2(cli, tmp_path, arguments, message
     for name in ("damaged.safetensors", "exported.pt"):
         (tmp_path / name).write_bytes(b"\x00" * 5)
     (tmp_path / "bad.toml").write_text("task = 3")
+    (tmp_path / "README.md").write_text("# Mine")
     before = sorted(tmp_path.rglob("*"))
     result = cli(*arguments)
     assert result.exit_code == 2, result.output

@@ -180,6 +180,8 @@ def test_a_mixture_does_without_gradients_that_exploded():
     broken = torch.tensor([3, through.shape[1]])  # a sum over lanes, and that of the squares
     _, around, mixture = mixed_up(lambda message: message.index_fill(0, broken, torch.nan))
     torch.testing.assert_close(mixture, around.mean(0))
+    through, _, mixture = mixed_up(lambda message: message.index_fill(0, torch.tensor([-1]), torch.inf))
+    torch.testing.assert_close(mixture, through.mean(0))
 
 
 def test_perturbations_are_the_same_whoever_draws_them():

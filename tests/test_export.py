@@ -15,6 +15,7 @@ from l2o_export.export import export_rule, parse_formats
 from l2o_export.formats import WRITERS, ExportError
 from l2o_export.verify import parity, part_at
 from l2o_runtime import ArtifactError, ConfigError, LearnedOptimizer, save_rule
+from l2o_runtime.artifact import find_rule
 from l2o_runtime.exported import load_exported, torchscript
 from l2o_runtime.rule import zeros
 
@@ -129,8 +130,6 @@ def test_export_verifies_and_describes(tmp_path):
 
 
 def export_rule_of_default(out):
-    from l2o_runtime.artifact import find_rule
-
     return export_rule(find_rule("default"), list(WRITERS), out)
 
 
@@ -145,6 +144,12 @@ def test_export_fails_where_a_file_parts_from_eager(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="pt2: parts from eager at step 1 "):
         export_rule(path, ["pt2"], tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["l2o", "l2o-dmd", "l2o-kae"])
+def test_rules_that_amplify_rounding_are_compared_with_the_plain_loop(tmp_path, name):
+    manifest = export_rule(find_rule(name), ["torchscript"], tmp_path)
+    assert manifest["files"]["rule.pt"]["parity"] == 0
 
 
 def test_where_trajectories_part():

@@ -118,6 +118,20 @@ def test_the_derived_rule_is_the_one_that_training_gives(tmp_path):
         assert torch.equal(derived.state_dict()[key], value), key
 
 
+def test_a_derived_rule_keeps_what_sees_progress(tmp_path):
+    changes = ["epochs=1", "horizon=20", "unroll=20", "shortest=20", "lanes=1", "validation_runs=1"]
+    changes += ['tasks=[{kind="quadratic", size=3}]', "validation_tasks=[]", "average=0.5"]
+    variants = {variant.name: variant.config(0, changes) for variant in plans.TWO_TIERS}
+    config = variants["scale-dmd-model"]
+    assert never_sees_context(config)
+    expected = load_rule(Trainer(config, tmp_path / "trained").run())
+    placebo = Trainer(variants["scale-placebo"], tmp_path / "placebo").run()
+    save_derived(placebo, config, tmp_path / "derived.safetensors")
+    derived = load_rule(tmp_path / "derived.safetensors")
+    for key, value in expected.state_dict().items():
+        assert torch.equal(derived.state_dict()[key], value), key
+
+
 VARIANTS = [(study, variant) for plan in PLANS.values() for study in plan.studies for variant in study.variants]
 
 

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
 from l2o_runtime.artifact import read_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
+from l2o_training import provenance
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.curriculum import VALIDATION_SEED, draw_episode
 from l2o_training.data import DataError, load_dataset, read_npz
@@ -271,10 +274,11 @@ def test_meta_training_starts_from_a_rule_and_keeps_the_average_of_its_weights(t
 
     def outer_update(gradient):
         nonlocal updates
-        update(gradient)
+        taken = update(gradient)
         for key, value in trainer.rule.state_dict().items():
             expected[key] = value.clone() if updates == 0 else torch.lerp(expected[key], value, 0.25)
         updates += 1
+        return taken
 
     trainer._outer_update = outer_update
     trainer.validate()
@@ -410,6 +414,67 @@ def test_unknown_presets_name_the_near_ones():
         load_preset("mnist-dmdd")
 
 
+def test_gain_and_shift_are_of_images_from_0_to_1(tmp_path):
+    x, y = np.array([0, 255], dtype=np.uint8).repeat(4).reshape(2, 2, 2), np.array([0, 1])
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y)
+    config = MLPConfig(data="mine.npz", hidden=(2,), gain=3.0, shift=-0.5)
+    task = make_task(config, lambda name: load_dataset(name, tmp_path), CPU)
+    images, _ = task.draw((1, 64), torch.Generator().manual_seed(0))
+    assert set(images.unique().tolist()) == {-0.5, 2.5}
+
+
+def test_validation_shares_no_instance_with_comparisons():
+    """PyTorch's CPU generator reads 32 bits of a seed."""
+    task = task_of(MLPConfig(hidden=(2,)))
+    assert torch.equal(task.instances(2, 5).params, task.instances(2, 2**32 + 5).params), "else the rest tells nothing"
+    assert not torch.equal(task.instances(2, 5).params, task.instances(2, VALIDATION_SEED + 5).params)
+
+
+def test_updates_that_are_dropped_are_told(tmp_path):
+    trainer = Trainer(TrainConfig(tasks=(QuadraticConfig(size=3),), horizon=20, unroll=10), tmp_path / "run")
+    assert trainer.train_epoch().dropped is None
+    gradients, right = iter([torch.nan, 1.0]), trainer.meta_gradient
+    trainer.meta_gradient = lambda: (right()[0] * next(gradients), torch.zeros(3))
+    assert trainer.train_epoch().dropped == 1
+    assert [row.get("dropped") for row in trainer.history] == [None, 1]
+
+
+def test_a_finished_rule_keeps_its_versions_and_its_place(tmp_path, monkeypatch):
+    config = TrainConfig(tasks=(QuadraticConfig(size=3),), horizon=20, epochs=1)
+    path = Trainer(config, tmp_path / "run").run()
+    before = path.read_bytes()
+    monkeypatch.setattr("l2o_training.trainer.versions", lambda: {"torch": "9.9"})
+    assert Trainer(config, tmp_path / "run", resume=True).run().read_bytes() == before
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    for resume in (False, True):
+        with pytest.raises(RunError, match="is there without a checkpoint"):
+            Trainer(config, tmp_path / "run", resume=resume)
+
+
+def test_what_another_run_wrote_meanwhile_is_not_overwritten(tmp_path):
+    config = TrainConfig(tasks=(QuadraticConfig(size=3),), horizon=20, epochs=1)
+    late = Trainer(config, tmp_path / "run")
+    before = Trainer(config, tmp_path / "run").run().read_bytes()
+    with pytest.raises(RunError, match="was written by another run just now"):
+        late.run()
+    assert (tmp_path / "run" / "rule.safetensors").read_bytes() == before
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_revision_is_not_that_of_the_project_around(tmp_path, monkeypatch):
+    package = tmp_path / "package.py"
+    package.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(package))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init"], ["commit", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert provenance.git_revision() == ""
+    for words in (["add", "package.py"], ["commit", "-m", "y"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert len(provenance.git_revision()) >= 7
+
+
 def test_npz_files_of_ones_own(tmp_path):
     x, y = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4), np.arange(6) % 3
     np.savez(tmp_path / "mine.npz", x_train=x, y_train=y)
@@ -428,6 +493,7 @@ def test_npz_files_of_ones_own(tmp_path):
         ({"x_train": np.zeros((3, 2, 2)), "y_train": np.zeros(4, int)}, r"x_train is \(3, 2, 2\)"),
         ({"x_train": np.zeros(3), "y_train": np.zeros(3, int)}, "expected"),
         ({"x_train": np.zeros((3, 2)), "y_train": np.zeros(3)}, "integers"),
+        ({"x_train": np.zeros((3, 2, 2), int), "y_train": np.zeros(3, int)}, "must be uint8"),
         ({"x_train": np.array([object()]), "y_train": np.zeros(1, int)}, "not a readable"),
     ],
 )
@@ -435,6 +501,42 @@ def test_npz_files_of_the_wrong_shape(tmp_path, arrays, message):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_npz(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("content", ["npy", "cut", "flipped"])
+def test_damaged_npz_files_are_named(tmp_path, content):
+    path = tmp_path / "mine.npz"
+    x, y = np.zeros((40, 8, 8), dtype=np.uint8), np.arange(40)
+    if content == "npy":
+        with path.open("wb") as file:
+            np.save(file, x)
+    else:
+        np.savez_compressed(path, x_train=x, y_train=y)
+        whole = path.read_bytes()
+        middle = whole.index(b"x_train.npy") + 40
+        flipped = whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 20]) + whole[middle + 20 :]
+        path.write_bytes(whole[:-30] if content == "cut" else flipped)
+    with pytest.raises(DataError, match=r"mine\.npz"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize("damage", ["labels of others", "no labels", "no header"])
+def test_damaged_torchvision_files_are_named(tmp_path, damage):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    count = 3 if damage == "no labels" else 4
+    labels = bytes([200] * count if damage == "labels of others" else [1] * count)
+    header = b"\0" * 4 if damage == "no header" else struct.pack(">4B3I", 0, 0, 8, 3, 4, 28, 28)
+    files = {
+        "train-images-idx3-ubyte": header + bytes(4 * 28 * 28),
+        "train-labels-idx1-ubyte": struct.pack(">4BI", 0, 0, 8, 1, count) + labels,
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match="add --download"):
+        load_dataset("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from l2o_cli.main import app
 from l2o_runtime import ConfigError, LearnedOptimizer, save_rule
+from l2o_runtime.artifact import find_rule, read_rule
 from l2o_training import metrics
+from l2o_training.benchmark.memory import state_bytes
 from l2o_training.cells import read_cell, write_cell
 from l2o_training.config import load_preset
 from l2o_training.data import DataError, Dataset
@@ -29,7 +31,7 @@ from l2o_training.workloads.base import code_version
 from l2o_training.workloads.entrants import BASELINES, GRID_SIZE, find_baselines, find_rules, thinned
 from l2o_training.workloads.study import Study, measure, read_run, read_times
 from l2o_training.workloads.summary import Incomplete, summarise
-from l2o_training.workloads.train import Run, looks, state_bytes, train
+from l2o_training.workloads.train import Run, looks, train
 
 SMALL = ("least-squares", "tabular")
 
@@ -68,6 +70,15 @@ def test_the_bundled_rule_has_not_seen_the_data():
     (rule,) = find_rules(["default"])
     assert rule.seen == {"digits", "mnist"}
     assert "cifar10" in {task.data for task in load_preset("cifar-dmd").tasks}, "so reports have to tell of it"
+
+
+def test_data_of_a_rules_ancestor_and_of_its_validation_are_not_new_to_it(tmp_path):
+    rule, _ = read_rule(find_rule("mnist"))
+    ancestor = {"config": {"tasks": [{"kind": "mlp", "data": "fashion-mnist"}]}}
+    own = {"tasks": [{"kind": "mlp", "data": "digits"}], "validation_tasks": [{"kind": "mlp", "data": "cifar10"}]}
+    save_rule(tmp_path / "own.safetensors", rule, {"config": own, "start": ancestor})
+    (entrant,) = find_rules([str(tmp_path / "own.safetensors")])
+    assert entrant.seen == {"digits", "cifar10", "fashion-mnist"}
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

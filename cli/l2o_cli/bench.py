@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from l2o_cli.console import Json, Threads, err, friendly_errors, out, print_json, set_threads
 
@@ -60,7 +61,7 @@ def bench(
                 memory=None if memory is None else round(memory * 1e9),
                 out=out_dir,
                 settings={"rule": rule, "extra": extra or [], "state_dtype": state_dtype},
-                report=lambda text: status.update(text),
+                report=lambda text: status.update(Text(text)),
             )
         if as_json:
             print_json(content)
@@ -70,14 +71,13 @@ def bench(
             out.print(_table(rows, size, content["rates"][size]))
             for row in rows:
                 if row["skipped"]:
-                    out.print(f"{size}: {row['optimizer']} skipped: {row['skipped']}", markup=False, soft_wrap=True)
+                    out.print(f"{size}: {row['optimizer']} skipped: {row['skipped']}", soft_wrap=True)
         if state_dtype == "float32" and any(row["skipped"] for row in content["results"]):
             out.print(
                 "--state-dtype bfloat16 halves what learned rules keep of gradients and in their LSTM",
-                markup=False,
                 soft_wrap=True,
             )
-        err.print(f"results.json, results.csv and growth.png are in {out_dir}", markup=False, soft_wrap=True)
+        err.print(f"results.json, results.csv and growth.png are in {out_dir}", soft_wrap=True)
 
 
 def _table(rows: list[dict[str, Any]], size: str, rates: dict[str, float]) -> Table:

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from l2o_runtime import ArtifactError, ConfigError
 
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = Console(highlight=False, emoji=False, markup=False)  # brackets in paths are no markup
+err = Console(stderr=True, highlight=False, emoji=False, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
@@ -44,7 +44,7 @@ def friendly_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    err.print("error: " + " ".join(message.split()), soft_wrap=True, markup=False, style="red")
+    err.print("error: " + " ".join(message.split()), soft_wrap=True, style="red")
     raise typer.Exit(code)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from l2o_cli.console import Json, Threads, err, friendly_errors, out, print_json, set_threads
 
@@ -48,7 +49,8 @@ def evaluate(
         Path | None, typer.Option(help="Suite unseen: write a report, one HTML file, to this path.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the runs; all optimizers get the same. [default: 0]")
+        int | None,
+        typer.Option(min=0, max=2**31 - 1, help="Seed of the runs; all optimizers get the same. [default: 0]"),
     ] = None,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
@@ -137,7 +139,7 @@ def evaluate(
                     **sizes,
                     out=out_dir,
                     settings=settings,
-                    report=lambda task, name: status.update(f"{task}: {name}") if status else None,
+                    report=lambda task, name: status.update(Text(f"{task}: {name}")) if status else None,
                     ranks=ranks,
                 )
         if not ranks.main:
@@ -146,7 +148,7 @@ def evaluate(
             print_json([vars(result) for result in results])
             return
         out.print(_table(results, f"loss, mean of the last 10 of {steps} steps, ± std over {runs} runs"))
-        err.print(f"results.json, results.csv and loss curves are in {out_dir}", markup=False, soft_wrap=True)
+        err.print(f"results.json, results.csv and loss curves are in {out_dir}", soft_wrap=True)
 
 
 def _table(results: "list[Result]", title: str) -> Table:
@@ -161,8 +163,10 @@ def _table(results: "list[Result]", title: str) -> Table:
         row = []
         for task in tasks:
             result = cells[name, task]
-            text = f"{result.mean:.3f} ± {result.std:.3f}"
-            text = f"[bold]{text}[/bold]" if result.mean == lowest[task] else text
-            row.append(text + (f"\n(lr {result.lr:g})" if name.endswith("tuned") else ""))
+            style = "bold" if result.mean == lowest[task] else ""
+            cell = Text(f"{result.mean:.3f} ± {result.std:.3f}", style)
+            if name.endswith("tuned") and result.lr is not None:  # a rule may be called so, and has no rate
+                cell.append(f"\n(lr {result.lr:g})", "not bold")
+            row.append(cell)
         table.add_row(name, *row)
     return table

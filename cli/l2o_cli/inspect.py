@@ -43,4 +43,4 @@ def inspect(
         table.add_row("horizon", f"{config.horizon} steps")
         table.add_row("loss", "needed at every step" if config.needs_loss else "optional")
         out.print(table)
-        out.print("provenance", json.dumps(provenance, indent=2, sort_keys=True), markup=False, soft_wrap=True)
+        out.print("provenance", json.dumps(provenance, indent=2, sort_keys=True), soft_wrap=True)

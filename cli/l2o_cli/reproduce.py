@@ -39,18 +39,19 @@ def reproduce(
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         from l2o_training.reproduction.measure import Lab
-        from l2o_training.reproduction.page import write_page
+        from l2o_training.reproduction.page import index_of, write_page
         from l2o_training.reproduction.plans import find_plan
         from l2o_training.reproduction.run import reproduce as run
 
         set_threads(threads)
         chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
+        index_of(out_dir)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
         )
         with Progress(*columns, console=err) as bar:
             job = bar.add_task(plan, total=None, detail="")
@@ -69,4 +70,4 @@ def reproduce(
             "--threads": [threads or None],
         }
         arguments = [text for flag, values in given.items() for v in values or () if v for text in (flag, str(v))]
-        out.print(str(write_page(plan, chosen, lab, out_dir, arguments)), markup=False, soft_wrap=True)
+        out.print(str(write_page(plan, chosen, lab, out_dir, arguments)), soft_wrap=True)

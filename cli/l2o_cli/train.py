@@ -105,16 +105,17 @@ def _train(
     if download and ranks.size > 1:  # one rank of a machine fetches what the others then read
         ranks.agree(lambda: build(fetch=True) if os.environ.get("LOCAL_RANK", "0") == "0" else None, DOWNLOAD_TIMEOUT)
     trainer = ranks.agree(lambda: build(fetch=download and ranks.size == 1))
+    ranks.require_same({"checkpoint": trainer.epoch if trainer.restored else None})
     kind, count = config.rule.context.kind, f" with {ranks.size} ranks" if ranks.size > 1 else ""
     if ranks.main:
         again = f", continuing after epoch {trainer.epoch}" if trainer.restored else ""
         text = f"meta-training {preset} (context {kind}) on {place}{count} into {folder}{again}"
-        err.print(text, markup=False, soft_wrap=True)
+        err.print(text, soft_wrap=True)
     columns = (
         TextColumn("epoch"),
         MofNCompleteColumn(),
         BarColumn(bar_width=20),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not ranks.main) as bar:
@@ -124,8 +125,13 @@ def _train(
         def report(epoch: Epoch) -> None:
             rate = epoch.steps / epoch.seconds
             text = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {rate:.0f} inner steps/s"
+            text += f"  {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
             bar.update(job, completed=epoch.epoch, description=text)
 
         path = trainer.run(report)
     if ranks.main:
-        out.print(f"{path}  validation loss {trainer.best:.4f}", markup=False, soft_wrap=True)
+        out.print(f"{path}  validation loss {trainer.best:.4f}", soft_wrap=True)
+        if trainer.best_epoch == 0:
+            err.print(
+                "warning: no validation was better than before training; the untrained rule was kept", soft_wrap=True
+            )

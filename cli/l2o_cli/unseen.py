@@ -88,9 +88,9 @@ def evaluate_unseen(
         return
     for horizon in study.horizons:
         out.print(_table(findings, horizon))
-    err.print(f"results.json and results.csv are in {out_dir}", markup=False, soft_wrap=True)
+    err.print(f"results.json and results.csv are in {out_dir}", soft_wrap=True)
     if report is not None:
-        out.print(str(report), markup=False, soft_wrap=True)
+        out.print(str(report), soft_wrap=True)
 
 
 def parse_horizons(text: str) -> tuple[int, ...]:
@@ -127,8 +127,8 @@ def _measure(study: "Study") -> None:
 
     from l2o_training.workloads.study import measure
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=err) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+    with Progress(*columns, TextColumn("{task.fields[detail]}", markup=False), TimeElapsedColumn(), console=err) as bar:
         job = bar.add_task("unseen", total=None, detail="")
 
         def tell(what: str, detail: str, done: int, total: int) -> None:
@@ -172,4 +172,4 @@ def _table(findings: "Findings", horizon: int) -> Table:
 
 def _interval(values: tuple[float, float, float]) -> str:
     centre, low, high = values
-    return f"{centre:.2f}" if low != low else f"{centre:.2f} \\[{low:.2f}, {high:.2f}]"
+    return f"{centre:.2f}" if low != low else f"{centre:.2f} [{low:.2f}, {high:.2f}]"

@@ -12,8 +12,8 @@ from l2o_training.config import TrainConfig
 from l2o_training.tasks import Task
 from l2o_training.unroll import Inner, begin
 
-VALIDATION_SEED = 2**40
-"""Instances of validation never coincide with those of meta-training, whose seeds are smaller."""
+VALIDATION_SEED = 2**31
+"""Validation has seeds from here on, comparisons have smaller ones: PyTorch's CPU generator reads 32 bits of a seed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def draw_episode(config: TrainConfig, number: int) -> Episode:
     """The episode of a number, the same whoever draws it: horizon log-uniform in shortest … T, scale log-uniform."""
     draw = random.Random(f"{config.seed}/{number}")
     task = draw.choice(range(len(config.tasks)))
-    seed = draw.randrange(VALIDATION_SEED)
+    seed = draw.randrange(2**40)  # of 32 bits that count: those of a validation come up once in 10⁸ episodes or so
     shown = [float(draw.random() >= config.hide_loss) for _ in range(config.batch)]
     scale = [math.exp(draw.uniform(-config.rescale, config.rescale)) for _ in range(config.batch)]
     low, high = (math.log(steps) for steps in (config.shortest or config.horizon, config.horizon))

@@ -1,8 +1,7 @@
 """Image data sets as tensors: torchvision's, scikit-learn's digits, and `.npz` files of one's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -26,11 +25,14 @@ class Dataset:
         images: (N, channels, height, width), uint8 in 0 … 255 or float32; scaled to [0, 1] batch by batch.
         labels: (N,) int64.
         classes: number of classes.
+        gain, shift: batches have gain · image + shift instead.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
+    gain: float = 1.0
+    shift: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,13 +41,15 @@ class Dataset:
         return channels, height, width
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (*index, c, h, w) as float32 in [0, 1], and labels (*index)."""
+        """Images (*index, c, h, w) as float32, in [0, 1] before gain and shift, and labels (*index)."""
         images = self.images[index]
-        return images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[index]
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        changed = (self.gain, self.shift) != (1.0, 0.0)
+        return self.gain * images + self.shift if changed else images, self.labels[index]
 
     def to(self, device: torch.device) -> "Dataset":
         """The same data on another device."""
-        return Dataset(self.images.to(device), self.labels.to(device), self.classes)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 def load_dataset(name: str, root: str | Path = "data", *, download: bool = False) -> Dataset:
@@ -106,14 +110,23 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
 
     try:
         data = getattr(datasets, TORCHVISION[name])(root, train=True, download=download)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged files raise whatever their readers trip over
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"no usable {name} under {root.absolute()} ({str(error).splitlines()[0]}): "
+            f"no usable {name} under {root.absolute()} ({why}): "
             "point --data-root at a folder that has it, or remove what is damaged and add --download"
         ) from None
     images = torch.as_tensor(data.data)
     images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return Dataset(images, torch.as_tensor(data.targets, dtype=torch.int64), 10)
+    labels = torch.as_tensor(data.targets, dtype=torch.int64)
+    if (
+        images.dim() != 4
+        or len(images) != len(labels)
+        or len(labels) == 0
+        or not 0 <= labels.min() <= labels.max() < 10
+    ):
+        raise DataError(f"{name} under {root.absolute()} is damaged: remove it and add --download")
+    return Dataset(images, labels, 10)
 
 
 def read_npz(path: Path) -> Dataset:
@@ -125,14 +138,14 @@ def read_npz(path: Path) -> Dataset:
         DataError: unreadable, keys missing, or shapes that do not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = {"x_train", "y_train"} - set(archive.files)
             if missing:
                 raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; it has {', '.join(archive.files)}")
             x, y = archive["x_train"], archive["y_train"]
     except DataError:
         raise
-    except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
+    except Exception as error:  # damaged files raise whatever numpy, zipfile and zlib trip over
         raise DataError(f"{path}: not a readable .npz file ({error})") from None
     y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
     if x.ndim not in (2, 3, 4) or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
@@ -141,6 +154,8 @@ def read_npz(path: Path) -> Dataset:
         )
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
         raise DataError(f"{path}: y_train must be integers from 0 on, got {y.dtype} from {y.min()}")
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise DataError(f"{path}: x_train must be uint8 in 0 … 255 or floating, got {x.dtype}")
     images = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
     if images.dim() == 2:
         images = images[:, None, None, :]

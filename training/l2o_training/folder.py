@@ -31,6 +31,8 @@ def newest_checkpoint(out: Path, config: TrainConfig, resume: bool, restarted: b
     if not found:
         if resume and not restarted and not any((out / name).is_file() for name in (LOCK, CONFIG)):
             raise RunError(f"{out} holds no run to resume: leave --resume out to start one")
+        if (out / RULE).is_file() and not restarted:
+            raise RunError(f"{out / RULE} is there without a checkpoint: choose another --out, or remove it")
         return None
     path = found[max(found)]
     if checkpoints.read(path, lambda key: False)[1]["config"] != json.loads(json.dumps(comparable(config))):
@@ -41,13 +43,17 @@ def newest_checkpoint(out: Path, config: TrainConfig, resume: bool, restarted: b
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Make the folder, hold its lock, so that two runs never write into it, and tidy up after a killed run."""
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, timeout=0):
-            for name in (CONFIG, METRICS, RULE, CURVE, PROBE):
-                remove_leftovers(folder / name)
-            yield
+        lock.acquire()
     except (FileExistsError, NotADirectoryError) as error:
         raise RunError(f"{error.filename} is no folder: choose another --out") from None
     except Timeout:
         raise RunError(f"{folder} is being written by another run: wait for it, or choose another --out") from None
+    try:
+        for name in (CONFIG, METRICS, RULE, CURVE, PROBE):
+            remove_leftovers(folder / name)
+        yield
+    finally:
+        lock.release()

@@ -30,14 +30,19 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Revision of the working copy this package runs from; empty for an installed one."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """Revision of the working copy this package runs from; empty for an installed one, wherever that lies."""
+    here = Path(__file__)
+
+    def ask(*words: str) -> str:
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        here = Path(__file__).parent
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        ask("ls-files", "--error-unmatch", here.name)
+        return ask("describe", "--always", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
 
 
 def inherit(rule: Rule, start: str) -> dict[str, Any]:

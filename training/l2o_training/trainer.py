@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from l2o_runtime.artifact import atomic_write, save_rule
+from l2o_runtime.artifact import ArtifactError, atomic_write, load_rule, save_rule
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import make_rule
@@ -45,6 +45,7 @@ class Progress:
         steps: inner steps (of one instance) in this epoch.
         seconds: time this epoch took, validation aside.
         idle: seconds of it that each rank waited for the others, sums included; None for a process that is alone.
+        dropped: outer updates that were left out, for their meta-gradient was not finite; None where none was.
     """
 
     epoch: int
@@ -55,6 +56,7 @@ class Progress:
     steps: int
     seconds: float
     idle: list[float] | None = None
+    dropped: int | None = None
 
 
 class Trainer:
@@ -135,7 +137,7 @@ class Trainer:
             report: called after every epoch.
         """
         with ExitStack() as stack:
-            self.ranks.agree(lambda: stack.enter_context(owned(self.out)) if self.ranks.main else None)
+            self.ranks.agree(lambda: self._take(stack) if self.ranks.main else None)
             board = self._open() if self.ranks.main else None
             stack.enter_context(_deterministic())
             if board is not None:
@@ -159,6 +161,12 @@ class Trainer:
             self.checkpoints.settle(wait=True)
             return self.ranks.agree(self._finish)
 
+    def _take(self, stack: ExitStack) -> None:
+        """Lock the folder, in which nothing may have happened since it was looked at."""
+        stack.enter_context(owned(self.out))
+        if max(checkpoints.find(self.out), default=None) != (self.epoch if self.restored else None):
+            raise RunError(f"{self.out} was written by another run just now: start again, with --resume")
+
     def _open(self) -> Any:
         """Write the configuration and begin to log."""
         from torch.utils.tensorboard import SummaryWriter
@@ -176,9 +184,10 @@ class Trainer:
         self._set_lr()
         updates = config.horizon // config.unroll
         record = torch.zeros(3, dtype=torch.float64, device=self.device)
+        taken = 0
         for _ in range(updates):
             gradient, seen = self.meta_gradient()
-            self._outer_update(gradient)
+            taken += self._outer_update(gradient)
             record += seen
         self.epoch += 1
         seconds = time.perf_counter() - started
@@ -195,6 +204,7 @@ class Trainer:
             steps=config.horizon * config.batch * config.lanes,
             seconds=seconds,
             idle=self.ranks.gather(waited, self.device) if self.ranks.size > 1 else None,
+            dropped=updates - taken or None,
         )
         self._record(progress)
         return progress
@@ -228,18 +238,20 @@ class Trainer:
             share = (1 + math.cos(math.pi * self.epoch / config.epochs)) / 2
             self.optimizer.param_groups[0]["lr"] = config.final_lr + share * (config.lr - config.final_lr)
 
-    def _outer_update(self, gradient: Tensor) -> None:
-        """One step of the outer Adam; a meta-gradient that is not finite is dropped."""
+    def _outer_update(self, gradient: Tensor) -> bool:
+        """One step of the outer Adam, or none if the meta-gradient is not finite; whether it was taken."""
         params = list(self.rule.parameters())
         for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
             p.grad = part.to(p.dtype).view_as(p)
         # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.
         moved = [p for p in params if p.grad is not None and bool(p.grad.any())]
         norm = torch.nn.utils.clip_grad_norm_(moved, self.config.clip)
-        if norm.isfinite():
-            self.optimizer.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.rule)
+        if not norm.isfinite():
+            return False
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.rule)
+        return True
 
     @property
     def candidate(self) -> Rule:
@@ -323,7 +335,8 @@ class Trainer:
             return path
         rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        save_rule(path, rule, self.provenance())
+        if not _holds(path, rule):  # a rule that is there keeps the versions that it was made with
+            save_rule(path, rule, self.provenance())
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file)
         return path
@@ -339,6 +352,16 @@ class Trainer:
             "git": git_revision(),
             "versions": versions(),
         }
+
+
+def _holds(path: Path, rule: Rule) -> bool:
+    """Whether a file has this very rule."""
+    try:
+        found = load_rule(path)
+    except ArtifactError:
+        return False
+    weights = rule.state_dict()
+    return found.config == rule.config and all(torch.equal(weights[key], w) for key, w in found.state_dict().items())
 
 
 @contextmanager

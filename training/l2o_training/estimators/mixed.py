@@ -40,7 +40,7 @@ class Mixed(Estimator):
         return Share(torch.cat([share.message, square, around]), share.loss, share.koopman)
 
     def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
-        """The mixture: back-propagation alone where nothing varies, none of it where it is not finite."""
+        """The mixture: back-propagation alone where nothing varies; of what is not finite, nothing."""
         count = len(lanes)
         through, square, around = message.split([size(rule), 1, self.around.width(rule)])
         smoothed = torch.stack(list(self.around.gradients(rule, lanes, around)))
@@ -51,4 +51,4 @@ class Mixed(Estimator):
         smoothed_varies = smoothed.var(0).sum() / count
         weight = (smoothed_varies / (varies + smoothed_varies)).nan_to_num(1.0)
         mixture: Tensor = weight * through + (1 - weight) * smoothed.mean(0)
-        return mixture
+        return mixture if smoothed.isfinite().all() else through

@@ -1,5 +1,6 @@
 """Losses of rules and baselines on a study's tasks, kept as JSON, so that nothing is computed twice."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,15 +14,22 @@ from torch import Tensor
 
 from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.config import to_dict
+from l2o_training import data, unroll
 from l2o_training.cells import numbers, read_cell, write_cell
 from l2o_training.data import Datasets
+from l2o_training.evaluation import baselines
 from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.evaluation.evaluate import name_of
 from l2o_training.folder import RULE
 from l2o_training.fused import fuse
 from l2o_training.reproduction.plans import Study, Variant, task_name
-from l2o_training.tasks import Instances, Task, TaskConfig, make_task
+from l2o_training.tasks import Instances, Task, TaskConfig, make_task, quadratic, supervised
+from l2o_training.tasks import base as task_base
+from l2o_training.tasks import config as task_config
+from l2o_training.tasks import networks as task_networks
 from l2o_training.unroll import rollout
+from l2o_training.workloads.base import code_version
+from l2o_training.workloads.entrants import FORMULAS
 
 TOGETHER = 5
 """Runs advanced together: ten of them are those of `l2o eval --runs 5` with seeds 0 and 1."""
@@ -147,6 +155,7 @@ def _cells(
         count = min(TOGETHER, study.runs - start)
         key = {
             "optimizer": contender.identity,
+            "code": _code(contender.path is not None),
             "task": to_dict(task),
             "data": str(lab.data_root.resolve()),
             "steps": study.steps,
@@ -154,6 +163,13 @@ def _cells(
             "seed": seed,
         }
         yield folder / f"{task_name(task)}-{study.steps}x{count}-s{seed}.json", key, count, seed
+
+
+@functools.cache
+def _code(learned: bool) -> str:
+    """What the code does that a contender's losses come from."""
+    tasks = (task_base, task_config, task_networks, quadratic, supervised, data)
+    return code_version(*tasks, *((*FORMULAS, unroll) if learned else (baselines,)))
 
 
 def read_losses(path: Path, key: dict[str, Any]) -> np.ndarray | None:

@@ -10,11 +10,15 @@ from typing import Any
 import torch
 
 from l2o_runtime.artifact import atomic_write, read_rule
+from l2o_training.errors import RunError
 from l2o_training.folder import METRICS, RULE
 from l2o_training.reproduction.measure import Lab
 from l2o_training.reproduction.numbers import NOT_RUN, collect, markdown, number
 from l2o_training.reproduction.plans import PLANS, Plan, Study, Variant
 from l2o_training.reproduction.sections import SECTIONS
+
+TITLE = "# Reproduction"
+"""First line of the index."""
 
 DETAILS = "<!-- details -->"
 """Where the part of a page ends that the index repeats."""
@@ -58,8 +62,8 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
 
 
 def write_index(out: Path) -> None:
-    """Write `<out>.md`: the summaries of all pages that are there."""
-    parts = ["# Reproduction", "What the papers report, run again: one section per `l2o reproduce PLAN`."]
+    """Write `<out>.md`, beside the folder: the summaries of all pages that are there."""
+    parts = [TITLE, "What the papers report, run again: one section per `l2o reproduce PLAN`."]
     for name, plan in PLANS.items():
         page = out / f"{name}.md"
         if page.is_file():
@@ -68,7 +72,19 @@ def write_index(out: Path) -> None:
             parts += [f"## [{plan.title}]({out.name}/{name}.md)", linked]
         else:
             parts += [f"## {plan.title}", f"{NOT_RUN.capitalize()}: `l2o reproduce {name}`."]
-    _write(out.with_suffix(".md"), parts)
+    _write(index_of(out), parts)
+
+
+def index_of(out: Path) -> Path:
+    """The index beside a folder of pages.
+
+    Raises:
+        RunError: another document has that name.
+    """
+    path = out.resolve().with_name(f"{out.resolve().name}.md")
+    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith(TITLE):
+        raise RunError(f"the index of the pages would take the place of {path}: choose another --out")
+    return path
 
 
 _TRAINS = (

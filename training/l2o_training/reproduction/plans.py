@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from l2o_runtime.artifact import load_rule
-from l2o_runtime.config import ConfigError, DMDConfig, nearest
+from l2o_runtime.artifact import find_rule, load_rule
+from l2o_runtime.config import ConfigError, DMDConfig, nearest, require
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.evaluation.baselines import GRID
+from l2o_training.evaluation.evaluate import name_of
 from l2o_training.evaluation.suites import find_suite
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, TaskConfig
 
@@ -307,7 +308,7 @@ def find_plan(name: str, *, seeds: int | None = None, runs: int | None = None, r
     """The plan of that name, with other numbers of seeds and runs where given, and further rules in every study.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a rule's name is taken.
         ArtifactError: a rule cannot be read.
     """
     if name not in PLANS:
@@ -317,6 +318,12 @@ def find_plan(name: str, *, seeds: int | None = None, runs: int | None = None, r
         replace(study, seeds=seeds or study.seeds, runs=runs or study.runs, rules=(*study.rules, *rules))
         for study in plan.studies
     ]
+    for study in studies:
+        taken = {f"{variant.name}-s{seed}" for variant in study.variants for seed in range(study.seeds)}
+        for rule in study.rules:
+            named = name_of(find_rule(rule))
+            require(named not in taken, f"--rule {rule}: the name {named!r} is taken: rename the file, or its folder")
+            taken.add(named)
     horizons = [load_rule(rule).config.horizon for study in studies for rule in study.rules]
     if name == "horizon":
         studies = [replace(study, steps=MULTIPLES[-1] * max(horizons)) for study in studies]

@@ -161,8 +161,10 @@ def save_derived(placebo: Path, config: TrainConfig, path: Path) -> None:
         torch.manual_seed(config.seed)
         rule = make_rule(config.trained_rule)
     source, provenance = read_rule(placebo)
-    weights = {key: value for key, value in source.state_dict().items() if key != CONTEXT_WEIGHTS}
-    rule.load_state_dict(rule.state_dict() | weights)
+    weights, drawn = source.state_dict(), rule.state_dict()[CONTEXT_WEIGHTS]
+    trained = drawn.shape[1] - config.rule.context.width  # columns that see progress
+    weights[CONTEXT_WEIGHTS] = torch.cat([weights[CONTEXT_WEIGHTS][:, :trained], drawn[:, trained:]], dim=1)
+    rule.load_state_dict(weights)
     save_rule(path, rule, {**provenance, "config": comparable(config), "placebo": _digest(placebo)})
 
 

@@ -214,8 +214,7 @@ def _parts(
         model = partial(convnet, data.shape, config.channels, data.classes, config.activation, config.norm)
         default = f"{config.data}-conv-{_joined(*config.channels)}"
     else:
-        if (config.gain, config.shift) != (1.0, 0.0):
-            data = dataclasses.replace(data, images=config.gain * data.images + config.shift)
+        data = dataclasses.replace(data, gain=config.gain, shift=config.shift)
         model = partial(mlp, inputs, config.hidden, data.classes, config.activation, config.zoom, config.norm)
         default = f"{config.data}-{_joined(*config.hidden)}-{config.activation}"
     return default, model, cross_entropy, Labelled(data, config.label_noise)

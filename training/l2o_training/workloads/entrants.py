@@ -1,9 +1,11 @@
 """Who is compared: baselines over their grids of learning rates, and learned rules as drop-in optimizers."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,22 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from l2o_runtime import LearnedOptimizer, cells, features, gram, rule, scale, sketch, spectra
+from l2o_runtime import (
+    LearnedOptimizer,
+    cells,
+    engine,
+    features,
+    gram,
+    kernels,
+    layout,
+    optimizer,
+    parts,
+    passes,
+    rule,
+    scale,
+    sketch,
+    spectra,
+)
 from l2o_runtime.artifact import find_rule, read_rule
 from l2o_runtime.config import nearest, require
 from l2o_runtime.contexts import base, dmd, kae, progress
@@ -19,7 +36,10 @@ from l2o_training.evaluation.evaluate import name_of
 from l2o_training.workloads.base import code_version
 
 FORMULAS = (rule, scale, cells, features, gram, sketch, spectra, base, dmd, kae, progress)
-"""Modules with the code that a rule's steps depend on."""
+"""Modules with the formulas that a rule's steps depend on."""
+
+STEPPING = (optimizer, engine, parts, layout, passes, kernels)
+"""Modules with the rest of what a step does, compiled code aside."""
 
 GRID_SIZE = 14
 """Learning rates of a baseline, three per decade."""
@@ -53,7 +73,7 @@ class Entrant:
         lrs: learning rates; the best is taken. A learned rule has one, 1.
         cosine: whether the learning rate falls to zero along a cosine over the run.
         horizon: steps that a rule was meta-trained for; 0 for a baseline.
-        seen: data sets that a rule was meta-trained on.
+        seen: data sets that a rule was meta-trained or validated on.
     """
 
     name: str
@@ -160,7 +180,7 @@ def _rule(name: str, path: Path) -> Entrant:
     return Entrant(
         name=name,
         label="learned rule, lr 1, not tuned",
-        identity=f"{hashlib.sha256(path.read_bytes()).hexdigest()} {code_version(*FORMULAS)}",
+        identity=f"{hashlib.sha256(path.read_bytes()).hexdigest()} {code_version(*FORMULAS, *STEPPING)} {_compiled()}",
         make=partial(LearnedOptimizer, rule=path),
         lrs=(1.0,),
         horizon=found.config.horizon,
@@ -168,10 +188,18 @@ def _rule(name: str, path: Path) -> Entrant:
     )
 
 
+def _compiled() -> str:
+    """Whether kernels act, whose rounding long runs amplify."""
+    return "plain" if os.environ.get("L2O_KERNELS") == "plain" or find_spec("llvmlite") is None else "compiled"
+
+
 def _data_sets(provenance: dict[str, Any]) -> Iterable[str]:
-    """Names of the data sets in a rule's provenance, as far as it tells."""
+    """Names of the data sets in a rule's provenance and in that of the rule it started from, as far as they tell."""
     config = provenance.get("config")
-    tasks = config.get("tasks") if isinstance(config, dict) else None
-    for task in tasks if isinstance(tasks, list) else []:
-        if isinstance(task, dict) and isinstance(task.get("data"), str):
-            yield task["data"]
+    for key in ("tasks", "validation_tasks"):
+        tasks = config.get(key) if isinstance(config, dict) else None
+        for task in tasks if isinstance(tasks, list) else []:
+            if isinstance(task, dict) and isinstance(task.get("data"), str):
+                yield task["data"]
+    if isinstance(provenance.get("start"), dict):
+        yield from _data_sets(provenance["start"])

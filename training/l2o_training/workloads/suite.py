@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 
 from l2o_runtime.config import nearest, require
+from l2o_training import data as reading
 from l2o_training.workloads import base, images, networks, tables, texts
 from l2o_training.workloads.base import Load, Problem, Workload
 
@@ -13,7 +14,8 @@ FASHION, CIFAR = "fashion-mnist", "cifar10"
 def _workload(
     name: str, description: str, module: ModuleType, build: Callable[[Load], Problem], data: str | None = None
 ) -> Workload:
-    return Workload(name=name, description=description, build=build, data=data, modules=(base, networks, module))
+    modules = (base, networks, module, *([reading] if data else []))
+    return Workload(name=name, description=description, build=build, data=data, modules=modules)
 
 
 WORKLOADS: dict[str, Workload] = {

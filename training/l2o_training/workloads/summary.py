@@ -206,7 +206,7 @@ def summarise(study: Study) -> Findings:
 
 def _row(workload: str, name: str, horizon: int, runs: Tuned, control: Tuned, seconds: tuple[float, float]) -> Row:
     ends, targets = metrics.settled(runs.train), metrics.settled(control.train)
-    held = np.where(metrics.diverged(runs.train), np.inf, runs.validation[:, -1])
+    held, target = (np.where(metrics.diverged(r.train), np.inf, r.validation[:, -1]) for r in (runs, control))
     steps = np.array([metrics.steps_to(t, losses) for t, losses in zip(targets, runs.train, strict=True)])
     own = np.array([metrics.steps_to(t, losses) for t, losses in zip(targets, control.train, strict=True)])
     reached = float(np.quantile(steps, 0.5, method="higher"))
@@ -220,7 +220,7 @@ def _row(workload: str, name: str, horizon: int, runs: Tuned, control: Tuned, se
         **_spread("train", ends),
         **_spread("validation", held),
         train_ratio=_ratio(ends, targets),
-        validation_ratio=_ratio(held, control.validation[:, -1]),
+        validation_ratio=_ratio(held, target),
         diverged=int(metrics.diverged(runs.train).sum()),
         runs=len(ends),
         grid_diverged=runs.grid_diverged,

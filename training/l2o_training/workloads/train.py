@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from l2o_runtime.optimizer import HorizonWarning, LearnedOptimizer
+from l2o_training.benchmark.memory import state_bytes
 from l2o_training.workloads.base import Batch, Problem
 from l2o_training.workloads.entrants import Entrant
 
@@ -96,16 +97,6 @@ def validate(problem: Problem, model: nn.Module) -> float:
     loss = problem.loss(model, problem.validation).item()
     model.train()
     return loss
-
-
-def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all tensors in an optimizer's state."""
-    return sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    )
 
 
 def step_times(
