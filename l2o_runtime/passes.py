@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def turned_off() -> bool:
+    """Whether the environment turns compiled code off, as it is now."""
+    return os.environ.get("L2O_KERNELS") == "plain"
+
+
 def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
     """A compiled pass, for plain contiguous float32 tensors on the CPU, outside of traces and gradients.
 
@@ -27,13 +32,13 @@ def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous()
         if not plain or tensor.dtype != torch.float32 or tensor.requires_grad:
             return None
-    module = _passes()
+    module = None if turned_off() else _passes()
     return None if module is None else cast("Callable[..., None]", getattr(module, name))
 
 
 @functools.cache
 def _passes() -> ModuleType | None:
-    if os.environ.get("L2O_KERNELS") == "plain" or find_spec("numba") is None:
+    if find_spec("numba") is None:
         return None
     from l2o_runtime.kernels import passes
 

@@ -515,3 +515,14 @@ def test_a_step_with_an_exact_window_takes_no_memory_for_it(tmp_path):
         optimizer.step(loss=1.0)
     taken = [event.self_cpu_memory_usage for event in seen.events()]
     assert 0 < max(taken) <= 8 * CHUNK
+
+
+def test_passes_are_compiled_again_once_they_are_no_longer_turned_off(plain):
+    pytest.importorskip("numba")
+    from l2o_runtime.passes import compiled_pass
+
+    found = []
+    for off in (True, False, True):
+        plain(off)
+        found.append(compiled_pass("add_products", torch.zeros(4)) is None)
+    assert found == [True, False, True]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.parts import STATE_DTYPES, Part
+from l2o_runtime.passes import turned_off
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import ScaleRule
 
@@ -48,10 +49,9 @@ def select(rule: Rule, device: torch.device) -> Kernel | TensorKernel | None:
         rule: on that device.
         device: of the parameters.
     """
-    wish = os.environ.get("L2O_KERNELS", "")
-    if wish == "plain":
+    if turned_off():
         return None
-    if device.type == "cuda" and wish == "triton" and find_spec("triton") is not None:
+    if device.type == "cuda" and os.environ.get("L2O_KERNELS") == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton
 
         return triton.TritonKernel(rule) if triton.supported(rule) else None

@@ -1,7 +1,6 @@
 """Who is compared: baselines over their grids of learning rates, and learned rules as drop-in optimizers."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -190,7 +189,7 @@ def _rule(name: str, path: Path) -> Entrant:
 
 def _compiled() -> str:
     """Whether kernels act, whose rounding long runs amplify."""
-    return "plain" if os.environ.get("L2O_KERNELS") == "plain" or find_spec("llvmlite") is None else "compiled"
+    return "plain" if passes.turned_off() or find_spec("llvmlite") is None else "compiled"
 
 
 def _data_sets(provenance: dict[str, Any]) -> Iterable[str]:
