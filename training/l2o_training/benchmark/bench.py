@@ -1,9 +1,6 @@
 """Run the benchmark over sizes and write what came out."""
 
-import csv
 import gc
-import io
-import json
 import os
 import platform
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from l2o_training.benchmark.models import Shapes, count, shapes_of
 from l2o_training.benchmark.plan import Need, pilot, plan
 from l2o_training.benchmark.plots import growth
 from l2o_training.benchmark.timing import Lane, Rates, overhead, race
+from l2o_training.results import write_results
 
 Report = Callable[[str], None]
 
@@ -215,17 +213,9 @@ def bench(
 
 def write(out: Path, content: dict[str, Any]) -> None:
     """The files of the sizes done so far: a stopped benchmark keeps them."""
-    rows = content["results"]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
     with atomic_write(out / "growth.png") as file:
-        growth(rows, file)
-    with atomic_write(out / "results.csv") as file:
-        file.write(table.getvalue().encode())
-    with atomic_write(out / "results.json") as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
+        growth(content["results"], file)
+    write_results(out, content, content["results"])
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
