@@ -476,6 +476,8 @@ def test_effects_are_paired_by_seed_task_and_run(done):
     effect = numbers.effect(plans.DMD_1_20)
     assert effect["all"].mean == pytest.approx((np.log(0.5) + np.log(0.8)) / 2)
     assert effect["MNIST-1L"].count == 2
+    reverse = numbers.effect(plans.L2O, control="dmd-1-20")
+    assert reverse["all"].mean == pytest.approx(-effect["all"].mean)
     del numbers.curves["dmd-1-20-s1", "MNIST-RELU"]
     assert numbers.effect(plans.DMD_1_20)["all"].mean == pytest.approx(np.log(0.8))
 
@@ -529,6 +531,13 @@ def test_the_koopman_plan(tmp_path):
     numbers = collect(lab, plan.studies[0])
     mean = numbers.of("quadratics-l2o", "quadratic-10").mean()
     assert f"| no context | {mean:.3f} ± " in text
+    other, flag = (
+        [numbers.curves[f"quadratics-{name}-s{seed}", "quadratic-10"].mean(-1) for seed in range(2)]
+        for name in ("kae", "flag")
+    )
+    (row,) = [line for line in text.splitlines() if line.startswith("| KAE")]
+    assert row.split("|")[-2].split()[0] == f"{np.exp(np.mean(np.log(other) - np.log(flag))):.2f}"
+    assert "| flag: the window is full |" in text
 
 
 def test_the_fig4_sweep(tmp_path):

@@ -60,7 +60,9 @@ class Numbers:
             if tasks
         ]
 
-    def effect(self, variant: Variant, statistic: Callable[[np.ndarray], np.ndarray] = final) -> dict[str, Interval]:
+    def effect(
+        self, variant: Variant, statistic: Callable[[np.ndarray], np.ndarray] = final, control: str | None = None
+    ) -> dict[str, Interval]:
         """Log-ratio of a variant's loss to its placebo's, per task and over all tasks (key "all").
 
         Runs and tasks are averaged within a seed first. Seeds count for which both were measured on all tasks.
@@ -68,17 +70,18 @@ class Numbers:
         Args:
             variant: one with a placebo.
             statistic: (…, steps) → (…), what of a run is compared.
+            control: name of another variant, to be compared with instead of the placebo.
         """
         pairs = []
         for seed in range(self.study.seeds):
-            names = f"{variant.name}-s{seed}", f"{variant.placebo}-s{seed}"
+            names = f"{variant.name}-s{seed}", f"{control or variant.placebo}-s{seed}"
             if all((name, task) in self.curves for name in names for task in self.tasks):
                 pairs.append([[statistic(self.curves[name, task]) for task in self.tasks] for name in names])
         if not pairs:
             return {}
-        ours, control = np.array(pairs).swapaxes(0, 1)  # each (seeds, tasks, runs)
-        each = {task: t_interval(log_ratios(ours[:, i], control[:, i])) for i, task in enumerate(self.tasks)}
-        return {"all": t_interval(log_ratios(ours, control))} | each
+        ours, theirs = np.array(pairs).swapaxes(0, 1)  # each (seeds, tasks, runs)
+        each = {task: t_interval(log_ratios(ours[:, i], theirs[:, i])) for i, task in enumerate(self.tasks)}
+        return {"all": t_interval(log_ratios(ours, theirs))} | each
 
 
 def collect(lab: Lab, study: Study) -> Numbers:

@@ -63,6 +63,11 @@ class Study:
     rules: tuple[str, ...] = ()
     lrs: tuple[float, ...] = GRID
 
+    @property
+    def flag(self) -> Variant | None:
+        """The variant that only knows whether the window is full, where there is one."""
+        return next((variant for variant in self.variants if variant.label == FLAG), None)
+
     def variant(self, name: str) -> Variant:
         """The variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
@@ -96,6 +101,8 @@ def never_sees_context(config: TrainConfig) -> bool:
 
 LONG = "epochs=1000"
 
+FLAG = "flag: the window is full"
+
 L2O = Variant(name="l2o", label="L2O, no context", preset="mnist-l2o", overrides=(LONG,))
 
 
@@ -109,7 +116,7 @@ SCALED = "rule.context.features=scaled"
 DMD_1_20 = _with("dmd-1-20", "DMD (1, 20), raw")
 DMD_1_100 = _with("dmd-1-100", "DMD (1, 100), raw", "rule.context.window=100")
 OTHERS = (
-    _with("flag-20", "flag: the window is full", 'rule.context={kind="flag", window=20}'),
+    _with("flag-20", FLAG, 'rule.context={kind="flag", window=20}'),
     _with("scaled-1-20", "DMD (1, 20), scaled", SCALED),
     _with("delta-1-20", "DMD (1, 20) of Δθ, scaled", SCALED, "rule.context.snapshots=delta"),
     _with("gradient-1-20", "DMD (1, 20) of gradients, scaled", SCALED, "rule.context.snapshots=gradient"),
@@ -207,7 +214,7 @@ KOOPMAN_TASKS: dict[str, tuple[TaskConfig, str, tuple[str, ...], int]] = {
 
 KOOPMAN_CONTEXTS = {
     "l2o": ("no context", '{kind="none"}'),
-    "flag": ("flag: the window is full", '{kind="flag", window=64}'),
+    "flag": (FLAG, '{kind="flag", window=64}'),
     "kae": ("KAE, latent 8, window 64", '{kind="kae", window=64}'),
     "dmd-raw": ("DMD (4, 64), raw", '{kind="dmd", rank=4, window=64, features="raw"}'),
     "dmd-scaled": ("DMD (4, 64), scaled", '{kind="dmd", rank=4, window=64, features="scaled"}'),

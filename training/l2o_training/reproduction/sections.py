@@ -131,17 +131,30 @@ def controls(studies: list[Numbers], out: Path) -> Section:
     """Every context against its placebo."""
     (numbers,) = studies
     effects = {v.label: numbers.effect(v) for v in numbers.study.variants if v.placebo}
+    to_flag = _to_flag(numbers)
     shown = {label: effect["all"] for label, effect in effects.items() if effect}
     forest(shown, "loss / loss of the placebo, 95 % interval over seeds", out / f"{numbers.study.name}.png")
     summary = markdown(
-        ["context", "loss / placebo's", "seeds", "verdict"],
-        [[k, _ratio_of(e), str(e["all"].count) if e else "0", _verdict(e)] for k, e in effects.items()],
+        ["context", "loss / placebo's", "seeds", "verdict", *(["loss / flag's"] if to_flag else [])],
+        [
+            [k, _ratio_of(e), str(e["all"].count) if e else "0", _verdict(e), *to_flag.get(k, [])]
+            for k, e in effects.items()
+        ],
     )
     rows = [[label, *(_ratio_of(effect, task) for task in numbers.tasks)] for label, effect in effects.items()]
     return Section(
         f"{_against_placebo(numbers)}\n\n{summary}\n\n![effects]({numbers.study.name}.png)",
         f"Per task, the same ratios with intervals over seeds:\n\n{markdown(['context', *numbers.tasks], rows)}",
     )
+
+
+def _to_flag(numbers: Numbers, statistic: Callable[[np.ndarray], np.ndarray] = final) -> dict[str, list[str]]:
+    """Label → a cell with the ratio to the flag's loss, "1" for its own; nothing in a study without flag."""
+    flag = numbers.study.flag
+    if flag is None:
+        return {}
+    others = {v.label: numbers.effect(v, statistic, flag.name) for v in numbers.study.variants if v is not flag}
+    return {flag.label: ["1"]} | {label: [_ratio_of(effect)] for label, effect in others.items()}
 
 
 def fig3(studies: list[Numbers], out: Path) -> Section:
@@ -202,20 +215,22 @@ def koopman(studies: list[Numbers], out: Path) -> Section:
     """Three tasks, each with its own rules."""
     blocks = []
     pictures: dict[str, dict[str, np.ndarray]] = {}
-    header = ["rule", "mean loss over T", "final loss", "mean loss / placebo's", "verdict"]
+    header = ["rule", "mean loss over T", "final loss", "mean loss / placebo's", "verdict", "mean loss / flag's"]
     for numbers in studies:
         (task,) = numbers.tasks
         effects = {v.name: numbers.effect(v, _over_horizon) if v.placebo else {} for v in numbers.study.variants}
+        to_flag = _to_flag(numbers, _over_horizon)
         rows = [
             [
                 v.label,
                 _final(numbers, v.name, task, _over_horizon),
                 _final(numbers, v.name, task),
                 *((_ratio_of(effects[v.name]), _verdict(effects[v.name])) if v.placebo else ("1", "is the placebo")),
+                *to_flag[v.label],
             ]
             for v in numbers.study.variants
         ]
-        rows.append(["Adam tuned", "", _tuned(numbers, task), "", ""])
+        rows.append(["Adam tuned", "", _tuned(numbers, task), "", "", ""])
         blocks.append(f"{task}, {numbers.study.runs} runs:\n\n{markdown(header, rows)}")
         labels = {v.name: v.label for v in numbers.study.variants} | {ADAM: "Adam 0.01"}
         pictures |= _pooled(numbers, labels)
