@@ -84,6 +84,7 @@ def evaluate(
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
         from l2o_training.evaluation.suites import UNSEEN, find_suite
+        from l2o_training.fused import fuse
         from l2o_training.provenance import versions
         from l2o_training.rendezvous import join
         from l2o_training.tasks import Task, make_task
@@ -128,7 +129,7 @@ def evaluate(
 
             def prepare() -> "tuple[list[Task], dict[str, Rule]]":
                 tasks = [make_task(config, load, torch.device(place)) for config in find_suite(suite)]
-                return tasks, {name: rule.to(place) for name, rule in name_rules(rules).items()}
+                return tasks, {name: fuse(rule.to(place)) for name, rule in name_rules(rules).items()}
 
             made, named = ranks.agree(prepare)
             with err.status("evaluating") if ranks.main else nullcontext() as status:
