@@ -40,6 +40,11 @@ def slide(gram: Tensor, row: Tensor) -> Tensor:
     return torch.cat([upper, row.unsqueeze(-2)], dim=-2)
 
 
+def _listed(tensor: Tensor, own: int) -> Tensor:
+    """All leading dimensions as one, before the last `own`: a view of a contiguous tensor, whatever their number."""
+    return tensor.unsqueeze(0).flatten(0, -1 - own)
+
+
 def difference_gram(gram: Tensor) -> Tensor:
     """Gram matrix of the successive differences s_{k+1} − s_k: (..., m+1, m+1) → (..., m, m)."""
     rows = gram[..., 1:, :] - gram[..., :-1, :]
@@ -95,10 +100,12 @@ class GramWindow(nn.Module):
         if self.sketch is not None:
             return count_sketch(snapshot, self.sketch, offset)
         add_products = compiled_pass("add_products", snapshot, state["window"])
-        if add_products is not None and snapshot.dim() == 1:
-            row = torch.zeros(self.size, dtype=torch.float64)
-            add_products(snapshot.numpy(), state["window"].numpy(), row.numpy())
-            return row
+        if add_products is not None:
+            rows = snapshot.new_zeros((*snapshot.shape[:-1], self.size), dtype=torch.float64)
+            each = zip(_listed(snapshot, 1), _listed(state["window"], 2), _listed(rows, 1), strict=True)
+            for x, window, row in each:
+                add_products(x.numpy(), window.numpy(), row.numpy())
+            return rows
         window = push(state["window"], snapshot, -1).double()
         return (snapshot.double().unsqueeze(-2) @ window).squeeze(-2)
 

@@ -478,14 +478,17 @@ def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset):
 
 
 @pytest.mark.parametrize("m", [2, 6, 20])
-def test_the_compiled_inner_products_are_those_of_the_window(m):
-    """A batch goes through torch's operations, a vector through the compiled pass; both sum in float64."""
+@pytest.mark.parametrize("lead", [(), (1,), (3,), (2, 3)], ids=str)
+def test_the_compiled_inner_products_are_those_of_the_window(m, lead, plain):
+    """Of one optimization and of several; torch's operations and the compiled pass both sum in float64."""
     pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
     gram = GramWindow(WindowConfig(window=m, sketch=None))
     for n in (0, 1, 7, 5000):
         rng = torch.Generator().manual_seed(n)
-        theta, window = torch.randn(n, generator=rng), torch.randn(n, m + 1, generator=rng)
-        expected = gram.observe(theta[None], {"window": window[None]}, 0)[0]
+        theta, window = torch.randn(*lead, n, generator=rng), torch.randn(*lead, n, m + 1, generator=rng)
+        plain(True)
+        expected = gram.observe(theta, {"window": window}, 0)
+        plain(False)
         found = gram.observe(theta, {"window": window}, 0)
         assert found.dtype == expected.dtype == torch.float64
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
