@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o_runtime.config import WindowConfig
-from l2o_runtime.passes import compiled_pass
+from l2o_runtime.passes import compiled_pass, listed
 from l2o_runtime.sketch import count_sketch, count_sketches
 
 State = dict[str, Tensor]
@@ -38,11 +38,6 @@ def slide(gram: Tensor, row: Tensor) -> Tensor:
     kept = gram[..., 1:, 1:]
     upper = torch.cat([kept, row[..., :-1].unsqueeze(-1)], dim=-1)
     return torch.cat([upper, row.unsqueeze(-2)], dim=-2)
-
-
-def _listed(tensor: Tensor, own: int) -> Tensor:
-    """All leading dimensions as one, before the last `own`: a view of a contiguous tensor, whatever their number."""
-    return tensor.unsqueeze(0).flatten(0, -1 - own)
 
 
 def difference_gram(gram: Tensor) -> Tensor:
@@ -102,9 +97,8 @@ class GramWindow(nn.Module):
         add_products = compiled_pass("add_products", snapshot, state["window"])
         if add_products is not None:
             rows = snapshot.new_zeros((*snapshot.shape[:-1], self.size), dtype=torch.float64)
-            each = zip(_listed(snapshot, 1), _listed(state["window"], 2), _listed(rows, 1), strict=True)
-            for x, window, row in each:
-                add_products(x.numpy(), window.numpy(), row.numpy())
+            for each in zip(listed(snapshot, 1), listed(state["window"], 2), listed(rows, 1), strict=True):
+                add_products(*each)
             return rows
         window = push(state["window"], snapshot, -1).double()
         return (snapshot.double().unsqueeze(-2) @ window).squeeze(-2)

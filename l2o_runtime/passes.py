@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,11 @@ def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
             return None
     module = None if turned_off() else _passes()
     return None if module is None else cast("Callable[..., None]", getattr(module, name))
+
+
+def listed(tensor: Tensor, own: int) -> np.ndarray:
+    """A contiguous tensor for a pass, in its own memory: all leading dimensions as one before the last `own`."""
+    return tensor.unsqueeze(0).flatten(0, -1 - own).numpy()
 
 
 @functools.cache

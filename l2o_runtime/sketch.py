@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from l2o_runtime.passes import compiled_pass
+from l2o_runtime.passes import compiled_pass, listed
 
 PRIME = 2**31 - 1
 """Modulus of the hash; small enough that a product of two residues fits int64 everywhere (ONNX included)."""
@@ -57,9 +57,10 @@ def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
     True
     """
     add_sketch = compiled_pass("add_sketch", vector)
-    if add_sketch is not None and vector.dim() == 1 and not isinstance(offset, Tensor):
-        out = torch.zeros(size, dtype=torch.float32)
-        add_sketch(vector.numpy(), offset, *_COEFFICIENTS, out.numpy())
+    if add_sketch is not None and not isinstance(offset, Tensor):
+        out = vector.new_zeros((*vector.shape[:-1], size))
+        for values, sums in zip(listed(vector, 1), listed(out, 1), strict=True):
+            add_sketch(values, offset, *_COEFFICIENTS, sums)
         return out
     bucket, signed = _drawn(vector, size, offset)
     return vector.new_zeros((*vector.shape[:-1], size)).index_add(-1, bucket, signed)

@@ -469,12 +469,15 @@ def test_packing_keeps_every_weight():
 
 @pytest.mark.parametrize("size", [8, 1000, 1024, 65536])
 @pytest.mark.parametrize("offset", [0, 5, 2**31 - 3, 2**33 + 7])
-def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset):
-    """A batch is sketched by torch's operations, a vector by the compiled pass."""
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3)], ids=str)
+def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset, lead, plain):
     pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
     for n in (0, 1, 7, 5000):
-        vector = torch.randn(n, generator=torch.Generator().manual_seed(n))
-        assert torch.equal(count_sketch(vector, size, offset), count_sketch(vector[None], size, offset)[0])
+        vector = torch.randn(*lead, n, generator=torch.Generator().manual_seed(n))
+        plain(True)
+        expected = count_sketch(vector, size, offset)
+        plain(False)
+        assert torch.equal(count_sketch(vector, size, offset), expected)
 
 
 @pytest.mark.parametrize("m", [2, 6, 20])
