@@ -439,6 +439,28 @@ def test_updates_that_are_dropped_are_told(tmp_path):
     assert [row.get("dropped") for row in trainer.history] == [None, 1]
 
 
+@pytest.mark.parametrize("estimator", ["tbptt", "es", "pes", "mixed"])
+def test_an_optimization_that_is_lost_costs_one_update(tmp_path, estimator):
+    """The others go on, and so does its lane, with the next episode."""
+    config = TrainConfig(
+        tasks=(QuadraticConfig(size=3),), horizon=100, unroll=10, lanes=2, batch=2, epochs=2, estimator=estimator
+    )
+    trainer = Trainer(config, tmp_path / "run")
+    assert trainer.meta_gradient()[0].isfinite().all()
+    lost, other = trainer.lanes
+    lost.inners[0].params[0] = torch.nan
+    lost.inners[0].loss[0] = torch.nan
+    assert not trainer.meta_gradient()[0].isfinite().all()
+    assert [lane.under_way for lane in trainer.lanes] == [False, True]
+    assert not lost.state_dict(), "nothing of it is kept"
+    gradient, record = trainer.meta_gradient()
+    assert gradient.isfinite().all()
+    assert record.isfinite().all()
+    assert (lost.number, lost.done) == (2, 10)
+    assert (other.number, other.done) == (1, 30)
+    assert all(inner.params.isfinite().all() for lane in trainer.lanes for inner in lane.inners)
+
+
 def test_a_finished_rule_keeps_its_versions_and_its_place(tmp_path, monkeypatch):
     config = TrainConfig(tasks=(QuadraticConfig(size=3),), horizon=20, epochs=1)
     path = Trainer(config, tmp_path / "run").run()

@@ -87,6 +87,11 @@ class Lane:
             self.inners = self._begin(rule)
         return self.inners
 
+    def abandon(self) -> None:
+        """End the episode where it is; the next truncation is the first of another."""
+        assert self.episode is not None
+        self.done, self.inners = self.episode.horizon, []
+
     @property
     def seed(self) -> int:
         """Another one for every truncation."""

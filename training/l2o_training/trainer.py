@@ -210,7 +210,7 @@ class Trainer:
         return progress
 
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        """Advance all lanes by a truncation.
+        """Advance all lanes by a truncation; the episode of a lane whose losses are not finite ends with it.
 
         Returns:
             The meta-gradient (P,) in float64, the same on every rank, and three numbers for the record: sums over lanes
@@ -220,7 +220,7 @@ class Trainer:
             lane.tick()
         self.estimator.count(self.rule, self.lanes)
         width = self.estimator.width(self.rule)
-        total = torch.zeros(width + 3, dtype=torch.float64, device=self.device)
+        total = torch.zeros(width + 3 + len(self.lanes), dtype=torch.float64, device=self.device)
         for lane in self.mine:
             share = self.estimator.share(self.rule, lane)
             total[:width] += share.message
@@ -228,8 +228,12 @@ class Trainer:
             if share.koopman is not None:
                 total[width + 1] += share.koopman
                 total[width + 2] += 1
-        total = self.ranks.sum(total)
-        return self.estimator.gradient(self.rule, self.lanes, total[:width]), total[width:]
+            total[width + 3 + lane.index] = ~share.loss.isfinite()
+        message, record, failed = self.ranks.sum(total).split([width, 3, len(self.lanes)])
+        gradient = self.estimator.gradient(self.rule, self.lanes, message)
+        for index in failed.nonzero().flatten().tolist():
+            self.lanes[index].abandon()
+        return gradient, record
 
     def _set_lr(self) -> None:
         """lr, or what the cosine from lr to final_lr says for this epoch."""
