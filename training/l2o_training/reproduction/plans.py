@@ -299,8 +299,8 @@ PLANS = {
             Study(
                 name="horizon",
                 tasks=tuple(task for task in TABLE1 if task_name(task) in ("MNIST-1L", "MNIST-RELU")),
-                runs=10,
-                rules=("moments",),
+                runs=5,
+                rules=("moments", "scale"),
             ),
         ),
     ),
