@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from l2o_runtime.artifact import atomic_write
 from l2o_training.evaluation.plots import STYLE, draw_losses
@@ -72,8 +73,9 @@ def dots(values: dict[str, dict[str, float]], label: str, path: Path) -> None:
         axes.set(xlabel=label, xscale="log", yticks=range(len(tasks)))
         axes.set_yticklabels(tasks)
         axes.invert_yaxis()
-        for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         if values:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         _save(figure, path)
