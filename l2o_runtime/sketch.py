@@ -59,8 +59,7 @@ def count_sketch(vector: Tensor, size: int, offset: int | Tensor = 0) -> Tensor:
     add_sketch = compiled_pass("add_sketch", vector)
     if add_sketch is not None and not isinstance(offset, Tensor):
         out = vector.new_zeros((*vector.shape[:-1], size))
-        for values, sums in zip(listed(vector, 1), listed(out, 1), strict=True):
-            add_sketch(values, offset, *_COEFFICIENTS, sums)
+        add_sketch(listed(vector, 1), offset, *_COEFFICIENTS, listed(out, 1))
         return out
     bucket, signed = _drawn(vector, size, offset)
     return vector.new_zeros((*vector.shape[:-1], size)).index_add(-1, bucket, signed)

@@ -25,31 +25,34 @@ def _hash(index, a, b, c, d):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def add_sketch(vector, start, buckets, signs, out):  # type: ignore[no-untyped-def]
-    """Add the sketch of coordinates start, start + 1, … to `out`.
+def add_sketch(vectors, start, buckets, signs, out):  # type: ignore[no-untyped-def]
+    """Add the sketches of coordinates start, start + 1, … of several optimizations to `out`.
 
     Args:
-        vector: (n,) float32.
+        vectors: (B, n) float32.
         start: global index of the first.
         buckets, signs: coefficients of the two polynomials.
-        out: (d,) float32, written.
+        out: (B, d) float32, written.
     """
-    size = uint64(len(out))
+    size = uint64(out.shape[1])
     mask = size - uint64(1) if size & (size - uint64(1)) == uint64(0) else uint64(0)
     places, odd = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
     a0, a1, a2, a3 = buckets
     b0, b1, b2, b3 = signs
-    for first in range(0, len(vector), BLOCK):
-        count = min(BLOCK, len(vector) - first)
-        # Hashes first, in a loop that compiles to vector instructions; additions, which may collide, after them.
+    n = vectors.shape[1]
+    for first in range(0, n, BLOCK):
+        count = min(BLOCK, n - first)
+        # Hashes first, once for all rows, in a loop that compiles to vector instructions; additions, which may collide,
+        # after them.
         for i in range(count):
             index = _reduce(uint64(start + first + i))
             places[i] = _hash(index, a0, a1, a2, a3)
             odd[i] = _hash(index, b0, b1, b2, b3) & uint64(1)
-        for i in range(count):
-            place = places[i] & mask if mask else places[i] % size
-            value = vector[first + i]
-            out[int64(place)] += -value if odd[i] else value
+        for row in range(len(vectors)):
+            for i in range(count):
+                place = places[i] & mask if mask else places[i] % size
+                value = vectors[row, first + i]
+                out[row, int64(place)] += -value if odd[i] else value
 
 
 @numba.njit(cache=True)
