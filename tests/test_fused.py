@@ -30,6 +30,15 @@ def instances(count=3, hidden=4):
     return task.instances(count, seed=5)
 
 
+@pytest.mark.parametrize("rule", ["none-normalized", "none-scale"])
+def test_it_is_turned_off_with_the_other_kernels(monkeypatch, rule):
+    monkeypatch.setenv("L2O_KERNELS", "plain")
+    plain = make_rule(RULES[rule])
+    kinds = [type(module) for module in plain.modules()]
+    assert fused.fuse(plain) is plain
+    assert [type(module) for module in plain.modules()] == kinds
+
+
 @pytest.mark.parametrize("most", [70, 150, 2048])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("name", ["none-normalized", "placebo-log_sign", "kae-normalized"])

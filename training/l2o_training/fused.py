@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.gram import State
+from l2o_runtime.passes import turned_off
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import ScaleRule
 
@@ -38,8 +39,11 @@ RANGE = 1024
 
 
 def fuse(rule: Rule) -> Rule:
-    """A rule on the CPU with fast code and the same parameters, if llvmlite is there; else the rule as it is."""
-    if choose_shape is None or next(rule.parameters()).device.type != "cpu":
+    """A rule on the CPU with fast code and the same parameters, if llvmlite is there; else the rule as it is.
+
+    It is as it is with `L2O_KERNELS=plain` in the environment, too.
+    """
+    if choose_shape is None or turned_off() or next(rule.parameters()).device.type != "cpu":
         return rule
     if isinstance(rule, ScaleRule):
         return _become(FusedScaleRule, rule)
