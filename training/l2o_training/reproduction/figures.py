@@ -28,7 +28,8 @@ def panels(curves: dict[str, dict[str, np.ndarray]], path: Path, marks: tuple[in
         path: of the PNG.
         marks: steps to mark; with any, the steps' axis is logarithmic.
     """
-    rows, columns = math.ceil(len(curves) / 3), min(len(curves), 3)
+    rows = math.ceil(len(curves) / 3)
+    columns = math.ceil(len(curves) / rows)
     names = dict.fromkeys(name for named in curves.values() for name in named)
     colours = {name: f"C{index}" for index, name in enumerate(names)}
     lines: dict[str, Line2D] = {}
