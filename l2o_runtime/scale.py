@@ -36,9 +36,6 @@ TENSOR_INPUTS = 13
 KNOWN_STEPS = 100
 """Then its clocks stand still, except in meta-training."""
 
-KNOWN_SIZE = 8192
-"""It is told a tensor's size up to so many coordinates: those of its meta-training are no larger."""
-
 GROWTH = 10.0
 """Steps grow with their parameters, until these are 1 and so many times the initial ones."""
 
@@ -264,7 +261,7 @@ class ScaleRule(Rule):
             ((averaged + 1e-6) / (normal + 1e-6)).log().float() / 4,
             *cosines,
             size_u.clamp(-5, 5),
-            (n.clamp_max(KNOWN_SIZE).log() / 10).float(),
+            (n.clamp_max(self.config.known_size).log() / 10).float(),
             (shapes[..., 0] / 4).expand_as(size_u),
         ]
         features, cell_state = torch.stack(inputs, dim=-1), _of_tensors(state, self.cell.coordinate_spec)
