@@ -26,7 +26,8 @@ warnings.simplefilter("ignore", HorizonWarning)  # the table shows what comes of
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path)
 parser.add_argument("--rule", nargs="*", default=["default"], help="bundled names or files")
-parser.add_argument("--adam", type=float, nargs="*", default=[0.0003, 0.001, 0.003], help="learning rates")
+parser.add_argument("--lr", type=float, default=1.0, help="the rules' learning rate")
+parser.add_argument("--adam", type=float, nargs="*", default=[0.0003, 0.001, 0.003], help="Adam's learning rates")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--batch-size", type=int, default=128)
 parser.add_argument("--runs", type=int, default=1, help="seeds 0, 1, …; the table has means ± standard deviations")
@@ -64,7 +65,7 @@ def train(make_optimizer, seed: int) -> tuple[float, float, float, float]:
     return float(np.mean(losses[-20:])), accuracy, 1e3 * seconds / args.steps, 1e3 * stepping / args.steps
 
 
-contestants = {rule: lambda params, rule=rule: LearnedOptimizer(params, rule=rule) for rule in args.rule}
+contestants = {rule: lambda params, rule=rule: LearnedOptimizer(params, rule=rule, lr=args.lr) for rule in args.rule}
 contestants |= {f"adam {lr:g}": lambda params, lr=lr: torch.optim.Adam(params, lr=lr) for lr in args.adam}
 table = Table("optimizer", "loss, last 20 steps", "held-out accuracy", "ms per training step", "of it the optimizer's")
 for name, make_optimizer in contestants.items():
