@@ -296,7 +296,8 @@ class RuleConfig:
         output_scale: factor on the network's output.
         growth: of cell "scale": from one step to the next a tensor's steps become at most so many times as long; they
             may become shorter at once. The direction of every coordinate is bounded too. None is no bound.
-        known_size: of cell "scale": tensors of more coordinates are taken for tensors of so many.
+        known_parameters: of cell "scale": networks of N parameters, more than these, get steps shorter by the fourth
+            root of N / known_parameters. None gives all the same.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
         needs_loss: the rule was meta-trained only with a loss value at every step.
@@ -309,7 +310,7 @@ class RuleConfig:
     cell: Literal["lstm", "scale"] = dataclasses.field(default="lstm", metadata=LATER)
     output_scale: float = 0.1
     growth: float | None = dataclasses.field(default=None, metadata=LATER)
-    known_size: int = dataclasses.field(default=8192, metadata=LATER)
+    known_parameters: int | None = dataclasses.field(default=None, metadata=LATER)
     context: ContextConfig = dataclasses.field(default_factory=NoneConfig)
     horizon: int = 100
     needs_loss: bool = False
@@ -327,8 +328,9 @@ class RuleConfig:
         require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
         fits = self.growth is None or (self.cell == "scale" and 1 < self.growth <= 100)
         require(fits, f"growth: must be in (1, 100] and goes with cell 'scale', or absent; got {self.growth}")
-        fits = self.known_size == 8192 or (self.cell == "scale" and 1 <= self.known_size <= 2**40)
-        require(fits, f"known_size: must be in 1..{2**40}, and goes with cell 'scale'; got {self.known_size}")
+        known = self.known_parameters
+        fits = known is None or (self.cell == "scale" and 1 <= known <= 10**15)
+        require(fits, f"known_parameters: must be in 1..10**15 and goes with cell 'scale', or absent; got {known}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)
         require(weights <= MAX_NUMBERS, f"hidden: the LSTM has about {weights} weights, more than {MAX_NUMBERS}")

@@ -36,6 +36,9 @@ TENSOR_INPUTS = 13
 KNOWN_STEPS = 100
 """Then its clocks stand still, except in meta-training."""
 
+KNOWN_SIZE = 8192
+"""It is told a tensor's size up to so many coordinates: those of its meta-training are no larger."""
+
 GROWTH = 10.0
 """Steps grow with their parameters, until these are 1 and so many times the initial ones."""
 
@@ -109,14 +112,17 @@ class ScaleRule(Rule):
     with the scale of the gradients, and are in proportion to the parameters (but do not grow with them exponentially);
     coordinates without any gradient do not move. Before meta-training d = u and s = 0. With `growth` e^(2 s)
     is at most so many times what it was in the step before, and d is cut to ± LONGEST: neither a wrong guess of the
-    LSTM nor a coordinate that is unlike all others does much harm in one step.
+    LSTM nor a coordinate that is unlike all others does much harm in one step. With `known_parameters` Δ is multiplied
+    by (known_parameters / N)^¼ where the number N of all coordinates is larger: a relative step that changes what a
+    layer gives by a certain share is shorter by the root of its width, and of more layers each has to do less.
 
     In training mode its clocks run; in evaluation mode they stop at KNOWN_STEPS. Through truncations it pays to let
     steps shrink, which lowers the noise of the losses at once; the clocks are where a rule learns that, and where it
     can be taken out again. Nothing here knows how many steps are to come, or the name of a layer.
 
     Source: two tiers as in Wichrowska et al. 2017 and Metz et al. 2022 (VeLO); gains and biases as in Perez et al. 2018
-    (FiLM); steps in proportion to parameters as in You et al. 2020 (LAMB).
+    (FiLM); steps in proportion to parameters as in You et al. 2020 (LAMB); the root
+    of the width as in Yang et al. 2022 (μP).
     """
 
     def __init__(self, config: RuleConfig):
@@ -261,7 +267,7 @@ class ScaleRule(Rule):
             ((averaged + 1e-6) / (normal + 1e-6)).log().float() / 4,
             *cosines,
             size_u.clamp(-5, 5),
-            (n.clamp_max(self.config.known_size).log() / 10).float(),
+            (n.clamp_max(KNOWN_SIZE).log() / 10).float(),
             (shapes[..., 0] / 4).expand_as(size_u),
         ]
         features, cell_state = torch.stack(inputs, dim=-1), _of_tensors(state, self.cell.coordinate_spec)
@@ -285,6 +291,9 @@ class ScaleRule(Rule):
             kept["length"] = length
         magnitude = self.config.output_scale * length * rho
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
+        if self.config.known_parameters is not None:
+            known = float(self.config.known_parameters)
+            magnitude = magnitude * (known / everything.clamp_min(known)).pow(0.25).float().unsqueeze(-1)
         scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
         new |= {f"tensor_{key}": value for key, value in (cell_state | kept).items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new

@@ -37,7 +37,7 @@ RULES |= {
     for name, config in RULES.items()
     if name.endswith("moments")
 }
-RULES["growth-scale"] = dataclasses.replace(RULES["none-scale"], growth=1.02)
+RULES["bounded-scale"] = dataclasses.replace(RULES["none-scale"], growth=1.02, known_parameters=16)
 RULES |= {
     f"layers-{window}-scale": dataclasses.replace(
         RULES["none-scale"], context=dataclasses.replace(CONTEXTS[f"dmd-{window}"], scope="tensor")

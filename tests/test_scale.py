@@ -137,21 +137,18 @@ def test_where_growth_is_bounded_directions_are_cut():
     assert longest[1] > 10 * longest[0]
 
 
-@pytest.mark.parametrize("known", [64, 8192])
-def test_tensors_of_more_coordinates_than_it_knows_are_taken_for_smaller_ones(known):
-    """All else that it sees is a mean: where gradients and parameters repeat, only the size tells tensors apart."""
-    rule, contexts = make_rule(dataclasses.replace(CONFIG, known_size=known)), []
-    for times in (4, 8):  # tensors of 64 and of 128 coordinates
-        param, grad = (torch.linspace(start, 1, 16).repeat(times) for start in (-1, -0.5))
-        state, [layout] = first_state(rule, (), [(16, times)])
-        contexts.append(rule.perceive(param, grad, torch.tensor(1.0), *state, layout)[0])
-    assert torch.allclose(*contexts) == (known == 64)
+@pytest.mark.parametrize(("known", "factor"), [(1, SIZE**-0.25), (2, (SIZE / 2) ** -0.25), (SIZE, 1.0), (10**6, 1.0)])
+def test_steps_are_shorter_in_networks_of_more_parameters_than_it_knows(known, factor):
+    free, held = (make_rule(dataclasses.replace(CONFIG, known_parameters=number)) for number in (None, known))
+    torch.testing.assert_close(run(held, *wild(0)), factor * run(free, *wild(0)))
 
 
-@pytest.mark.parametrize("changes", [{"known_size": 0}, {"known_size": 2**40 + 1}, {"known_size": 64, "cell": "lstm"}])
-def test_bad_known_sizes_are_refused(changes):
-    with pytest.raises(ConfigError, match=r"known_size: must be in 1\.\."):
+@pytest.mark.parametrize("changes", [{"known_parameters": 0}, {"known_parameters": 10**16}])
+def test_bad_known_parameters_are_refused(changes):
+    with pytest.raises(ConfigError, match=r"known_parameters: must be in 1\.\."):
         dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ConfigError, match="goes with cell 'scale'"):
+        RuleConfig(known_parameters=10)
 
 
 @pytest.mark.parametrize("growth", [1.0, 0.5, 101.0])
