@@ -12,7 +12,9 @@ import argparse
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torchvision.datasets import FashionMNIST
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
+from l2o_training.data import load_dataset
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
@@ -49,20 +51,23 @@ def network(width: int, depth: int, kind: str) -> nn.Sequential:
     return nn.Sequential(nn.Linear(784, width), *blocks, norm(width), nn.Linear(width, 10))
 
 
-def final_loss(make_optimizer: MakeOptimizer, make_model: Callable[[], nn.Module], steps: int, seed: int) -> float:
-    """Mean of the last 20 losses of an ordinary training loop."""
-    torch.manual_seed(seed)
-    model = make_model()
-    optimizer = make_optimizer(model.parameters())
-    losses = []
-    for _ in range(steps):
-        index = torch.randint(len(images), (128,))
-        loss = F.cross_entropy(model(images[index]), labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return float(torch.stack(losses[-20:]).mean())
+def mean_loss(make_optimizer: MakeOptimizer, make_model: Callable[[], nn.Module]) -> float:
+    """Mean of the last 20 losses of ordinary training loops, over seeds."""
+    finals = []
+    for seed in range(args.runs):
+        torch.manual_seed(seed)
+        model = make_model()
+        optimizer = make_optimizer(model.parameters())
+        losses = []
+        for _ in range(args.steps):
+            index = torch.randint(len(images), (128,))
+            loss = F.cross_entropy(model(images[index]), labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        finals.append(mean(losses[-20:]))
+    return mean(finals)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,19 +83,13 @@ args = parser.parse_args()
 
 warnings.simplefilter("ignore", HorizonWarning)
 torch.set_num_threads(1)
-data = FashionMNIST(args.data, train=True)
-images, labels = ((data.data.float() / 255 - 0.286) / 0.353).flatten(1), data.targets
+data = load_dataset("fashion-mnist", args.data)
+images, labels = ((data.images.float() / 255 - 0.286) / 0.353).flatten(1), data.labels
 table = Table("network", *(f"{rule} × {lr:g}" for rule in args.rules for lr in args.lr), "Adam, best lr")
-for kind in args.kinds:
-    for shape in args.shapes:
-        make_model = partial(network, *map(int, shape.split("x")), kind)
-
-        def mean_loss(make_optimizer: MakeOptimizer, make_model: Callable[[], nn.Module] = make_model) -> float:
-            runs = range(args.runs)
-            return sum(final_loss(make_optimizer, make_model, args.steps, seed) for seed in runs) / args.runs
-
-        ours = [mean_loss(partial(LearnedOptimizer, rule=rule, lr=lr)) for rule in args.rules for lr in args.lr]
-        best, lr = min((mean_loss(partial(Adam, lr=lr)), lr) for lr in args.adam)
-        table.add_row(f"{kind} {shape}", *(f"{loss:.3f}" for loss in ours), f"{best:.3f}, {lr:g}")
-        Console(stderr=True).print(f"{kind} {shape}: done", highlight=False)
+for kind, shape in product(args.kinds, args.shapes):
+    make_model = partial(network, *map(int, shape.split("x")), kind)
+    ours = [mean_loss(partial(LearnedOptimizer, rule=rule, lr=lr), make_model) for rule in args.rules for lr in args.lr]
+    best, lr = min((mean_loss(partial(Adam, lr=lr), make_model), lr) for lr in args.adam)
+    table.add_row(f"{kind} {shape}", *(f"{loss:.3f}" for loss in ours), f"{best:.3f}, {lr:g}")
+    Console(stderr=True).print(f"{kind} {shape}: done", highlight=False)
 Console().print(table)

@@ -39,10 +39,7 @@ RANGE = 1024
 
 
 def fuse(rule: Rule) -> Rule:
-    """A rule on the CPU with fast code and the same parameters, if llvmlite is there; else the rule as it is.
-
-    It is as it is with `L2O_KERNELS=plain` in the environment, too.
-    """
+    """A rule on the CPU with fast code and the same parameters; as it is without llvmlite or with kernels off."""
     if choose_shape is None or turned_off() or next(rule.parameters()).device.type != "cpu":
         return rule
     if isinstance(rule, ScaleRule):
