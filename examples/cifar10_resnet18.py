@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
@@ -29,6 +30,7 @@ parser.add_argument("--rule", nargs="*", default=["default"], help="bundled name
 parser.add_argument("--lr", type=float, default=1.0, help="the rules' learning rate")
 parser.add_argument("--adam", type=float, nargs="*", default=[0.0003, 0.001, 0.003], help="Adam's learning rates")
 parser.add_argument("--steps", type=int, default=200)
+parser.add_argument("--cosine", action="store_true", help="all learning rates fall to zero, as a cosine")
 parser.add_argument("--batch-size", type=int, default=128)
 parser.add_argument("--runs", type=int, default=1, help="seeds 0, 1, …; the table has means ± standard deviations")
 args = parser.parse_args()
@@ -47,6 +49,7 @@ def train(make_optimizer, seed: int) -> tuple[float, float, float, float]:
     torch.manual_seed(seed)
     model = resnet18(num_classes=10)
     optimizer = make_optimizer(model.parameters())
+    schedule = CosineAnnealingLR(optimizer, args.steps) if args.cosine else ConstantLR(optimizer, 1.0)
     losses, stepping, started = [], 0.0, time.perf_counter()
     for _ in range(args.steps):
         index = torch.randint(len(images), (args.batch_size,))
@@ -56,6 +59,7 @@ def train(make_optimizer, seed: int) -> tuple[float, float, float, float]:
         before = time.perf_counter()
         optimizer.step()
         stepping += time.perf_counter() - before
+        schedule.step()
         losses.append(loss.item())
     seconds = time.perf_counter() - started
     model.eval()
