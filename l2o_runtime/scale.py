@@ -301,7 +301,7 @@ class ScaleRule(Rule):
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
 
     def trust(self, count: Tensor) -> Tensor:
-        """κ = min(1, (known_parameters / N)^¼) for N parameters, float32 like N; 1 where any N is known."""
+        """κ = min(1, (known_parameters / N)^¼) for N parameters, float32 in the shape of N; 1 where any N is known."""
         known = self.config.known_parameters
         return torch.ones_like(count).float() if known is None else (known / count).clamp_max(1.0).pow(0.25).float()
 
