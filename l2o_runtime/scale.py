@@ -45,9 +45,6 @@ GROWTH = 10.0
 TERMS = 8
 """Sums over a tensor's coordinates, after those of `Progress`."""
 
-SHORTEST = 0.25
-"""Of the steps of a rule without meta-training, times 1 − κ: in networks larger than it knows, none is shorter."""
-
 LONGEST = 5.0
 """What no coordinate of d exceeds where growth is bounded; Adam's direction is cut there as well."""
 
@@ -116,9 +113,8 @@ class ScaleRule(Rule):
     coordinates without any gradient do not move. Before meta-training d = u and s = 0. With `growth` e^(2 s)
     is at most so many times what it was in the step before, and d is cut to ± LONGEST: neither a wrong guess of the
     LSTM nor a coordinate that is unlike all others does much harm in one step. With `known_parameters` Δ is multiplied
-    by κ = (known_parameters / N)^¼ where the number N of all coordinates is larger: a relative step that changes what a
-    layer gives by a certain share is shorter by the root of its width, and of more layers each has to do less. There,
-    too, e^(2 s) is at least SHORTEST · (1 − κ): that it shrinks was learned where a few hundred steps are enough.
+    by (known_parameters / N)^¼ where the number N of all coordinates is larger: a relative step that changes what a
+    layer gives by a certain share is shorter by the root of its width, and of more layers each has to do less.
 
     In training mode its clocks run; in evaluation mode they stop at KNOWN_STEPS. Through truncations it pays to let
     steps shrink, which lowers the noise of the losses at once; the clocks are where a rule learns that, and where it
@@ -288,22 +284,19 @@ class ScaleRule(Rule):
             new |= context_state
             output, cell_state = self.cell(features, torch.cat([seen, context], dim=-1), cell_state)
         kept = {"initial_rho": initial}
-        trust = self.trust(everything).unsqueeze(-1)
-        length = torch.maximum((2 * output[..., 0].clamp(-4, 4)).exp(), SHORTEST * (1 - trust))
+        length = (2 * output[..., 0].clamp(-4, 4)).exp()
         if self.config.growth is not None:
             before = state["tensor_length"]
             length = torch.where(before > 0, torch.minimum(length, self.config.growth * before), length)
             kept["length"] = length
-        magnitude = self.config.output_scale * length * rho * trust
+        magnitude = self.config.output_scale * length * rho
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
+        if self.config.known_parameters is not None:
+            known = float(self.config.known_parameters)
+            magnitude = magnitude * (known / everything.clamp_min(known)).pow(0.25).float().unsqueeze(-1)
         scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
         new |= {f"tensor_{key}": value for key, value in (cell_state | kept).items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
-
-    def trust(self, count: Tensor) -> Tensor:
-        """κ = min(1, (known_parameters / N)^¼) for N parameters, float32 in the shape of N; 1 where any N is known."""
-        known = self.config.known_parameters
-        return torch.ones_like(count).float() if known is None else (known / count).clamp_max(1.0).pow(0.25).float()
 
     def update(self, grad: Tensor, param: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """The step of some coordinates.

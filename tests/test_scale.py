@@ -98,23 +98,19 @@ def test_the_size_of_a_step_is_bounded_by_the_magnitude_that_the_tensor_was_give
         assert (part.square().mean(-1).sqrt() <= 0.01 * rho * (1 + 1e-5)).all()
 
 
-def wavering_lengths(params, grads, level=0.0, **changes):
-    """e^(2 s) of every step and tensor (T, S), from a network whose judgement varies much, about e^(2 level)."""
-    rule = make_rule(dataclasses.replace(CONFIG, **changes))
-    rule.cell.head.weight.mul_(10)
-    rule.cell.head.bias[0] += level
-    state, layout = first_state(rule, (), SHAPES)
-    seen = []
-    for param, grad in zip(params, grads, strict=True):
-        _, *state = rule(param, grad, torch.tensor(1.0), *state, *layout)
-        seen.append(state[1]["tensor_length"])
-    return torch.stack(seen)
-
-
 def test_steps_grow_by_no_more_than_they_may():
     """From the second step on, tensor by tensor, however the network wavers; they may shrink at once."""
     params, grads = wild(5, steps=40)
-    lengths = {growth: wavering_lengths(params, grads, growth=growth) for growth in (1.01, 100.0)}
+    lengths = {}
+    for growth in (1.01, 100.0):
+        rule = make_rule(dataclasses.replace(CONFIG, growth=growth))
+        rule.cell.head.weight.mul_(10)
+        state, layout = first_state(rule, (), SHAPES)
+        seen = []
+        for param, grad in zip(params, grads, strict=True):
+            _, *state = rule(param, grad, torch.tensor(1.0), *state, *layout)
+            seen.append(state[1]["tensor_length"])
+        lengths[growth] = torch.stack(seen)
     free, bounded = (lengths[growth][1:] / lengths[growth][:-1] for growth in (100.0, 1.01))
     assert (free > 1.01).any(), "the bound is of use here"
     assert (bounded <= 1.01 * (1 + 1e-6)).all()
@@ -145,17 +141,6 @@ def test_where_growth_is_bounded_directions_are_cut():
 def test_steps_are_shorter_in_networks_of_more_parameters_than_it_knows(known, factor):
     free, held = (make_rule(dataclasses.replace(CONFIG, known_parameters=number)) for number in (None, known))
     torch.testing.assert_close(run(held, *wild(0)), factor * run(free, *wild(0)))
-
-
-@pytest.mark.parametrize("known", [1, 7, SIZE, 10**6])
-def test_in_networks_of_more_parameters_than_it_knows_steps_do_not_fade(known):
-    """e^(2 s) is what it would be, and at least (1 − κ) / 4."""
-    params, grads = wild(7)
-    lengths = {k: wavering_lengths(params, grads, -1.5, growth=100.0, known_parameters=k) for k in (None, known)}
-    shortest = 0.25 * (1 - min(1.0, (known / SIZE) ** 0.25))
-    assert lengths[None].min() < 0.07
-    assert lengths[None].max() > 0.15
-    torch.testing.assert_close(lengths[known], lengths[None].clamp_min(shortest))
 
 
 @pytest.mark.parametrize("changes", [{"known_parameters": 0}, {"known_parameters": 10**16}])
