@@ -143,7 +143,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 and Fashion-MNIST")
 parser.add_argument("--rules", nargs="+", default=["scale"])
 parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-parser.add_argument("--adam", type=float, nargs="+", default=[0.003, 0.001, 0.0003])
+parser.add_argument("--adam", type=float, nargs="*", default=[0.003, 0.001, 0.0003])
 parser.add_argument("--steps", type=int, default=400)
 parser.add_argument("--runs", type=int, default=2)
 args = parser.parse_args()
