@@ -2,7 +2,7 @@
 
 python benchmarks/larger_networks.py --data data --rules scale --networks vit transformer
 
-Networks of 100,000 to 430,000 parameters on CIFAR-10, Fashion-MNIST and characters of the help texts that Python
+Networks of 175,000 to 430,000 parameters on CIFAR-10, Fashion-MNIST and characters of the help texts that Python
 comes with. A row per network: the training loss (mean of the last 20 of `--steps`, and over `--runs` seeds) of every
 rule, untuned, and of Adam at each of `--adam`. All start from the same weights and see the same minibatches.
 """
@@ -10,22 +10,26 @@ rule, untuned, and of Adam at each of `--adam`. All start from the same weights 
 import argparse
 import pydoc_data.topics
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from ordinary_loop import Residual, fashion_mnist, mean_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 from torchvision.models import VisionTransformer
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_training.data import load_dataset
+from l2o_training.workloads.images import cross_entropy
+from l2o_training.workloads.networks import CharGRU
+from l2o_training.workloads.texts import next_character
 
 LENGTH = 32
 """Characters that a network of text sees at once."""
@@ -42,20 +46,14 @@ def vgg(norm: Callable[[int], nn.Module] = lambda channels: nn.Identity()) -> nn
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-class Block(nn.Module):
-    """x + f(x), f of two convolutions with GroupNorm in front."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        half = [[nn.GroupNorm(4, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)]
-        self.f = nn.Sequential(*half[0], *half[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.f(x)
+def block(channels: int) -> Residual:
+    """Two convolutions with GroupNorm in front."""
+    layers = [(nn.GroupNorm(4, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2)]
+    return Residual(*layers[0], *layers[1])
 
 
 def resnet() -> nn.Module:
-    body = [nn.Conv2d(3, 48, 4, stride=4), Block(48), Block(48), nn.MaxPool2d(2), nn.Conv2d(48, 96, 1), Block(96)]
+    body = [nn.Conv2d(3, 48, 4, stride=4), block(48), block(48), nn.MaxPool2d(2), nn.Conv2d(48, 96, 1), block(96)]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
 
 
@@ -75,15 +73,8 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.embedding(x) + self.position, mask, is_causal=True))
 
 
-class GRU(nn.Module):
-    def __init__(self, width: int = 192):
-        super().__init__()
-        self.embedding = nn.Embedding(len(characters), 64)
-        self.gru = nn.GRU(64, width, batch_first=True)
-        self.head = nn.Linear(width, len(characters))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gru(self.embedding(x))[0])
+def gru() -> nn.Module:
+    return CharGRU(len(characters), 64, 192)
 
 
 def autoencoder() -> nn.Module:
@@ -94,14 +85,13 @@ def autoencoder() -> nn.Module:
 
 def classify(model: nn.Module) -> Tensor:
     index = torch.randint(len(photos), (64,))
-    return F.cross_entropy(model(photos[index]), labels[index])
+    return cross_entropy(model, (photos[index], labels[index]))
 
 
 def predict(model: nn.Module) -> Tensor:
     """Loss of the next characters."""
     start = torch.randint(len(text) - LENGTH - 1, (32, 1))
-    lines = text[start + torch.arange(LENGTH + 1)]
-    return F.cross_entropy(model(lines[:, :-1]).flatten(0, 1), lines[:, 1:].flatten())
+    return next_character(model, (text[start + torch.arange(LENGTH + 1)],))
 
 
 def reconstruct(model: nn.Module) -> Tensor:
@@ -115,28 +105,9 @@ NETWORKS = {
     "vgg-bn": (partial(vgg, nn.BatchNorm2d), classify),
     "resnet-gn": (resnet, classify),
     "transformer": (Transformer, predict),
-    "gru": (GRU, predict),
+    "gru": (gru, predict),
     "autoencoder": (autoencoder, reconstruct),
 }
-
-
-def mean_loss(make_optimizer: Callable[[Iterable[Tensor]], Optimizer], name: str) -> float:
-    """Mean of the last 20 losses of ordinary training loops, over seeds."""
-    make_model, loss_of = NETWORKS[name]
-    finals = []
-    for seed in range(args.runs):
-        torch.manual_seed(seed)
-        model = make_model()
-        optimizer = make_optimizer(model.parameters())
-        losses = []
-        for _ in range(args.steps):
-            optimizer.zero_grad()
-            loss = loss_of(model)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        finals.append(mean(losses[-20:]))
-    return mean(finals)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,17 +121,18 @@ args = parser.parse_args()
 
 warnings.simplefilter("ignore", HorizonWarning)
 torch.set_num_threads(1)
-cifar, fashion = load_dataset("cifar10", args.data), load_dataset("fashion-mnist", args.data)
+cifar = load_dataset("cifar10", args.data)
 photos, labels = (cifar.images.float() / 255 - 0.47) / 0.25, cifar.labels
-clothes = ((fashion.images.float() / 255 - 0.286) / 0.353).flatten(1)
-raw = "".join(pydoc_data.topics.topics.values())
-characters = sorted(set(raw))
-text = torch.tensor([characters.index(character) for character in raw])
+clothes, _ = fashion_mnist(args.data)
+characters, codes = np.unique(list("".join(pydoc_data.topics.topics.values())), return_inverse=True)
+text = torch.from_numpy(codes)
 
 table = Table("network", "parameters", *args.rules, *(f"Adam {lr:g}" for lr in args.adam))
 optimizers = [partial(LearnedOptimizer, rule=rule) for rule in args.rules] + [partial(Adam, lr=lr) for lr in args.adam]
 for name in args.networks:
-    size = sum(parameter.numel() for parameter in NETWORKS[name][0]().parameters())
-    table.add_row(name, f"{size:,}", *(f"{mean_loss(make, name):.3f}" for make in optimizers))
+    make_model, loss_of = NETWORKS[name]
+    size = sum(parameter.numel() for parameter in make_model().parameters())
+    losses = (mean_loss(make, make_model, loss_of, args.steps, args.runs) for make in optimizers)
+    table.add_row(name, f"{size:,}", *(f"{loss:.3f}" for loss in losses))
     Console(stderr=True).print(f"{name}: done", highlight=False)
 Console().print(table)

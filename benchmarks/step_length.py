@@ -10,35 +10,26 @@ start from the same weights and see the same minibatches of 128. A rule that kno
 
 import argparse
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import mean
 
 import torch
-import torch.nn.functional as F
+from ordinary_loop import MakeOptimizer, Residual, fashion_mnist, mean_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
-from l2o_training.data import load_dataset
+from l2o_training.workloads.images import cross_entropy
 
-MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
-class Block(nn.Module):
-    """x + f(norm(x)), f of two layers."""
-
-    def __init__(self, width: int, norm: Callable[[int], nn.Module]):
-        super().__init__()
-        self.f = nn.Sequential(norm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.f(x)
+def block(width: int, norm: Callable[[int], nn.Module]) -> Residual:
+    return Residual(norm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
 def network(width: int, depth: int, kind: str) -> nn.Sequential:
@@ -47,27 +38,17 @@ def network(width: int, depth: int, kind: str) -> nn.Sequential:
         hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.ReLU())]
         return nn.Sequential(nn.Linear(784, width), nn.ReLU(), *hidden, nn.Linear(width, 10))
     norm = NORMS[kind]
-    blocks = [Block(width, norm) for _ in range(depth)]
+    blocks = [block(width, norm) for _ in range(depth)]
     return nn.Sequential(nn.Linear(784, width), *blocks, norm(width), nn.Linear(width, 10))
 
 
-def mean_loss(make_optimizer: MakeOptimizer, make_model: Callable[[], nn.Module]) -> float:
-    """Mean of the last 20 losses of ordinary training loops, over seeds."""
-    finals = []
-    for seed in range(args.runs):
-        torch.manual_seed(seed)
-        model = make_model()
-        optimizer = make_optimizer(model.parameters())
-        losses = []
-        for _ in range(args.steps):
-            index = torch.randint(len(images), (128,))
-            loss = F.cross_entropy(model(images[index]), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        finals.append(mean(losses[-20:]))
-    return mean(finals)
+def classify(model: nn.Module) -> Tensor:
+    index = torch.randint(len(images), (128,))
+    return cross_entropy(model, (images[index], labels[index]))
+
+
+def measure(make_optimizer: MakeOptimizer) -> float:
+    return mean_loss(make_optimizer, make_model, classify, args.steps, args.runs)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,13 +64,12 @@ args = parser.parse_args()
 
 warnings.simplefilter("ignore", HorizonWarning)
 torch.set_num_threads(1)
-data = load_dataset("fashion-mnist", args.data)
-images, labels = ((data.images.float() / 255 - 0.286) / 0.353).flatten(1), data.labels
+images, labels = fashion_mnist(args.data)
 table = Table("network", *(f"{rule} × {lr:g}" for rule in args.rules for lr in args.lr), "Adam, best lr")
 for kind, shape in product(args.kinds, args.shapes):
     make_model = partial(network, *map(int, shape.split("x")), kind)
-    ours = [mean_loss(partial(LearnedOptimizer, rule=rule, lr=lr), make_model) for rule in args.rules for lr in args.lr]
-    best, lr = min((mean_loss(partial(Adam, lr=lr), make_model), lr) for lr in args.adam)
+    ours = [measure(partial(LearnedOptimizer, rule=rule, lr=lr)) for rule in args.rules for lr in args.lr]
+    best, lr = min((measure(partial(Adam, lr=lr)), lr) for lr in args.adam)
     table.add_row(f"{kind} {shape}", *(f"{loss:.3f}" for loss in ours), f"{best:.3f}, {lr:g}")
     Console(stderr=True).print(f"{kind} {shape}: done", highlight=False)
 Console().print(table)
