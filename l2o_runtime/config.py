@@ -297,7 +297,7 @@ class RuleConfig:
         growth: of cell "scale": from one step to the next a tensor's steps become at most so many times as long; they
             may become shorter at once. The direction of every coordinate is bounded too. None is no bound.
         known_parameters: of cell "scale": networks of N parameters, more than these, get steps shorter by the fourth
-            root of N / known_parameters. None gives all the same.
+            root of N / known_parameters, which fade slowly, and directions are bounded. None treats all alike.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
         needs_loss: the rule was meta-trained only with a loss value at every step.

@@ -5,7 +5,6 @@ bias for every unit of the network) is the tensor's context. The three phases st
 contexts have a row per tensor.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -45,10 +44,16 @@ GROWTH = 10.0
 TERMS = 8
 """Sums over a tensor's coordinates, after those of `Progress`."""
 
+FADING = 25.0
+"""In networks larger than it knows steps may fade after so many of them, with the root of their number."""
+
 LONGEST = 5.0
 """What no coordinate of d exceeds where growth is bounded; Adam's direction is cut there as well."""
 
-SCALARS = 4
+LONGEST_UNKNOWN = 40.0
+"""What none exceeds in networks larger than it knows."""
+
+SCALARS = 5
 """Numbers in a tensor's context before the gains and biases."""
 
 SMALLEST_SIZE = 1e-3
@@ -113,8 +118,11 @@ class ScaleRule(Rule):
     coordinates without any gradient do not move. Before meta-training d = u and s = 0. With `growth` e^(2 s)
     is at most so many times what it was in the step before, and d is cut to ± LONGEST: neither a wrong guess of the
     LSTM nor a coordinate that is unlike all others does much harm in one step. With `known_parameters` Δ is multiplied
-    by (known_parameters / N)^¼ where the number N of all coordinates is larger: a relative step that changes what a
-    layer gives by a certain share is shorter by the root of its width, and of more layers each has to do less.
+    by κ = (known_parameters / N)^¼ where the number N of all coordinates is larger: a relative step that changes what a
+    layer gives by a certain share is shorter by the root of its width, and of more layers each has to do less. There,
+    in step t, e^(2 s) is at least (1 − κ) / √(1 + t / FADING): that it shrinks at once was learned where a few hundred
+    steps are enough. And d is cut to ± LONGEST_UNKNOWN: coordinates whose gradients are nothing but rounding, as those
+    of an attention's key biases, would go far.
 
     In training mode its clocks run; in evaluation mode they stop at KNOWN_STEPS. Through truncations it pays to let
     steps shrink, which lowers the noise of the losses at once; the clocks are where a rule learns that, and where it
@@ -122,7 +130,7 @@ class ScaleRule(Rule):
 
     Source: two tiers as in Wichrowska et al. 2017 and Metz et al. 2022 (VeLO); gains and biases as in Perez et al. 2018
     (FiLM); steps in proportion to parameters as in You et al. 2020 (LAMB); the root
-    of the width as in Yang et al. 2022 (μP).
+    of the width as in Yang et al. 2022 (μP); that of the time as in stochastic approximation (Zinkevich 2003).
     """
 
     def __init__(self, config: RuleConfig):
@@ -139,11 +147,6 @@ class ScaleRule(Rule):
             nn.init.zeros_(head.bias)
         self.context = make_context(config.context)
         self.layered = isinstance(config.context, DMDConfig) and config.context.scope == "tensor"
-
-    @property
-    def longest(self) -> float:
-        """Bound on the coordinates of d."""
-        return math.inf if self.config.growth is None else LONGEST
 
     @property
     def context_spec(self) -> StateSpec:
@@ -234,7 +237,7 @@ class ScaleRule(Rule):
             state: context state, and the tensors' with (..., S) in front.
 
         Returns:
-            Context (..., S, 4 + 2 · UNITS) and the new states.
+            Context (..., S, SCALARS + 2 · UNITS) and the new states.
         """
         assert self.progress is not None
         size = Progress.STATISTICS + TERMS
@@ -284,19 +287,25 @@ class ScaleRule(Rule):
             new |= context_state
             output, cell_state = self.cell(features, torch.cat([seen, context], dim=-1), cell_state)
         kept = {"initial_rho": initial}
-        length = (2 * output[..., 0].clamp(-4, 4)).exp()
+        trust = self.trust(everything).unsqueeze(-1)
+        shortest = (1 - trust) / (1 + new["steps"].unsqueeze(-1) / FADING).sqrt()
+        length = torch.maximum((2 * output[..., 0].clamp(-4, 4)).exp(), shortest)
+        longest = torch.full_like(length, LARGEST)
         if self.config.growth is not None:
             before = state["tensor_length"]
             length = torch.where(before > 0, torch.minimum(length, self.config.growth * before), length)
-            kept["length"] = length
-        magnitude = self.config.output_scale * length * rho
+            kept["length"], longest = length, longest.clamp_max(LONGEST)
+        magnitude = self.config.output_scale * length * rho * trust
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
-        if self.config.known_parameters is not None:
-            known = float(self.config.known_parameters)
-            magnitude = magnitude * (known / everything.clamp_min(known)).pow(0.25).float().unsqueeze(-1)
-        scalars = torch.stack([size_root, size_fast, rho, magnitude], dim=-1)
+        longest = torch.where(trust < 1, longest.clamp_max(LONGEST_UNKNOWN), longest)
+        scalars = torch.stack([size_root, size_fast, rho, longest, magnitude], dim=-1)
         new |= {f"tensor_{key}": value for key, value in (cell_state | kept).items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
+
+    def trust(self, count: Tensor) -> Tensor:
+        """κ = min(1, (known_parameters / N)^¼) for N parameters, float32 in the shape of N; 1 where any N is known."""
+        known = self.config.known_parameters
+        return torch.ones_like(count).float() if known is None else (known / count).clamp_max(1.0).pow(0.25).float()
 
     def update(self, grad: Tensor, param: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """The step of some coordinates.
@@ -310,7 +319,7 @@ class ScaleRule(Rule):
             Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
         """
         remembered = self.context.remember(param, grad, state)
-        size_root, size_fast, rho, magnitude = context[..., :SCALARS].unbind(-1)
+        size_root, size_fast, rho, longest, magnitude = context[..., :SCALARS].unbind(-1)
         gain, bias = context[..., SCALARS:].chunk(2, dim=-1)
         new = average(grad, state)
         root = new.root + lowest_root(size_root)
@@ -329,9 +338,7 @@ class ScaleRule(Rule):
         hidden = (self.into(torch.stack(features, dim=-1)) * (1 + gain) + bias).relu()
         plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
         delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
-        if self.config.growth is not None:
-            delta = delta.clamp(-self.longest, self.longest)
-        return magnitude * delta, new.state | remembered
+        return magnitude * delta.clamp(-longest, longest), new.state | remembered
 
 
 def _of_tensors(state: State, spec: StateSpec) -> State:

@@ -15,7 +15,7 @@ from l2o_runtime import ConfigError, LearnedOptimizer, RuleConfig, save_rule
 from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.layout import Layout
-from l2o_runtime.scale import LONGEST, ScaleRule
+from l2o_runtime.scale import LONGEST, LONGEST_UNKNOWN, ScaleRule
 
 CONFIG = dataclasses.replace(RULES["none-scale"], output_scale=0.01)
 SHAPES = [(3, 4), (4,), (2, 2, 3), (1,), ()]
@@ -98,19 +98,23 @@ def test_the_size_of_a_step_is_bounded_by_the_magnitude_that_the_tensor_was_give
         assert (part.square().mean(-1).sqrt() <= 0.01 * rho * (1 + 1e-5)).all()
 
 
+def wavering_lengths(params, grads, level=0.0, **changes):
+    """e^(2 s) of every step and tensor (T, S), from a network whose judgement varies much, about e^(2 level)."""
+    rule = make_rule(dataclasses.replace(CONFIG, **changes))
+    rule.cell.head.weight.mul_(10)
+    rule.cell.head.bias[0] += level
+    state, layout = first_state(rule, (), SHAPES)
+    seen = []
+    for param, grad in zip(params, grads, strict=True):
+        _, *state = rule(param, grad, torch.tensor(1.0), *state, *layout)
+        seen.append(state[1]["tensor_length"])
+    return torch.stack(seen)
+
+
 def test_steps_grow_by_no_more_than_they_may():
     """From the second step on, tensor by tensor, however the network wavers; they may shrink at once."""
     params, grads = wild(5, steps=40)
-    lengths = {}
-    for growth in (1.01, 100.0):
-        rule = make_rule(dataclasses.replace(CONFIG, growth=growth))
-        rule.cell.head.weight.mul_(10)
-        state, layout = first_state(rule, (), SHAPES)
-        seen = []
-        for param, grad in zip(params, grads, strict=True):
-            _, *state = rule(param, grad, torch.tensor(1.0), *state, *layout)
-            seen.append(state[1]["tensor_length"])
-        lengths[growth] = torch.stack(seen)
+    lengths = {growth: wavering_lengths(params, grads, growth=growth) for growth in (1.01, 100.0)}
     free, bounded = (lengths[growth][1:] / lengths[growth][:-1] for growth in (100.0, 1.01))
     assert (free > 1.01).any(), "the bound is of use here"
     assert (bounded <= 1.01 * (1 + 1e-6)).all()
@@ -122,25 +126,43 @@ def test_steps_grow_by_no_more_than_they_may():
     assert torch.equal(run(wide, params, grads), run(none, params, grads))
 
 
-def test_where_growth_is_bounded_directions_are_cut():
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({"growth": 1.1}, LONGEST),
+        ({"known_parameters": 1}, LONGEST_UNKNOWN * SIZE**-0.25),
+        ({"growth": 1.1, "known_parameters": 1}, LONGEST * SIZE**-0.25),
+        ({}, math.exp(6)),
+        ({"known_parameters": SIZE}, math.exp(6)),
+    ],
+)
+def test_where_growth_is_bounded_or_the_network_unknown_directions_are_cut(changes, longest):
     """In the first step u is ± 1 everywhere, and its root mean square 1."""
-    params, grads = wild(6, steps=1)
-    longest = []
-    for growth in (1.1, None):
-        rule = make_rule(dataclasses.replace(CONFIG, growth=growth))
-        rule.cell.head.weight.zero_()
-        rule.out.bias[0] = 3.0
-        part = run(rule, params, grads)[0, :12]
-        rho = (params[0, :12].square().mean() + params[0].square().mean() + 1e-6).sqrt()
-        longest.append(float(part.abs().max() / rho))
-    assert longest[0] == pytest.approx(0.01 * LONGEST, rel=1e-4)
-    assert longest[1] > 10 * longest[0]
+    rule, (params, grads) = make_rule(dataclasses.replace(CONFIG, **changes)), wild(6, steps=1)
+    rule.cell.head.weight.zero_()
+    rule.out.weight.zero_()
+    rule.out.bias.zero_()
+    rule.out.bias[0] = 3.0
+    part = run(rule, params, grads)[0, :12]
+    rho = (params[0, :12].square().mean() + params[0].square().mean() + 1e-6).sqrt()
+    assert float(part.abs().max() / rho) == pytest.approx(0.01 * longest, rel=1e-4)
 
 
 @pytest.mark.parametrize(("known", "factor"), [(1, SIZE**-0.25), (2, (SIZE / 2) ** -0.25), (SIZE, 1.0), (10**6, 1.0)])
 def test_steps_are_shorter_in_networks_of_more_parameters_than_it_knows(known, factor):
     free, held = (make_rule(dataclasses.replace(CONFIG, known_parameters=number)) for number in (None, known))
     torch.testing.assert_close(run(held, *wild(0)), factor * run(free, *wild(0)))
+
+
+@pytest.mark.parametrize("known", [1, 7, SIZE, 10**6])
+def test_in_networks_of_more_parameters_than_it_knows_steps_fade_no_faster_than_with_the_root_of_time(known):
+    """e^(2 s) is what it would be, and at least (1 − κ) / √(1 + t / 25)."""
+    params, grads = wild(7, steps=60)
+    lengths = {k: wavering_lengths(params, grads, -1.5, growth=100.0, known_parameters=k) for k in (None, known)}
+    times = 1 + torch.arange(60).unsqueeze(-1)
+    shortest = (1 - min(1.0, (known / SIZE) ** 0.25)) / (1 + times / 25).sqrt()
+    torch.testing.assert_close(lengths[known], torch.maximum(lengths[None], shortest))
+    assert known > 7 or ((lengths[None] < shortest).any() and (lengths[None] > shortest).any())
 
 
 @pytest.mark.parametrize("changes", [{"known_parameters": 0}, {"known_parameters": 10**16}])

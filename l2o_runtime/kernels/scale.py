@@ -160,9 +160,8 @@ class ScaleKernel:
         steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
         numbers[:, : len(BETAS)] = 1 - DECAYS ** (steps[:, None] + 1)
         if contexts is not None:
-            size_root, size_fast, rho, magnitude = contexts[:, :IN_CONTEXT].numpy().T
+            size_root, size_fast, rho, longest, magnitude = contexts[:, :IN_CONTEXT].numpy().T
             lowest = lowest_root(contexts[:, 0]).numpy()
-            longest = np.full_like(rho, self.rule.longest)
             scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), longest, magnitude]
             numbers[:, len(BETAS) : SCALARS] = np.stack(scalars, axis=1)
             gain, bias = contexts[:, IN_CONTEXT:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)

@@ -82,8 +82,7 @@ class FusedScaleRule(ScaleRule):
             context: (..., S, c).
             corrections: (..., 1, k) 1 − βᵗ of every average.
         """
-        size_root, size_fast, rho, magnitude = context[..., :IN_CONTEXT].unbind(-1)
-        longest = torch.full_like(rho, self.longest)
+        size_root, size_fast, rho, longest, magnitude = context[..., :IN_CONTEXT].unbind(-1)
         constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), longest]
         gain, bias = context[..., IN_CONTEXT:].chunk(2, dim=-1)
         first = torch.cat([self.into.weight, self.into.bias.unsqueeze(-1)], dim=-1) * (1 + gain).unsqueeze(-1)
