@@ -2,9 +2,9 @@
 
 python benchmarks/larger_networks.py --data data --rules scale --networks vit transformer
 
-Networks of 175,000 to 430,000 parameters on CIFAR-10, Fashion-MNIST and characters of the help texts that Python
+Networks of 175,000 to 2,200,000 parameters on CIFAR-10, Fashion-MNIST and characters of the help texts that Python
 comes with. A row per network: the training loss (mean of the last 20 of `--steps`, and over `--runs` seeds) of every
-rule, untuned, and of Adam at each of `--adam`. All start from the same weights and see the same minibatches.
+rule, at each of `--lr`, and of Adam at each of `--adam`. All start from the same weights and see the same minibatches.
 """
 
 import argparse
@@ -12,18 +12,18 @@ import pydoc_data.topics
 import warnings
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ordinary_loop import Residual, fashion_mnist, mean_loss
+from ordinary_loop import MakeOptimizer, Residual, fashion_mnist, mean_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Adam
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer, mobilenet_v2, shufflenet_v2_x0_5, squeezenet1_1
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_training.data import load_dataset
@@ -107,12 +107,16 @@ NETWORKS = {
     "transformer": (Transformer, predict),
     "gru": (gru, predict),
     "autoencoder": (autoencoder, reconstruct),
+    "shufflenet": (partial(shufflenet_v2_x0_5, num_classes=10), classify),
+    "squeezenet": (partial(squeezenet1_1, num_classes=10), classify),
+    "mobilenet": (partial(mobilenet_v2, num_classes=10), classify),
 }
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 and Fashion-MNIST")
 parser.add_argument("--rules", nargs="+", default=["scale"])
+parser.add_argument("--lr", type=float, nargs="+", default=[1.0], help="factors on the rules' steps")
 parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
 parser.add_argument("--adam", type=float, nargs="*", default=[0.003, 0.001, 0.0003])
 parser.add_argument("--steps", type=int, default=400)
@@ -127,12 +131,14 @@ clothes, _ = fashion_mnist(args.data)
 characters, codes = np.unique(list("".join(pydoc_data.topics.topics.values())), return_inverse=True)
 text = torch.from_numpy(codes)
 
-table = Table("network", "parameters", *args.rules, *(f"Adam {lr:g}" for lr in args.adam))
-optimizers = [partial(LearnedOptimizer, rule=rule) for rule in args.rules] + [partial(Adam, lr=lr) for lr in args.adam]
+optimizers: dict[str, MakeOptimizer] = {
+    f"{rule} × {lr:g}": partial(LearnedOptimizer, rule=rule, lr=lr) for rule, lr in product(args.rules, args.lr)
+} | {f"Adam {lr:g}": partial(Adam, lr=lr) for lr in args.adam}
+table = Table("network", "parameters", *optimizers)
 for name in args.networks:
     make_model, loss_of = NETWORKS[name]
     size = sum(parameter.numel() for parameter in make_model().parameters())
-    losses = (mean_loss(make, make_model, loss_of, args.steps, args.runs) for make in optimizers)
+    losses = (mean_loss(make, make_model, loss_of, args.steps, args.runs) for make in optimizers.values())
     table.add_row(name, f"{size:,}", *(f"{loss:.3f}" for loss in losses))
     Console(stderr=True).print(f"{name}: done", highlight=False)
 Console().print(table)
