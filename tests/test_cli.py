@@ -9,7 +9,7 @@ from rules import RULES, make_rule
 from typer.testing import CliRunner
 
 from l2o_cli.main import app
-from l2o_runtime import __version__, save_rule
+from l2o_runtime import RuleConfig, __version__, save_rule
 from l2o_training.reproduction.plans import PLANS
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,21 @@ def test_the_whole_way(cli, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "adam tuned" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrases"),
+    [
+        ({}, ["without bounds"]),
+        ({"known_parameters": 30_000}, ["30,000 parameters"]),
+        ({"growth": 1.5, "known_parameters": 7}, ["1.5 times", "7 parameters"]),
+    ],
+)
+def test_inspect_says_what_bounds_steps(cli, tmp_path, changes, phrases):
+    config = RuleConfig(features="moments", output="adam", cell="scale", layers=1, **changes)
+    save_rule(tmp_path / "rule.safetensors", make_rule(config))
+    text = " ".join(cli("inspect", "rule.safetensors").stdout.split())
+    assert all(phrase in text for phrase in phrases)
 
 
 @pytest.mark.parametrize("command", ["presets", "rules", "suites"])

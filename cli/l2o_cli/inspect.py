@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Say what a rule is: architecture, sizes, horizon, provenance."""
     with friendly_errors():
-        from l2o_export.card import describe_context, describe_network, state_bytes
+        from l2o_export.card import describe_context, describe_network, describe_steps, state_bytes
         from l2o_runtime.artifact import FORMAT, find_rule, read_rule
         from l2o_runtime.config import to_dict
 
@@ -40,6 +40,7 @@ def inspect(
         table.add_row("network", f"{describe_network(loaded)}, {config.features} features")
         table.add_row("context", describe_context(loaded))
         table.add_row("state", f"{facts['state_bytes_per_parameter']} bytes per parameter")
+        table.add_row("steps", describe_steps(loaded))
         table.add_row("horizon", f"{config.horizon} steps")
         table.add_row("loss", "needed at every step" if config.needs_loss else "optional")
         out.print(table)

@@ -32,6 +32,16 @@ def describe_network(rule: Rule) -> str:
     return f"a coordinatewise LSTM of {size} units"
 
 
+def describe_steps(rule: Rule) -> str:
+    """One phrase on what bounds the steps of a two-tier rule."""
+    config, bounds = rule.config, []
+    if config.growth is not None:
+        bounds.append(f"at most {config.growth:g} times as long as the ones before")
+    if config.known_parameters is not None:
+        bounds.append(f"shorter, and slower to fade, in networks of more than {config.known_parameters:,} parameters")
+    return "; ".join(bounds) or "without bounds"
+
+
 def state_bytes(rule: Rule) -> int:
     """Bytes of state per coordinate, without the count of steps, of which the optimizer keeps one per tensor."""
     specs = (spec for key, spec in rule.coordinate_spec.items() if key != "step")
@@ -61,6 +71,7 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
             f"The rule is {describe_network(rule)}, over `{config.features}` features,",
             f"with context {describe_context(rule)}. {sum(p.numel() for p in rule.parameters())} weights,",
             f"{state_bytes(rule)} bytes of state per coordinate, meta-trained for {config.horizon} steps.",
+            f"Its steps: {describe_steps(rule)}.",
             "It needs the loss at every step." if config.needs_loss else "It works with and without the loss.",
             "",
             "## Files",
