@@ -50,12 +50,13 @@ def test_the_whole_way(cli, tmp_path):
     ("changes", "phrases"),
     [
         ({}, ["without bounds"]),
+        ({"features": "normalized", "output": "tanh", "cell": "lstm"}, ["at most 0.1 · lr"]),
         ({"known_parameters": 30_000}, ["30,000 parameters"]),
         ({"growth": 1.5, "known_parameters": 7}, ["1.5 times", "7 parameters"]),
     ],
 )
 def test_inspect_says_what_bounds_steps(cli, tmp_path, changes, phrases):
-    config = RuleConfig(features="moments", output="adam", cell="scale", layers=1, **changes)
+    config = RuleConfig(**{"features": "moments", "output": "adam", "cell": "scale", "layers": 1} | changes)
     save_rule(tmp_path / "rule.safetensors", make_rule(config))
     text = " ".join(cli("inspect", "rule.safetensors").stdout.split())
     assert all(phrase in text for phrase in phrases)

@@ -33,8 +33,10 @@ def describe_network(rule: Rule) -> str:
 
 
 def describe_steps(rule: Rule) -> str:
-    """One phrase on what bounds the steps of a two-tier rule."""
+    """One phrase on what bounds the steps of a rule."""
     config, bounds = rule.config, []
+    if config.output == "tanh":
+        bounds.append(f"at most {config.output_scale:g} · lr")
     if config.growth is not None:
         bounds.append(f"at most {config.growth:g} times as long as the ones before")
     if config.known_parameters is not None:
