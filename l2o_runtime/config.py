@@ -298,6 +298,9 @@ class RuleConfig:
             may become shorter at once. The direction of every coordinate is bounded too. None is no bound.
         known_parameters: of cell "scale": networks of N parameters, more than these, get steps shorter by the fourth
             root of N / known_parameters, which fade slowly, and directions are bounded. None treats all alike.
+        noise_floor: of features "normalized" and "moments": a gradient smaller than this share of the root mean square
+            of all gradients is taken for rounding, and where a gradient is gone steps fade (`l2o_runtime.restraint`).
+            None does neither.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.
         needs_loss: the rule was meta-trained only with a loss value at every step.
@@ -311,6 +314,7 @@ class RuleConfig:
     output_scale: float = 0.1
     growth: float | None = dataclasses.field(default=None, metadata=LATER)
     known_parameters: int | None = dataclasses.field(default=None, metadata=LATER)
+    noise_floor: float | None = dataclasses.field(default=None, metadata=LATER)
     context: ContextConfig = dataclasses.field(default_factory=NoneConfig)
     horizon: int = 100
     needs_loss: bool = False
@@ -331,6 +335,9 @@ class RuleConfig:
         known = self.known_parameters
         fits = known is None or (self.cell == "scale" and 1 <= known <= 10**15)
         require(fits, f"known_parameters: must be in 1..10**15 and goes with cell 'scale', or absent; got {known}")
+        floor = self.noise_floor
+        fits = floor is None or (self.features != "log_sign" and 0 < floor <= 0.1)
+        require(fits, f"noise_floor: must be in (0, 0.1] and goes with features other than 'log_sign'; got {floor}")
         require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
         weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)
         require(weights <= MAX_NUMBERS, f"hidden: the LSTM has about {weights} weights, more than {MAX_NUMBERS}")

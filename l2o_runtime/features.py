@@ -66,9 +66,14 @@ def normalized(grad: Tensor, state: State) -> tuple[Tensor, State]:
     grad = grad.clamp(-LARGEST, LARGEST)
     m = BETA * state["m"] + (1 - BETA) * grad
     v = BETA * state["v"] + (1 - BETA) * grad.square()
-    correction = 1 - BETA**step
-    root = (v / correction).sqrt() + EPSILON
-    return torch.stack([m / correction / root, grad / root], dim=-1), {"m": m, "v": v, "step": step}
+    new = {"m": m, "v": v, "step": step}
+    root = normalized_root(new)
+    return torch.stack([m / (1 - BETA**step) / root, grad / root], dim=-1), new
+
+
+def normalized_root(state: State) -> Tensor:
+    """√v̂ + ε (..., n) of a state that `normalized` gave."""
+    return (state["v"] / (1 - BETA ** state["step"])).sqrt() + EPSILON
 
 
 class Moments(NamedTuple):
@@ -78,11 +83,13 @@ class Moments(NamedTuple):
         features: (..., n, 11) for the network.
         directions: (..., n, 4) that its output combines: m̂/√v̂, 1, m̂'/√v̂, g/√v̂, each 0 where there was no gradient yet.
         state: new averages.
+        root: r (..., n).
     """
 
     features: Tensor
     directions: Tensor
     state: State
+    root: Tensor
 
 
 def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments:
@@ -127,7 +134,7 @@ def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments
         seen,
     ]
     directions = [m, seen, slow, g]
-    return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), new)
+    return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), new, root)
 
 
 def lowest_root(level: Tensor) -> Tensor:

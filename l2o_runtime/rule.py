@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.contexts import make_context
-from l2o_runtime.contexts.progress import Progress
-from l2o_runtime.features import FEATURE_SPECS, FEATURES, WIDTHS, moments
+from l2o_runtime.contexts.progress import Level, Progress
+from l2o_runtime.features import FEATURE_SPECS, FEATURES, WIDTHS, moments, normalized_root
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.layout import Layout
+from l2o_runtime.restraint import restrain
 
 
 def zeros(spec: StateSpec, lead: tuple[int, ...], device: torch.device | str | None = None) -> State:
@@ -39,6 +40,13 @@ def combine(output: Tensor, directions: Tensor) -> Tensor:
     return -(2 * size).exp() * (directions[..., 0] + (factors * directions[..., 1:]).sum(-1))
 
 
+def _make_progress(config: RuleConfig) -> Progress | Level | None:
+    """What a rule sees of the whole optimization besides its context."""
+    if config.features == "moments":
+        return Progress()
+    return None if config.noise_floor is None else Level()
+
+
 class Rule(nn.Module):
     """θ ← θ + lr · Δ, [Δ, h'] = scale · M(features(g), context, h; φ).
 
@@ -54,11 +62,12 @@ class Rule(nn.Module):
         super().__init__()
         self.config = config
         # The cell is drawn before the context: rules that differ only in their context share its weights.
-        self.progress = Progress() if config.features == "moments" else None
-        width = config.context.width + (Progress.WIDTH if self.progress else 0)
-        outputs = OUTPUTS if self.progress else 1
+        self.progress = _make_progress(config)
+        width = config.context.width + (self.progress.WIDTH if self.progress else 0)
+        self.combines = config.features == "moments"
+        outputs = OUTPUTS if self.combines else 1
         self.cell = CoordinateLSTM(WIDTHS[config.features], width, config.hidden, config.layers, outputs)
-        if self.progress:
+        if self.combines:
             nn.init.zeros_(self.cell.head.weight)
             nn.init.zeros_(self.cell.head.bias)
         self.context = make_context(config.context)
@@ -92,7 +101,8 @@ class Rule(nn.Module):
         statistics = self.context.observe(param, grad, state, offset)
         if not self.progress:
             return statistics
-        return torch.cat([self.progress.observe(grad, state["m10"], state["v1000"]), statistics], dim=-1)
+        averages = (state["m10"], state["v1000"]) if self.combines else ()
+        return torch.cat([self.progress.observe(grad, *averages), statistics], dim=-1)
 
     def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The context of this step.
@@ -103,11 +113,12 @@ class Rule(nn.Module):
             state: context state.
 
         Returns:
-            Context (..., c) and the new context state; with `moments` the level and the progress come first.
+            Context (..., c) and the new context state; the level and the progress, if any, come first.
         """
         if not self.progress:
             return self.context.contextualise(statistics, loss, state)
-        own, others = statistics.split([Progress.STATISTICS, statistics.shape[-1] - Progress.STATISTICS], dim=-1)
+        size = self.progress.STATISTICS
+        own, others = statistics.split([size, statistics.shape[-1] - size], dim=-1)
         progress, progress_state = self.progress.contextualise(own, loss, state)
         context, new = self.context.contextualise(others, loss, state)
         return torch.cat([progress, context], dim=-1), new | progress_state
@@ -124,16 +135,22 @@ class Rule(nn.Module):
             Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
         """
         remembered = self.context.remember(param, grad, state)
-        if self.progress:
-            level, context = context[..., :1], context[..., 1:]
-            features, directions, feature_state = moments(grad, param, level, state)
+        level, context = (context[..., :1], context[..., 1:]) if self.progress else (context[..., :0], context)
+        if self.combines:
+            features, directions, feature_state, root = moments(grad, param, level, state)
             output, cell_state = self.cell(features, context, state)
             delta = combine(output, directions)
+            mean, _, _, relative = directions.unbind(-1)
         else:
             features, feature_state = FEATURES[self.config.features](grad, state)
             output, cell_state = self.cell(features, context, state)
             delta = output.squeeze(-1).tanh() if self.config.output == "tanh" else output.squeeze(-1)
-        return self.config.output_scale * delta, feature_state | cell_state | remembered
+            mean, relative = features.unbind(-1)
+            root = normalized_root(feature_state) if self.progress else relative
+        delta = self.config.output_scale * delta
+        if self.config.noise_floor is not None:
+            delta = restrain(delta, relative, mean, root, self.config.noise_floor * level.exp())
+        return delta, feature_state | cell_state | remembered
 
     def perceive(
         self,

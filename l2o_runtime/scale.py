@@ -18,6 +18,7 @@ from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.features import LARGEST, SMALLEST_SQUARE, lowest_root
 from l2o_runtime.gram import State, StateSpec
 from l2o_runtime.layout import Layout
+from l2o_runtime.restraint import restrain
 from l2o_runtime.rule import OUTPUTS, Rule, combine
 
 SPANS = {"m": (10, 100), "v": (100,)}
@@ -53,7 +54,7 @@ LONGEST = 5.0
 LONGEST_UNKNOWN = 40.0
 """What none exceeds in networks larger than it knows."""
 
-SCALARS = 5
+SCALARS = 6
 """Numbers in a tensor's context before the gains and biases."""
 
 SMALLEST_SIZE = 1e-3
@@ -151,7 +152,7 @@ class ScaleRule(Rule):
     @property
     def context_spec(self) -> StateSpec:
         """What the context keeps of the whole optimization, and what `Progress` does."""
-        assert self.progress is not None
+        assert isinstance(self.progress, Progress)
         return ({} if self.layered else self.context.context_spec) | self.progress.context_spec
 
     @property
@@ -177,7 +178,7 @@ class ScaleRule(Rule):
             param, grad: (..., n).
             state: before this step; the averages here have the newest gradient in.
         """
-        assert self.progress is not None
+        assert isinstance(self.progress, Progress)
         new = average(grad.nan_to_num(), state)
         g, fast, slow, root, theta = (x.double() for x in (new.grad, new.fast, new.slow, new.root, param))
         u = torch.where(root > 0, fast / torch.where(root > 0, root, 1.0), 0.0)
@@ -239,7 +240,7 @@ class ScaleRule(Rule):
         Returns:
             Context (..., S, SCALARS + 2 · UNITS) and the new states.
         """
-        assert self.progress is not None
+        assert isinstance(self.progress, Progress)
         size = Progress.STATISTICS + TERMS
         total = statistics.sum(-2)
         latest = None if self.training else KNOWN_STEPS
@@ -298,7 +299,8 @@ class ScaleRule(Rule):
         magnitude = self.config.output_scale * length * rho * trust
         magnitude = magnitude / (u / n).sqrt().float().clamp_min(SMALLEST_DIRECTION)
         longest = torch.where(trust < 1, longest.clamp_max(LONGEST_UNKNOWN), longest)
-        scalars = torch.stack([size_root, size_fast, rho, longest, magnitude], dim=-1)
+        noise = ((self.config.noise_floor or 0.0) * level.exp()).expand_as(magnitude)
+        scalars = torch.stack([size_root, size_fast, rho, noise, longest, magnitude], dim=-1)
         new |= {f"tensor_{key}": value for key, value in (cell_state | kept).items()}
         return torch.cat([scalars, output[..., 1:]], dim=-1), new
 
@@ -319,7 +321,7 @@ class ScaleRule(Rule):
             Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
         """
         remembered = self.context.remember(param, grad, state)
-        size_root, size_fast, rho, longest, magnitude = context[..., :SCALARS].unbind(-1)
+        size_root, size_fast, rho, noise, longest, magnitude = context[..., :SCALARS].unbind(-1)
         gain, bias = context[..., SCALARS:].chunk(2, dim=-1)
         new = average(grad, state)
         root = new.root + lowest_root(size_root)
@@ -338,7 +340,10 @@ class ScaleRule(Rule):
         hidden = (self.into(torch.stack(features, dim=-1)) * (1 + gain) + bias).relu()
         plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
         delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
-        return magnitude * delta.clamp(-longest, longest), new.state | remembered
+        delta = magnitude * delta.clamp(-longest, longest)
+        if self.config.noise_floor is not None:
+            delta = restrain(delta, g, fast, root, noise)
+        return delta, new.state | remembered
 
 
 def _of_tensors(state: State, spec: StateSpec) -> State:

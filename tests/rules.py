@@ -39,6 +39,14 @@ RULES |= {
 }
 RULES["bounded-scale"] = dataclasses.replace(RULES["none-scale"], growth=1.02, known_parameters=16)
 RULES |= {
+    f"restrained-{kind}": dataclasses.replace(RULES[name], noise_floor=0.1)
+    for kind, name in (
+        ("scale", "none-scale"),
+        ("moments", "dmd-sketch-moments"),
+        ("normalized", "dmd-sketch-normalized"),
+    )
+}
+RULES |= {
     f"layers-{window}-scale": dataclasses.replace(
         RULES["none-scale"], context=dataclasses.replace(CONTEXTS[f"dmd-{window}"], scope="tensor")
     )

@@ -100,12 +100,10 @@ def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, reach=None,
         replicas = Replicas(rule)
         replicas.kernels[CPU] = kernel
         context = zeros(rule.context_spec, ())
-        width = len(rule.observe(part.theta.float(), part.grad.float(), part.state))
-        statistics = torch.linspace(-1, 1, width)
+        seen = rule.observe(part.theta.float(), part.grad.float(), part.state)
+        statistics = torch.linspace(-1, 1, len(seen))
         if rule.progress:
-            statistics[: rule.progress.STATISTICS] = rule.progress.observe(
-                part.grad.float(), part.state["m10"], part.state["v1000"]
-            )
+            statistics[: rule.progress.STATISTICS] = seen[: rule.progress.STATISTICS]
         with torch.no_grad():
             advance(replicas, [part], statistics, torch.tensor(0.5), context, torch.tensor(good), reach)
         parts.append(part)

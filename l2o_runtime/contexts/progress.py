@@ -1,4 +1,4 @@
-"""How far an optimization has come: what the `moments` rule sees besides its context."""
+"""How far an optimization has come, and how large its gradients are: what rules see besides their context."""
 
 from typing import ClassVar
 
@@ -15,6 +15,43 @@ CLOCKS = (10, 100, 1000)
 """Time scales t of step / (step + t)."""
 
 ENERGY_SPAN = 100
+
+
+class Level:
+    """Size of all gradients: the log of their root mean square over 100 steps, and nothing for the network."""
+
+    STATISTICS: ClassVar[int] = 2
+    WIDTH: ClassVar[int] = 0
+
+    @property
+    def context_spec(self) -> StateSpec:
+        """Steps so far, and the gradients' mean square."""
+        return dict.fromkeys(("steps", "energy"), ((), torch.float32))
+
+    def observe(self, grad: Tensor, *averages: Tensor) -> Tensor:
+        """Their number and Σg²: (..., 2) float64."""
+        square = grad.nan_to_num().clamp(-LARGEST, LARGEST).double().square()
+        return torch.stack([torch.ones_like(square).sum(-1), square.sum(-1)], dim=-1)
+
+    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """The level (..., 1) and the new state, from summed statistics (..., 2)."""
+        count, square = statistics.unbind(-1)
+        level, new = advance_level(count, square, state)
+        return level.unsqueeze(-1), new
+
+
+def advance_level(count: Tensor, square: Tensor, state: State) -> tuple[Tensor, State]:
+    """Log of the root mean square of all gradients over 100 steps, float32, and the new `steps` and `energy`.
+
+    Args:
+        count, square: (...) number of coordinates and Σg².
+        state: with both, (...) each.
+    """
+    steps = state["steps"] + 1
+    mean = (square / count.clamp_min(1)).float()
+    energy = state["energy"] + (mean - state["energy"]) / ENERGY_SPAN
+    level = (energy / (1 - (1 - 1 / ENERGY_SPAN) ** steps)).clamp_min(1e-36).log() / 2
+    return level, {"steps": steps, "energy": energy}
 
 
 class Progress:
@@ -63,17 +100,13 @@ class Progress:
 
         After step `latest`, if there is one, the clocks of the vector stand still.
         """
-        steps = state["steps"] + 1
         count, square, product, gg, mm = statistics.unbind(-1)
-        mean = (square / count.clamp_min(1)).float()
-        energy = state["energy"] + (mean - state["energy"]) / ENERGY_SPAN
-        level = (energy / (1 - (1 - 1 / ENERGY_SPAN) ** steps)).clamp_min(1e-36).log() / 2
-
+        level, new = advance_level(count, square, state)
         there = (loss > 0).float()
         seen = state["losses_seen"] + there
         logarithm = loss.float().clamp_min(1e-30).log()
         first = torch.where(seen * there == 1, logarithm, state["first_loss"])
-        new = {"steps": steps, "energy": energy, "losses_seen": seen, "first_loss": first}
+        new |= {"losses_seen": seen, "first_loss": first}
         averages = []
         for span in SPANS:
             key = f"loss{span}"
@@ -84,6 +117,7 @@ class Progress:
         decline = any_seen * (averages[0] - first).clamp(-5, 5)
         agreement = (product / (gg * mm).clamp_min(1e-30).sqrt()).float()
         steadiness = ((mm + 1e-6) / (gg + 1e-6)).log().float() / 4
+        steps = new["steps"]
         shown = steps if latest is None else steps.clamp_max(latest)
         clocks = [shown / (shown + scale) for scale in CLOCKS]
         return torch.stack([level, *clocks, trend, decline, any_seen, agreement, steadiness], dim=-1), new

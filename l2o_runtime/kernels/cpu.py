@@ -108,10 +108,11 @@ class CPUKernel:
             return
         if self.weight_context is not None:
             with full_precision(context.device):
-                seen = context[-self.weight_context.shape[1] :]  # the level of `moments` is not for the network
+                seen = context[-self.weight_context.shape[1] :]  # the level is not for the network
                 torch.addmv(self.fixed_bias, self.weight_context, seen, out=self.first_bias)
         level = float(context[0]) if self.rule.progress else 0.0
-        shared = features.shared(self.rule.config.features, float(part.state["step"]), level)
+        config = self.rule.config
+        shared = features.shared(config.features, float(part.state["step"]), level, config.noise_floor or 0.0)
         states = [part.state[key] for key in self.keys]
         strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
         job = _Job(part, states, strides, self._update(states), shared, reach)
@@ -206,7 +207,7 @@ class _Job:
 
 def _architecture(config: RuleConfig) -> RuleConfig:
     """What the code depends on, so that rules that differ in nothing else share it."""
-    keys = ("features", "hidden", "layers", "output", "output_scale")
+    keys = ("features", "hidden", "layers", "output", "output_scale", "noise_floor")
     return RuleConfig(**{key: getattr(config, key) for key in keys})
 
 

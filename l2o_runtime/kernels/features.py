@@ -30,7 +30,7 @@ BETAS = {
 }
 """Of these averages."""
 
-SHARED = {kind: len(betas) + 2 * (kind == "moments") for kind, betas in BETAS.items()}
+SHARED = {kind: len(betas) + 2 * (kind == "moments") + 1 for kind, betas in BETAS.items()}
 """How many numbers `shared` gives."""
 
 
@@ -41,16 +41,18 @@ class Look(NamedTuple):
         features: for the network.
         averages: new ones, in the order of the state.
         directions: that the output combines; only `moments` has them.
+        relative: g/r, m̂/r and r, as `restrain` takes them; `log_sign` has none.
     """
 
     features: Sequence[Vector]
     averages: Sequence[Vector] = ()
     directions: Sequence[Vector] = ()
+    relative: Sequence[Vector] = ()
 
 
 @functools.lru_cache(maxsize=8)
-def shared(kind: str, step: float, level: float) -> Tensor:
-    """What all coordinates share: 1 − βᵗ of every average; for `moments` also the level and the lowest root.
+def shared(kind: str, step: float, level: float, floor: float = 0.0) -> Tensor:
+    """What all coordinates share: 1 − βᵗ of every average; for `moments` also the level and the lowest root; the noise.
 
     It is rounded as in the plain loop, whose float32 is far from exact where t is small beside 1/(1 − β). Parameters
     that join a run together share it too, so that it is computed once per step.
@@ -59,6 +61,7 @@ def shared(kind: str, step: float, level: float) -> Tensor:
         kind: of features.
         step: steps taken before this one.
         level: of all gradients.
+        floor: the rule's `noise_floor`, 0 for none.
 
     Returns:
         (k,) float32, not to be written.
@@ -67,7 +70,8 @@ def shared(kind: str, step: float, level: float) -> Tensor:
         torch.tensor(numbers, dtype=torch.float32, device="cpu") for numbers in (BETAS[kind], [step + 1], [level])
     )
     corrections = 1 - betas**steps
-    return torch.cat([corrections, size, lowest_root(size)]) if kind == "moments" else corrections
+    sizes = [size, lowest_root(size)] if kind == "moments" else []
+    return torch.cat([corrections, *sizes, floor * size.exp()])
 
 
 def look(kind: str, grad: Vector, param: Vector, averages: Sequence[Vector], numbers: Sequence[Vector]) -> Look:
@@ -83,7 +87,7 @@ def look(kind: str, grad: Vector, param: Vector, averages: Sequence[Vector], num
         return log_sign(grad)
     if kind == "normalized":
         return normalized(grad, averages, numbers)
-    *corrections, level, floor = numbers
+    *corrections, level, floor, _ = numbers
     return moments(grad, param, averages, corrections, level, floor)
 
 
@@ -100,7 +104,8 @@ def normalized(grad: Vector, averages: Sequence[Vector], corrections: Sequence[V
     g = grad.clamp(-LARGEST, LARGEST)
     m, v = (value.fma(1 - BETA, average * BETA) for value, average in zip((g, g * g), averages, strict=True))
     root = (v / corrections[1]).sqrt() + EPSILON
-    return Look([m / corrections[0] / root, g / root], [m, v])
+    features = [m / corrections[0] / root, g / root]
+    return Look(features, [m, v], relative=[features[1], features[0], root])
 
 
 def moments(
@@ -136,7 +141,7 @@ def moments(
         (param * 10.0).clamp(-3, 3),
         seen,
     ]
-    return Look(features, new, [m, seen, slow, g])
+    return Look(features, new, [m, seen, slow, g], [g, m, root])
 
 
 def combine(output: Sequence[Vector], directions: Sequence[Vector]) -> Vector:

@@ -9,9 +9,8 @@ when they are read and rounded when they are written; all between is float32.
 Source: the blocking is that of Goto & van de Geijn 2008, section 5, on registers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from llvmlite import ir
@@ -34,6 +33,7 @@ from l2o_runtime.kernels.emit import (
     shuffle,
     store,
 )
+from l2o_runtime.restraint import restrain
 
 ROWS = 4
 """Coordinates of a tile; as many as there are gates, for they change places."""
@@ -122,7 +122,7 @@ class Tile:
         """index · step."""
         return self.builder.mul(index, I64(step))
 
-    def look(self, grad: Any, param: Any, averages: list[Any], numbers: list[Vector]) -> Sequence[Vector]:
+    def look(self, grad: Any, param: Any, averages: list[Any], numbers: list[Vector]) -> features.Look:
         """Write the features of four coordinates to `self.features`, (f, 4); the averages are advanced.
 
         Args:
@@ -131,7 +131,7 @@ class Tile:
             numbers: of `features.shared`.
 
         Returns:
-            The directions (4,) that the output combines, if any.
+            What was seen, vectors of (4,).
         """
         g, theta, *old = (load(self.builder, pointer, ROWS) for pointer in (grad, param, *averages))
         seen = features.look(self.config.features, g, theta, old, numbers)
@@ -139,7 +139,7 @@ class Tile:
             store(self.builder, average, pointer)
         for row, feature in enumerate(seen.features):
             store(self.builder, feature, self.at(self.features, row * ROWS))
-        return seen.directions
+        return seen
 
     def products(self, sums: list[Any], x: Any, steps: tuple[int, int], count: int, weights: Any) -> list[Any]:
         """Add x W to the running sums.
@@ -240,8 +240,9 @@ class Tile:
             self.copy(target, h)
         return target
 
-    def head(self, h: Any, weights: Any, directions: Sequence[Vector]) -> Vector:
-        """scale · output of each coordinate, (4,): one number, or as many as directions, which are combined."""
+    def head(self, h: Any, weights: Any, seen: features.Look, noise: Vector) -> Vector:
+        """The step of each coordinate, (4,): scale · output, of which there are as many as directions, if any."""
+        directions = seen.directions
         outputs = len(directions) or 1
         biases = self.at(weights, outputs * self.shape.hidden)
         rows = [(self.at(weights, o * self.shape.hidden), self.at(biases, o)) for o in range(outputs)]
@@ -250,7 +251,11 @@ class Tile:
             delta = features.combine(output, directions)
         else:
             delta = output[0].tanh() if self.config.output == "tanh" else output[0]
-        return delta * self.config.output_scale
+        delta = delta * self.config.output_scale
+        if self.config.noise_floor is None:
+            return delta
+        gradient, mean, root = seen.relative
+        return cast("Vector", restrain(delta, gradient, mean, root, noise))
 
     def linear(self, h: Any, weight: Any, bias: Any) -> Vector:
         """w · h + b of each coordinate, (4,)."""
@@ -307,7 +312,7 @@ def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, .
     def body(index: Any, _: list[Any]) -> list[Any]:
         row = tile.times(index, ROWS)
         moving = [tile.at(pointer, row) for pointer in states[:averages]]
-        directions = tile.look(tile.at(grad, row), tile.at(param, row), moving, numbers)
+        seen = tile.look(tile.at(grad, row), tile.at(param, row), moving, numbers)
         x, steps, count, weight = tile.features, (ROWS, 1), WIDTHS[config.features], weights
         for layer in range(config.layers):
             block = tile.times(row, shape.hidden)
@@ -315,7 +320,7 @@ def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, .
             x = tile.layer(x, steps, count, tile.at(bias, layer * line), weight, h, c)
             weight = tile.at(weight, line * (count + shape.hidden))
             steps, count = (1, shape.hidden), shape.hidden
-        store(builder, tile.head(x, weight, directions), tile.at(delta, row))
+        store(builder, tile.head(x, weight, seen, numbers[-1]), tile.at(delta, row))
         return []
 
     loop(builder, tiles, [], body)

@@ -30,9 +30,9 @@ DECAYS = np.array(BETAS, dtype=np.float32)
 
 
 @functools.cache
-def compile_scale(width: int, dtypes: Dtypes) -> tuple[Code, Compiled]:
+def compile_scale(width: int, dtypes: Dtypes, restrained: bool) -> tuple[Code, Compiled]:
     """The functions of `two_tier.scale_module`, and what keeps them alive; once per process."""
-    compiled = Compiled(scale_module(width, dtypes))
+    compiled = Compiled(scale_module(width, dtypes, restrained))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     return {name: kind(compiled.address(name)) for name in ("observe", "update")}, compiled
 
@@ -149,7 +149,8 @@ class ScaleKernel:
             dtype=np.int64,
         )
         assert table.shape == (len(batch.pieces), FIELDS)
-        compile_scale(self.width, batch.dtypes)[0][name](len(table), table.ctypes.data)
+        restrained = self.rule.config.noise_floor is not None
+        compile_scale(self.width, batch.dtypes, restrained)[0][name](len(table), table.ctypes.data)
 
     def _numbers(self, parts: list[Part], contexts: Tensor | None) -> np.ndarray:
         """What the code reads besides the coordinates: a row per part, its weights with gains and biases in them.
@@ -160,9 +161,9 @@ class ScaleKernel:
         steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
         numbers[:, : len(BETAS)] = 1 - DECAYS ** (steps[:, None] + 1)
         if contexts is not None:
-            size_root, size_fast, rho, longest, magnitude = contexts[:, :IN_CONTEXT].numpy().T
+            size_root, size_fast, rho, noise, longest, magnitude = contexts[:, :IN_CONTEXT].numpy().T
             lowest = lowest_root(contexts[:, 0]).numpy()
-            scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), longest, magnitude]
+            scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), noise, longest, magnitude]
             numbers[:, len(BETAS) : SCALARS] = np.stack(scalars, axis=1)
             gain, bias = contexts[:, IN_CONTEXT:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)
             first = self.first * (1 + gain)[:, :, None]

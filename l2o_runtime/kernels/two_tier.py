@@ -4,6 +4,7 @@ There is no state to be transposed, so that vectors go along the coordinates, as
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.features import LARGEST
 from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, store
+from l2o_runtime.restraint import restrain
 from l2o_runtime.rule import OUTPUTS
 from l2o_runtime.scale import INPUTS, SPANS, TERMS, UNITS
 
@@ -35,8 +37,10 @@ TOTALS = 1 + Progress.STATISTICS + TERMS
 FIELDS = 4 + len(AVERAGES) + 1
 """Numbers of a row that tells of a piece."""
 
-SCALARS = len(BETAS) + 6
-"""Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, bound, magnitude."""
+SCALARS = len(BETAS) + 7
+"""Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, noise, bound,
+magnitude.
+"""
 
 WEIGHTS = UNITS * (INPUTS + 1) + OUTPUTS * (UNITS + 1)
 """Of both layers, rows of weights with their bias last."""
@@ -73,12 +77,14 @@ class Look(NamedTuple):
         features: its inputs.
         hidden: its hidden units.
         output, directions: as `l2o_runtime.rule.combine` takes them.
+        relative: g/r, m̂₁₀/r and r, as `restrain` takes them.
     """
 
     features: Sequence[Vector]
     hidden: Sequence[Vector]
     output: Sequence[Vector]
     directions: Sequence[Vector]
+    relative: tuple[Vector, Vector, Vector]
 
 
 def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight) -> Look:
@@ -108,7 +114,7 @@ def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight
     hidden = [total.at_least(0.0) for total in layer(seen, UNITS, weight, 0)]
     output = layer(hidden, OUTPUTS, weight, UNITS * (INPUTS + 1))
     plain = (new.fast * inverse_fast).clamp(-5, 5)
-    return Look(seen, hidden, output, [fast, plain, slow, g])
+    return Look(seen, hidden, output, [fast, plain, slow, g], (g, fast, root))
 
 
 def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list[Vector]:
@@ -123,17 +129,18 @@ def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list
     return result
 
 
-def scale_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
+def scale_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool) -> ir.Module:
     """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
 
     A row of the table, of `FIELDS` int64, is a piece: its number of coordinates and the addresses of `SCALARS` +
     `WEIGHTS` float32, of gradients, parameters and states, each of these of one of `dtypes`, and of the result: the
-    steps, or `TOTALS` vectors of float64, to which is added. States are written.
+    steps, or `TOTALS` vectors of float64, to which is added. States are written. Steps may be restrained.
     """
     kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
     read = [POINTER, POINTER, POINTER, *kept]
     return module_of_pieces(
-        width, {"observe": ([*read, F64.as_pointer()], _observe), "update": ([*read, POINTER], _update)}
+        width,
+        {"observe": ([*read, F64.as_pointer()], _observe), "update": ([*read, POINTER], partial(_update, restrained))},
     )
 
 
@@ -206,7 +213,9 @@ def _observe(builder: Any, arguments: Sequence[Any], size: int, start: Any, bloc
         builder.store(total, place, align=8)
 
 
-def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+def _update(
+    restrained: bool, builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int
+) -> None:
     """Write states and steps, `size` coordinates at a time."""
     numbers, grad, param, *states, delta = arguments
     scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS)]
@@ -223,10 +232,10 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
         new = Averages(g, old, scalars[: len(BETAS)])
         for value, place in zip(new.new, places, strict=True):
             store(builder, value, place)
-        *others, longest, magnitude = scalars[len(BETAS) :]
+        *others, noise, longest, magnitude = scalars[len(BETAS) :]
         seen = look(theta, new, others, weight)
-        direction = features.combine(seen.output, seen.directions).clamp(longest * -1.0, longest)
-        store(builder, magnitude * direction, builder.gep(delta, at))
+        step = magnitude * features.combine(seen.output, seen.directions).clamp(longest * -1.0, longest)
+        store(builder, restrain(step, *seen.relative, noise) if restrained else step, builder.gep(delta, at))
         return []
 
     loop(builder, blocks, [], body)

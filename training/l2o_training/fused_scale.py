@@ -32,6 +32,7 @@ from l2o_runtime.kernels.two_tier import (
     scale_module,
 )
 from l2o_runtime.layout import Layout
+from l2o_runtime.restraint import share as restrained_share
 from l2o_runtime.scale import INPUTS, UNITS, ScaleRule
 from l2o_runtime.scale import SCALARS as IN_CONTEXT
 
@@ -54,7 +55,7 @@ class FusedScaleRule(ScaleRule):
         numbers[..., : len(BETAS)] = _corrections(state)
         arrays = _arrays(param, grad, state)
         results = torch.zeros(pieces.count, TOTALS, widest(), dtype=torch.float64)
-        pieces.run("observe", numbers.expand(*param.shape[:-1], pieces.tensors, -1), arrays, results)
+        pieces.run("observe", False, numbers.expand(*param.shape[:-1], pieces.tensors, -1), arrays, results)
         return pieces.collect(results)[..., 1:]
 
     def forward(
@@ -71,7 +72,8 @@ class FusedScaleRule(ScaleRule):
         context, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
         arrays = _arrays(param, grad, coordinates)
         numbers = self.numbers(context, _corrections(coordinates))
-        delta, *averages = _Step.apply(Pieces.of(layout, param.shape[:-1]), numbers, *arrays)
+        restrained = self.config.noise_floor is not None
+        delta, *averages = _Step.apply(Pieces.of(layout, param.shape[:-1]), restrained, numbers, *arrays)
         new = dict(zip(AVERAGES, averages, strict=True)) | {"step": coordinates["step"] + 1}
         return delta, new | self.context.remember(param, grad, coordinates), optimization
 
@@ -82,8 +84,8 @@ class FusedScaleRule(ScaleRule):
             context: (..., S, c).
             corrections: (..., 1, k) 1 − βᵗ of every average.
         """
-        size_root, size_fast, rho, longest, magnitude = context[..., :IN_CONTEXT].unbind(-1)
-        constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), longest]
+        size_root, size_fast, rho, noise, longest, magnitude = context[..., :IN_CONTEXT].unbind(-1)
+        constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), noise, longest]
         gain, bias = context[..., IN_CONTEXT:].chunk(2, dim=-1)
         first = torch.cat([self.into.weight, self.into.bias.unsqueeze(-1)], dim=-1) * (1 + gain).unsqueeze(-1)
         first = torch.cat([first[..., :-1], first[..., -1:] + bias.unsqueeze(-1)], dim=-1)
@@ -144,11 +146,14 @@ class Pieces:
         """How many there are."""
         return len(self.counts)
 
-    def run(self, name: str, numbers: Tensor, arrays: Sequence[Tensor], results: Tensor | None = None) -> None:
+    def run(
+        self, name: str, restrained: bool, numbers: Tensor, arrays: Sequence[Tensor], results: Tensor | None = None
+    ) -> None:
         """Call the code for all pieces.
 
         Args:
             name: of the function.
+            restrained: whether steps are.
             numbers: (..., S, k) float32.
             arrays: (..., n) float32 each, contiguous.
             results: (pieces, …), a row for each, if there are sums.
@@ -160,7 +165,7 @@ class Pieces:
             columns.append(results.data_ptr() + results[0].nbytes * np.arange(self.count))
         table = np.stack(columns, axis=1)
         size = -(-self.count // torch.get_num_threads())
-        run = _compile()[0][name]
+        run = _compile(restrained)[0][name]
 
         def work(first: int, _: int) -> None:
             run(min(size, self.count - first), table[first:].ctypes.data)
@@ -180,11 +185,11 @@ class _Step(torch.autograd.Function):
     """Steps (..., n) and new averages, from numbers (..., S, k), gradients, parameters and averages (..., n)."""
 
     @staticmethod
-    def forward(ctx: Any, pieces: Pieces, numbers: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, pieces: Pieces, restrained: bool, numbers: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
         grad, param, *averages = arrays
         delta, new = torch.empty_like(param), [average.clone() for average in averages]
-        pieces.run("update", numbers, [grad, param, *new, delta])
-        ctx.pieces = pieces
+        pieces.run("update", restrained, numbers, [grad, param, *new, delta])
+        ctx.pieces, ctx.restrained = pieces, restrained
         ctx.save_for_backward(numbers, *arrays)
         ctx.mark_non_differentiable(*new)
         return delta, *new
@@ -194,25 +199,28 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, grad_delta: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         pieces, (numbers, *arrays) = ctx.pieces, ctx.saved_tensors
         results = numbers.new_zeros(pieces.count, SLOPES, widest())
-        pieces.run("gradient", numbers, [*arrays, grad_delta.contiguous()], results)
+        pieces.run("gradient", ctx.restrained, numbers, [*arrays, grad_delta.contiguous()], results)
         slopes, total = pieces.collect(results), torch.zeros_like(numbers)
         total[..., SCALARS - 1 :] = slopes
-        return None, total, *[None] * len(arrays)
+        return None, None, total, *[None] * len(arrays)
 
 
 @functools.cache
-def _compile() -> tuple[dict[str, Callable[[int, int], None]], list[Compiled]]:
+def _compile(restrained: bool) -> tuple[dict[str, Callable[[int, int], None]], list[Compiled]]:
     """The functions by name, and what keeps them alive; once per process."""
     dtypes = (torch.float32,) * len(AVERAGES)
     kinds = [POINTER] * (3 + len(AVERAGES) + 2)
-    modules = [scale_module(widest(), dtypes), module_of_pieces(widest(), {"gradient": (kinds, _gradient)})]
+    gradient = functools.partial(_gradient, restrained)
+    modules = [scale_module(widest(), dtypes, restrained), module_of_pieces(widest(), {"gradient": (kinds, gradient)})]
     compiled = [Compiled(module) for module in modules]
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     names = {"observe": 0, "update": 0, "gradient": 1}
     return {name: kind(compiled[index].address(name)) for name, index in names.items()}, compiled
 
 
-def _gradient(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+def _gradient(
+    restrained: bool, builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int
+) -> None:
     """Add to the derivatives by the magnitude and the weights, `size` coordinates at a time.
 
     ∂L/∂W of both layers are sums over coordinates, kept in memory that stays in the first cache: there are more than
@@ -234,8 +242,10 @@ def _gradient(builder: Any, arguments: Sequence[Any], size: int, start: Any, blo
         g, theta, *old, through = (
             load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states, slopes)
         )
-        *others, longest, magnitude = scalars[len(BETAS) :]
+        *others, noise, longest, magnitude = scalars[len(BETAS) :]
         seen = look(theta, Averages(g, old, scalars[: len(BETAS)]), others, weight)
+        if restrained:
+            through = through * restrained_share(*seen.relative, noise)[0]
         delta = combine(seen.output, seen.directions)
         add(0, through, delta.clamp(longest * -1.0, longest))
         size_of, through = seen.output[0], delta.abs().where_less(longest, through * magnitude, 0.0)
