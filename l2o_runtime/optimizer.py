@@ -53,6 +53,9 @@ class LearnedOptimizer(Optimizer):
     A step whose loss or gradients are not all finite, or whose gradients are all zero, changes nothing but the
     counters of `health`; nor does one whose parameters are not all finite, if the rule or its context looks at them.
 
+    A learned rule has no momentum to cycle. Its groups have an entry `momentum` all the same, since OneCycleLR and
+    CyclicLR ask for one; what a scheduler writes there is ignored.
+
     Parameters may be DTensors (FSDP2, tensor parallelism). Under an initialised process group the ranks step
     together: the context sees the mean of their losses.
 
@@ -102,6 +105,7 @@ class LearnedOptimizer(Optimizer):
         if state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype: expected one of {STATE_DTYPES}, got {state_dtype!r}")
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
+        defaults["momentum"] = 0.0  # for schedulers; nothing here reads it
         _check_group(defaults)
         self._safeguard = safeguard
         if not isinstance(rule, str | Path):
@@ -340,3 +344,4 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             group.setdefault("maximize", False)
             group.setdefault("safeguard_lr", 1e-3)
+            group.setdefault("momentum", 0.0)

@@ -1,8 +1,9 @@
 """The benchmark: its figures have the right meaning and its mistakes one line. Nothing here depends on speed."""
 
 import csv
+import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from l2o_cli.main import app
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
-from l2o_training.benchmark import bench, plan
+from l2o_training.benchmark import bench, plan, plots
 from l2o_training.benchmark.contenders import FOREACH, FUSED, NO_CONTEXT, Contender, contenders, stepper
 from l2o_training.benchmark.memory import allocated_peak, available_bytes, resident_peak, state_bytes
 from l2o_training.benchmark.models import count, parse_sizes, shapes_of
@@ -215,6 +216,28 @@ def test_the_command(cli, tmp_path, tiny):
     with (tmp_path / "out" / "results.csv").open() as file:
         assert [row["optimizer"] for row in csv.DictReader(file)] == [row["optimizer"] for row in rows]
     assert (tmp_path / "out" / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("sizes", [["mlp"], ["mlp", "cnn"]])
+def test_the_picture_names_every_optimizer(sizes, monkeypatch):
+    """Of one size, a row for each: lines of one point would tell nothing."""
+    rows = [
+        asdict(replace(bench.Result("", 10**k, name, 3, 2e-3, 1e-3, 3e-3, 2e6 / 10**k), size=size, copy_floor_ns=0.5))
+        for k, size in enumerate(sizes, start=4)
+        for name in ("Adam foreach", "rule $x$")
+    ]
+    drawn = []
+    monkeypatch.setattr(plots.plt, "close", drawn.append)
+    plots.growth(rows, io.BytesIO())
+    monkeypatch.undo()
+    (axes,) = drawn[0].axes
+    if len(sizes) == 1:
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["Adam foreach", "rule $x$"]
+        assert [len(line.get_xdata()) for line in axes.lines] == [2, 2], "medians and one floor"
+        assert "mlp" in axes.get_title()
+    else:
+        assert [line.get_label() for line in axes.lines] == ["Adam foreach", "rule $x$"]
+    plots.plt.close(drawn[0])
 
 
 def test_a_state_in_bfloat16_is_planned_with_and_said(cli, tmp_path, tiny):

@@ -13,10 +13,11 @@ from browser import Browser, find_browser
 from l2o_training.workloads import find_workloads
 from l2o_training.workloads.entrants import find_baselines, find_rules
 from l2o_training.workloads.pictures import as_element, forest, profiles
-from l2o_training.workloads.report import cautions, headline, render, verdict, write_report
+from l2o_training.workloads.report import render, write_report
 from l2o_training.workloads.study import Study
 from l2o_training.workloads.summary import Findings, summarise
 from l2o_training.workloads.train import Run, looks
+from l2o_training.workloads.words import cautions, headline, verdict
 
 HOSTILE = "<img src=x onerror=alert(1)>$x_1$ \"'&amp;"
 COMMAND = "l2o eval '<default>' --suite unseen"
@@ -141,6 +142,13 @@ def test_the_figures_are_those_of_the_results(findings, page):
     assert text.count("<figure") == 2 * 4 + 2 * 3 * 2  # per length: overview, and two per task
 
 
+def test_three_tasks_are_too_few_for_an_interval(findings, page):
+    assert all(math.isnan(bound) for row in findings.overall for bound in (*row.train[1:], *row.validation[1:]))
+    text = page.read_text()
+    assert "over tasks, too few for an interval; below 1" in text
+    assert not re.search(r"\d \[[\d.]+, [\d.]+\]", text)
+
+
 def test_readers_are_warned(findings):
     found = " ".join(cautions(findings))
     assert "moments was meta-trained for 1,000 steps and runs for up to 1,500" in found
@@ -151,7 +159,7 @@ def test_readers_are_warned(findings):
     few = replace(findings.study, seeds=2, entrants=[replace(e, lrs=e.lrs[:3]) for e in findings.study.entrants])
     edge = [replace(row, edge=True) for row in findings.rows]
     found = " ".join(cautions(replace(findings, study=few, rows=edge)))
-    assert "and 42 more, marked in the tables" in found
+    assert "and 42 more, marked in results.csv" in found
     assert "over 3 of the 14" in found
     assert "Runs per setting: 2" in found
 
@@ -162,7 +170,7 @@ def test_the_headline_says_what_the_interval_says(findings):
         ((0.8, 0.7, 0.9), "better"),
         ((1.0, 0.7, 1.2), "no difference shown"),
         ((2.0, 1.1, 3.0), "worse"),
-        ((0.5, math.nan, math.nan), "one task, no interval"),
+        ((0.5, math.nan, math.nan), "3 tasks, too few for an interval"),
     ):
         assert verdict(replace(row, train=interval)) == word
     said = headline(findings, findings.study.entrants[0])
@@ -211,6 +219,8 @@ def test_it_loads_and_fits(browser, page, width, dark):
     browser.open(page, width, dark=dark)
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out sideways"
+    long = "document.querySelector('#protocol + ul code').append('LearnedOptimizer'.repeat(9))"
+    assert browser.evaluate(f"{long}, document.documentElement.scrollWidth") <= width, "nor would longer code"
     drawn = f"[...document.querySelectorAll('figure svg')].filter({VISIBLE})"
     assert browser.evaluate(f"{drawn}.length") == 4 + 3 * 2
     assert browser.evaluate(f"{drawn}.every(s => s.querySelectorAll('path').length > 5 && s.getBBox().height > 50)")

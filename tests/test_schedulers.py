@@ -1,5 +1,7 @@
 """Learning-rate schedulers and weight averaging: what a scheduler sets is what multiplies the step."""
 
+from functools import partial
+
 import pytest
 import torch
 from problems import Regression, assert_same_state, flat, minibatches, train
@@ -10,9 +12,12 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 from l2o_runtime import LearnedOptimizer, save_rule
 
+CYCLES = {
+    "one-cycle": lambda o, **kw: lrs.OneCycleLR(o, max_lr=1.0, total_steps=30, **kw),
+    "cyclic": lambda o, **kw: lrs.CyclicLR(o, 0.2, 1.0, step_size_up=4, **kw),
+}
 SCHEDULERS = {
-    "one-cycle": lambda o: lrs.OneCycleLR(o, max_lr=1.0, total_steps=30, cycle_momentum=False),
-    "cyclic": lambda o: lrs.CyclicLR(o, 0.2, 1.0, step_size_up=4, cycle_momentum=False),
+    **{name: partial(cycle, cycle_momentum=False) for name, cycle in CYCLES.items()},  # SGD has one that would count
     "cosine": lambda o: lrs.CosineAnnealingLR(o, T_max=24),
     "warm-restarts": lambda o: lrs.CosineAnnealingWarmRestarts(o, T_0=5, T_mult=2),
     "warm-up-then-cosine": lambda o: lrs.SequentialLR(
@@ -92,6 +97,7 @@ def test_each_group_follows_its_own_schedule(rule_file):
         assert torch.equal(b, before[1]) == (step < 3)
 
 
+@pytest.mark.parametrize("schedule", (SCHEDULERS | CYCLES).values(), ids=SCHEDULERS)
 def test_a_scheduled_run_resumes_bit_for_bit(schedule, file_of, tmp_path):
     path = file_of("dmd-exact-normalized")
     batches = minibatches(16)
@@ -118,22 +124,40 @@ def test_a_scheduled_run_resumes_bit_for_bit(schedule, file_of, tmp_path):
     assert_same_state(first[1].state_dict(), second[1].state_dict())
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [lambda o: lrs.OneCycleLR(o, max_lr=1.0, total_steps=9), lambda o: lrs.CyclicLR(o, 0.1, 1.0)],
-    ids=["one-cycle", "cyclic"],
-)
-def test_cycling_a_momentum_that_does_not_exist_is_refused(schedule):
-    """As for every optimizer without momentum: a pretended one would be cycled to no effect."""
-    optimizer = LearnedOptimizer([nn.Parameter(torch.ones(2))])
-    with pytest.raises(ValueError, match="momentum"):
-        schedule(optimizer)
+@pytest.mark.parametrize("cycle", CYCLES.values(), ids=CYCLES)
+def test_a_cycled_momentum_is_written_and_changes_nothing(cycle, rule_file):
+    """People write these schedulers for Adam without `cycle_momentum=False`; a learned rule has nothing to cycle."""
+    runs, written = [], set()
+    for cycle_momentum in (True, False):
+        model = Regression()
+        optimizer = LearnedOptimizer(model.parameters(), rule=rule_file)
+        scheduler = cycle(optimizer, cycle_momentum=cycle_momentum)
+        for batch in minibatches(24):
+            train(model, optimizer, [batch], scheduler=scheduler)
+            written.add(optimizer.param_groups[0]["momentum"])
+        runs.append((flat(model), optimizer.state_dict()["state"]))
+    assert len(written) > 5, "the scheduler writes"
+    assert_same_state(*runs)
+
+
+def test_checkpoints_from_before_schedulers_could_cycle_load():
+    model = Regression()
+    optimizer = LearnedOptimizer(model.parameters())
+    train(model, optimizer, minibatches(2))
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["momentum"]
+    fresh = LearnedOptimizer(model.parameters())
+    fresh.load_state_dict(saved)
+    assert fresh.param_groups[0]["momentum"] == 0
+    train(model, fresh, minibatches(3), scheduler=lrs.OneCycleLR(fresh, max_lr=1.0, total_steps=9))
+    assert fresh.param_groups[0]["momentum"] > 0
 
 
 def test_one_cycle_around_one_learns():
     model = Regression()
     optimizer = LearnedOptimizer(model.parameters())
-    scheduler = lrs.OneCycleLR(optimizer, max_lr=1.0, total_steps=100, cycle_momentum=False)
+    scheduler = lrs.OneCycleLR(optimizer, max_lr=1.0, total_steps=100)
     losses = train(model, optimizer, minibatches(100), scheduler=scheduler)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 

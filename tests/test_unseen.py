@@ -232,7 +232,7 @@ def test_the_interquartile_mean_and_its_interval():
     rng = np.random.default_rng(1)
     plain = [stats.trim_mean(rng.choice(values, 13), 0.25) for _ in range(4000)]
     np.testing.assert_allclose((low, high), np.quantile(plain, [0.025, 0.975]), atol=0.06)
-    assert math.isnan(metrics.iqm(values[:1])[1])
+    assert [math.isnan(metrics.iqm(values[:n])[1]) for n in (1, 2, 4, 5)] == [True, True, True, False]
     worse = np.append(values[:-1], math.log(metrics.CAP))
     assert metrics.iqm(worse)[0] >= centre
 

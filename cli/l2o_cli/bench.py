@@ -1,5 +1,7 @@
 """l2o bench."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,7 +9,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from l2o_cli.console import Json, Threads, err, friendly_errors, out, print_json, set_threads
+from l2o_cli.console import (
+    Json,
+    Threads,
+    Wide,
+    err,
+    fitting,
+    friendly_errors,
+    out,
+    print_json,
+    set_threads,
+    show,
+    table_of,
+)
 
 
 def bench(
@@ -29,6 +43,7 @@ def bench(
         Literal["float32", "bfloat16"], typer.Option(help="What learned rules keep their state in.")
     ] = "float32",
     threads: Threads = 0,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """Time optimizer steps: Adam, learned rules with every context, the plain LSTM, and peers by import path.
@@ -68,40 +83,44 @@ def bench(
             return
         for size in chosen:
             rows = [row for row in content["results"] if row["size"] == size]
-            out.print(_table(rows, size, content["rates"][size]))
-            for row in rows:
-                if row["skipped"]:
-                    out.print(f"{size}: {row['optimizer']} skipped: {row['skipped']}", soft_wrap=True)
+            tell(rows, content["rates"][size], f"rule {rule}", wide=wide)
         if state_dtype == "float32" and any(row["skipped"] for row in content["results"]):
             out.print(
                 "--state-dtype bfloat16 halves what learned rules keep of gradients and in their LSTM",
                 soft_wrap=True,
             )
-        err.print(f"results.json, results.csv and growth.png are in {out_dir}", soft_wrap=True)
+        files = f"results.json, results.csv and growth.png are in {out_dir}"
+        err.print(f"{files}; --wide prints all columns", soft_wrap=True)
 
 
-def _table(rows: list[dict[str, Any]], size: str, rates: dict[str, float]) -> Table:
-    """Optimizers down, figures across."""
-    machine = (
-        f"; the machine: {rates['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s, {rates['copy_bytes_per_s'] / 1e9:.1f} GB/s"
-        if rates
-        else ""
-    )
-    table = Table("optimizer", title=f"{size}, {rows[0]['parameters']:,} parameters{machine}")
-    titles = ("ms per step", "p10 … p90", "ns per param", "× Adam foreach", "× Adam fused", "context")
-    for title in (*titles, "floor ns GEMM", "floor ns copy", "state B/param", "peak MB", "RSS MB"):
-        table.add_column(title, justify="right")
+def tell(rows: list[dict[str, Any]], rates: dict[str, float], rule: str, *, wide: bool) -> None:
+    """Print the table of one size, what the rule costs in words, and what was skipped."""
+    count = fitting(partial(table, rows, rates), len(FIGURES), wide=wide)
+    show(table(rows, rates, count), wide=wide)
     for row in rows:
         if row["skipped"]:
-            continue
-        over = row["context_overhead"]
-        cells = [_ms(row["median_s"]), f"{_ms(row['p10_s'])} … {_ms(row['p90_s'])}"]
-        cells += [_number(row[key]) for key in ("ns_per_parameter", "ratio_foreach", "ratio_fused")]
-        cells += ["" if over is None else f"{over:+.1%}"]
-        cells += [_number(row[key]) for key in ("gemm_floor_ns", "copy_floor_ns", "state_bytes_per_parameter")]
-        cells += [_megabytes(row["transient_bytes"]), _megabytes(row["resident_bytes"])]
-        table.add_row(row["optimizer"], *cells)
-    return table
+            out.print(f"{row['size']}: {row['optimizer']} skipped: {row['skipped']}", soft_wrap=True)
+        elif row["optimizer"] == rule:
+            out.print(f"{row['size']}: {cost(row)}")
+
+
+def cost(row: dict[str, Any]) -> str:
+    """What a rule's step costs, in a sentence."""
+    against = (("Adam foreach", row["ratio_foreach"]), ("Adam fused", row["ratio_fused"]))
+    times = " and ".join(f"{_number(ratio)} × that of {name}" for name, ratio in against if ratio is not None)
+    return f"the step of {row['optimizer']} takes {_ms(row['median_s'])} ms{times and ', ' + times}."
+
+
+def table(rows: list[dict[str, Any]], rates: dict[str, float], count: int) -> Table:
+    """Optimizers down, the first `count` figures across."""
+    gemm, copy = rates.get("gemm_flops_per_s", 0) / 1e9, rates.get("copy_bytes_per_s", 0) / 1e9
+    machine = f"; the machine: {gemm:.0f} GFLOP/s, {copy:.1f} GB/s" if rates else ""
+    title = f"{rows[0]['size']}, {rows[0]['parameters']:,} parameters{machine}"
+    found = table_of("optimizer", *list(FIGURES)[:count], title=title)
+    for row in rows:
+        if not row["skipped"]:
+            found.add_row(row["optimizer"], *(figure(row) for figure in list(FIGURES.values())[:count]))
+    return found
 
 
 def _ms(seconds: float) -> str:
@@ -117,3 +136,19 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "ms per\nstep": lambda row: _ms(row["median_s"]),
+    "× Adam\nfused": lambda row: _number(row["ratio_fused"]),
+    "× Adam\nforeach": lambda row: _number(row["ratio_foreach"]),
+    "state\nB/param": lambda row: _number(row["state_bytes_per_parameter"]),
+    "peak\nMB": lambda row: _megabytes(row["transient_bytes"]),
+    "context": lambda row: "" if row["context_overhead"] is None else f"{row['context_overhead']:+.1%}",
+    "p10 to p90\nms": lambda row: f"{_ms(row['p10_s'])} to {_ms(row['p90_s'])}",
+    "ns per\nparam": lambda row: _number(row["ns_per_parameter"]),
+    "RSS\nMB": lambda row: _megabytes(row["resident_bytes"]),
+    "floor ns\nGEMM": lambda row: _number(row["gemm_floor_ns"]),
+    "floor ns\ncopy": lambda row: _number(row["copy_floor_ns"]),
+}
+"""Columns, the most telling ones first: what a terminal has no room for is in results.csv."""

@@ -1,13 +1,15 @@
-"""What the commands share: consoles, and how errors are told."""
+"""What the commands share: consoles, tables that fit, and how errors are told."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.segment import Segments
+from rich.table import Table
 
 from l2o_runtime import ArtifactError, ConfigError
 
@@ -15,12 +17,45 @@ out = Console(highlight=False, emoji=False, markup=False)  # brackets in paths a
 err = Console(stderr=True, highlight=False, emoji=False, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print all columns, however wide the terminal is.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output, and nothing else."""
     sys.stdout.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+USUAL, ENDLESS = 80, 10_000
+"""Columns of a terminal: what is to be expected, and what any table fits into."""
+
+
+def table_of(names: str, *figures: str, title: str) -> Table:
+    """An empty table with names on the left. Long names fold; figures are never wrapped or cut."""
+    table = Table(title=title)
+    table.add_column(names, overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    return table
+
+
+def fitting(make: Callable[[int], Table], most: int, *, wide: bool) -> int:
+    """How many columns of figures, the first of `most`, fit into the terminal: at least one, and all if `wide`.
+
+    Args:
+        make: the table with the first n columns of figures.
+        most: all of them.
+        wide: do not ask what fits.
+    """
+    endless = out.options.update(max_width=ENDLESS)
+    fits = (n for n in range(most, 1, -1) if wide or out.measure(make(n), options=endless).maximum <= out.width)
+    return next(fits, 1)
+
+
+def show(table: Table, *, wide: bool) -> None:
+    """Print a table; rather than have its figures cut off, it sticks out of a terminal that is too narrow."""
+    room = out.options.update(max_width=ENDLESS if wide else max(out.width, USUAL))
+    out.print(Segments(out.render(table, room)), soft_wrap=True, end="")
 
 
 @contextmanager

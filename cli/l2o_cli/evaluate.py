@@ -1,6 +1,7 @@
 """l2o eval."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from l2o_cli.console import Json, Threads, err, friendly_errors, out, print_json, set_threads
+from l2o_cli.console import Json, Threads, Wide, err, fitting, friendly_errors, print_json, set_threads, show, table_of
 
 if TYPE_CHECKING:
     from l2o_runtime import Rule
@@ -57,6 +58,7 @@ def evaluate(
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     threads: Threads = 0,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """Compare rules with hand-made optimizers, untuned and with the learning rate tuned per task.
@@ -106,6 +108,7 @@ def evaluate(
                 data_root=data_root,
                 download=download,
                 report=report,
+                wide=wide,
                 as_json=as_json,
             )
             return
@@ -148,18 +151,27 @@ def evaluate(
         if as_json:
             print_json([vars(result) for result in results])
             return
-        out.print(_table(results, f"loss, mean of the last 10 of {steps} steps, ± std over {runs} runs"))
+        tell(results, f"loss, mean of the last 10 of {steps} steps, ± std over {runs} runs", wide=wide)
         err.print(f"results.json, results.csv and loss curves are in {out_dir}", soft_wrap=True)
 
 
-def _table(results: "list[Result]", title: str) -> Table:
-    """Optimizers down, tasks across, the lowest loss of each task in bold."""
+def tell(results: "list[Result]", title: str, *, wide: bool) -> None:
+    """Print tables of as many tasks as fit side by side."""
     tasks = list(dict.fromkeys(result.task for result in results))
+    while tasks:
+        count = fitting(partial(table, results, title, tasks), len(tasks), wide=wide)
+        show(table(results, title, tasks, count), wide=wide)
+        tasks = tasks[count:]
+
+
+def table(results: "list[Result]", title: str, tasks: list[str], count: int) -> Table:
+    """Optimizers down, the first `count` tasks across, the lowest loss of each task in bold."""
+    tasks = tasks[:count]
     cells = {(result.optimizer, result.task): result for result in results}
     lowest = {
         task: min((r.mean for r in results if r.task == task and r.mean == r.mean), default=0.0) for task in tasks
     }
-    table = Table("optimizer", *tasks, title=title)
+    found = table_of("optimizer", *tasks, title=title)
     for name in dict.fromkeys(result.optimizer for result in results):
         row = []
         for task in tasks:
@@ -169,5 +181,5 @@ def _table(results: "list[Result]", title: str) -> Table:
             if name.endswith("tuned") and result.lr is not None:  # a rule may be called so, and has no rate
                 cell.append(f"\n(lr {result.lr:g})", "not bold")
             row.append(cell)
-        table.add_row(name, *row)
-    return table
+        found.add_row(name, *row)
+    return found

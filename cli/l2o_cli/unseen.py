@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from l2o_cli.console import err, out, print_json
+from l2o_cli.console import err, fitting, out, print_json, show, table_of
 
 if TYPE_CHECKING:
     from l2o_training.workloads.study import Study
@@ -31,6 +32,7 @@ def evaluate_unseen(
     data_root: Path,
     download: bool,
     report: Path | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Measure what is missing, print the overview, and write results and the report.
@@ -86,9 +88,10 @@ def evaluate_unseen(
     if as_json:
         print_json(plain({"overall": overall, "results": rows}))
         return
-    for horizon in study.horizons:
-        out.print(_table(findings, horizon))
-    err.print(f"results.json and results.csv are in {out_dir}", soft_wrap=True)
+    tell(findings, wide=wide)
+    err.print(
+        f"every figure is in results.json and results.csv in {out_dir}; --wide prints all columns", soft_wrap=True
+    )
     if report is not None:
         out.print(str(report), soft_wrap=True)
 
@@ -150,26 +153,34 @@ def _command(study: "Study", rules: list[str], baselines: str, thin: int, cosine
     return shlex.join(words)
 
 
-def _table(findings: "Findings", horizon: int) -> Table:
-    """Optimizers down, overall figures across."""
-    steps = findings.study.steps * horizon
-    table = Table("optimizer", title=f"{len(findings.study.workloads)} tasks, {steps} steps, ratios to tuned Adam")
-    for title in ("train loss", "validation loss", "better on", "speed-up", "profile", "profile, s", "diverged"):
-        table.add_column(title, justify="right")
+def tell(findings: "Findings", *, wide: bool) -> None:
+    """Print a table for every length of runs, then what it says in words, and what to know before believing it."""
+    from l2o_training.workloads.words import cautions, headline
+
+    for horizon in findings.study.horizons:
+        count = fitting(partial(table, findings, horizon), FIGURES, wide=wide)
+        show(table(findings, horizon, count), wide=wide)
+    for entrant in findings.study.entrants:
+        if entrant.learned:
+            out.print(f"{entrant.name}:", *headline(findings, entrant))
+    for text in cautions(findings):
+        out.print(text)
+
+
+FIGURES = 7
+"""Columns of figures of a table."""
+
+
+def table(findings: "Findings", horizon: int, count: int) -> Table:
+    """Optimizers down, the first `count` of the overall figures across, the most telling ones first."""
+    from l2o_training.workloads.words import digits, interval, plural, share, speedup
+
+    study = findings.study
+    title = f"{plural(len(study.workloads), 'task')}, {study.steps * horizon:,} steps, ratios to tuned Adam"
+    titles = ("train loss", "validation loss", "better\non", "speed-up", "diverged", "profile", "profile,\nseconds")
+    found = table_of("optimizer", *titles[:count], title=title)
     for row in (row for row in findings.overall if row.horizon == horizon):
-        table.add_row(
-            row.optimizer,
-            _interval(row.train),
-            _interval(row.validation),
-            f"{row.better}/{row.workloads}",
-            f"{row.speedup:.2f}",
-            f"{row.score_steps:.2f}",
-            f"{row.score_seconds:.2f}",
-            f"{row.diverged:.0%}",
-        )
-    return table
-
-
-def _interval(values: tuple[float, float, float]) -> str:
-    centre, low, high = values
-    return f"{centre:.2f}" if low != low else f"{centre:.2f} [{low:.2f}, {high:.2f}]"
+        figures = [interval(row.train), interval(row.validation), f"{row.better}/{row.workloads}"]
+        figures += [speedup(row.speedup), share(row.diverged), digits(row.score_steps), digits(row.score_seconds)]
+        found.add_row(row.optimizer, *figures[:count])
+    return found

@@ -15,6 +15,10 @@ MAX_TAU = 4.0
 """End of performance profiles."""
 
 RESAMPLES = 10_000
+"""Of the tasks, for an interval."""
+
+FEWEST = 5
+"""Tasks that an interval over them takes: that of two is no more than the two."""
 
 
 def running_mean(losses: np.ndarray) -> np.ndarray:
@@ -63,12 +67,12 @@ def log_ratio(values: np.ndarray, control: np.ndarray) -> np.ndarray:
 
 
 def iqm(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Interquartile mean of values (n,), and its 95 % bootstrap interval over them.
+    """Interquartile mean of values (n,), and its 95 % bootstrap interval over them; NaN where they are fewer than five.
 
     Source: Agarwal et al. 2021; percentile bootstrap.
     """
     centre = float(trim_mean(values, 0.25))
-    if len(values) < 2:
+    if len(values) < FEWEST:
         return centre, math.nan, math.nan
     found = bootstrap(
         (values,),

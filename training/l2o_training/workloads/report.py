@@ -1,6 +1,5 @@
 """The report: one HTML file that needs neither network nor scripts."""
 
-import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +15,15 @@ from l2o_runtime.artifact import atomic_write
 from l2o_training import metrics
 from l2o_training.workloads import pictures
 from l2o_training.workloads.base import Workload
-from l2o_training.workloads.entrants import GRID_SIZE, REFERENCE, Entrant
+from l2o_training.workloads.entrants import REFERENCE, Entrant
 from l2o_training.workloads.study import ROUNDS
-from l2o_training.workloads.summary import Findings, Overall, Row
+from l2o_training.workloads.summary import Findings, Row
 from l2o_training.workloads.train import LOOKS, looks
+from l2o_training.workloads.words import cautions, digits, headline, interval, loss, share, speedup
 
 LIGHT_RULES, DARK_RULES = ("#c2410c", "#a16207", "#9d174d"), ("#fb923c", "#facc15", "#f472b6")
 LIGHT_OTHERS = ("#737373", "#111827", "#0369a1", "#6d28d9", "#047857", "#be185d")
 DARK_OTHERS = ("#a3a3a3", "#f3f4f6", "#38bdf8", "#a78bfa", "#34d399", "#f9a8d4")
-
-NAMED = 6
-"""Learning rates at the edge that are named at the top of the page."""
 
 
 def write_report(findings: Findings, command: str, path: Path) -> None:
@@ -51,7 +48,7 @@ def render(findings: Findings, command: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"loss": loss, "digits": digits, "interval": interval, "share": share}
+    environment.filters |= {f.__name__: f for f in (loss, digits, interval, share, speedup)}
     study = findings.study
     return environment.get_template("report.html.jinja").render(
         study=study,
@@ -69,6 +66,7 @@ def render(findings: Findings, command: str) -> str:
         cap=metrics.CAP,
         max_tau=metrics.MAX_TAU,
         resamples=metrics.RESAMPLES,
+        fewest=metrics.FEWEST,
         looks=LOOKS,
         rounds=ROUNDS,
     )
@@ -81,57 +79,6 @@ def palette(entrants: list[Entrant]) -> list[tuple[str, str]]:
         light, dark = (LIGHT_RULES, DARK_RULES) if learned else (LIGHT_OTHERS, DARK_OTHERS)
         count = sum(entrant.learned == learned for entrant in entrants)
         found += [(light[i % len(light)], dark[i % len(dark)]) for i in range(count)]
-    return found
-
-
-def headline(findings: Findings, entrant: Entrant) -> list[str]:
-    """What was found of a rule, in one sentence per horizon and one about time."""
-    said = []
-    rows = [row for row in findings.overall if row.optimizer == entrant.name]
-    for row in rows:
-        centre, low, high = row.train
-        known = "" if math.isnan(low) else f"95 % interval {digits(low)} to {digits(high)}: "
-        said.append(
-            f"After {findings.study.steps * row.horizon:,} steps its training loss is {digits(centre)} times that of "
-            f"tuned Adam ({known}{verdict(row)}), and lower on {row.better} of {row.workloads} tasks."
-        )
-    slower = digits(rows[0].optimizer_time)
-    return [
-        *said,
-        f"Its step, without the network's forward and backward pass, takes {slower} times Adam's time.",
-    ]
-
-
-def verdict(row: Overall) -> str:
-    """What the interval of a ratio to tuned Adam says."""
-    _, low, high = row.train
-    if math.isnan(low):
-        return "one task, no interval"
-    return "no difference shown" if low <= 1 <= high else "better" if high < 1 else "worse"
-
-
-def cautions(findings: Findings) -> list[str]:
-    """What a reader has to know before believing the figures."""
-    study, found = findings.study, []
-    for entrant in study.entrants:
-        longest = study.steps * max(study.horizons)
-        if entrant.learned and longest > entrant.horizon:
-            found.append(
-                f"{entrant.name} was meta-trained for {entrant.horizon:,} steps and runs for up to {longest:,}."
-            )
-        seen = sorted(entrant.seen & {workload.data for workload in study.workloads if workload.data})
-        if seen:
-            found.append(f"{entrant.name} was meta-trained on {' and '.join(seen)}: these data are not new to it.")
-    edges = [row for row in findings.rows if row.edge]
-    if edges:
-        named = [f"{r.optimizer} on {r.workload} ({r.steps} steps, {r.lr:g})" for r in edges]
-        named = named[:NAMED] + [f"and {len(named) - NAMED} more, marked in the tables"] * (len(named) > NAMED)
-        found.append(f"The best learning rate is at the grid's edge, a better one may lie outside: {', '.join(named)}.")
-    tried = next(len(entrant.lrs) for entrant in study.entrants if entrant.name == REFERENCE)
-    if tried < GRID_SIZE:
-        found.append(f"Baselines were tuned over {tried} of the {GRID_SIZE} learning rates of the full grid.")
-    if study.seeds < 3:
-        found.append(f"Runs per setting: {study.seeds}. Fewer than three say little.")
     return found
 
 
@@ -210,44 +157,3 @@ def _best(rows: list[Row]) -> dict[str, float | None]:
         values = [value for row in rows if (value := getattr(row, field)) is not None]
         found[field] = min(values) if values else None
     return found
-
-
-def loss(value: float | None) -> str:
-    """A loss in three digits.
-
-    >>> loss(0.41649), loss(0.000012345), loss(None)
-    ('0.416', '1.23e-05', 'diverged')
-    """
-    return "diverged" if value is None else f"{value:#.3g}"
-
-
-def digits(value: float | None) -> str:
-    """Two decimals, or three digits; a dash where there is no value.
-
-    >>> digits(1.006), digits(0.0123), digits(123.4), digits(None)
-    ('1.01', '0.0123', '123', '–')
-    """
-    if value is None or math.isnan(value):
-        return "–"
-    return (
-        f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
-    )
-
-
-def interval(values: tuple[float, float, float]) -> str:
-    """A centre with its bounds.
-
-    >>> interval((1.0, 0.5, 2.0))
-    '1.00 [0.50, 2.00]'
-    """
-    centre, low, high = map(digits, values)
-    return centre if math.isnan(values[1]) else f"{centre} [{low}, {high}]"
-
-
-def share(value: float) -> str:
-    """A share in per cent.
-
-    >>> share(0.125)
-    '12 %'
-    """
-    return f"{100 * value:.0f} %"

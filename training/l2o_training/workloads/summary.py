@@ -91,7 +91,8 @@ class Overall:
 
     Attributes:
         optimizer, horizon: which.
-        train, validation: interquartile mean of ratios to tuned Adam's final loss, and its 95 % interval.
+        train, validation: interquartile mean of ratios to tuned Adam's final loss, and its 95 % interval, NaN where
+            the workloads are too few for one.
         better: workloads with a lower final training loss than tuned Adam.
         workloads: their number.
         diverged: share of runs at the chosen learning rates that diverged.

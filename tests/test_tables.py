@@ -1,0 +1,171 @@
+"""What the command line prints fits the terminal: no figure and no name is cut off."""
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from l2o_cli import bench, console, evaluate, unseen
+from l2o_cli.main import app
+from l2o_training.benchmark.bench import Result as Timing
+from l2o_training.benchmark.contenders import contenders
+from l2o_training.evaluation.evaluate import Result
+from l2o_training.evaluation.suites import SUITES
+from l2o_training.workloads import find_workloads
+from l2o_training.workloads.entrants import find_baselines, find_rules
+from l2o_training.workloads.study import Study
+from l2o_training.workloads.summary import Findings, Overall
+from l2o_training.workloads.words import digits
+
+WIDTHS = [80, 120]
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """What a function prints on a terminal of some width."""
+
+    def run(width: int, function, *arguments, wide: bool = False) -> str:
+        terminal = Console(width=width, highlight=False, emoji=False, markup=False)
+        for module in (console, bench, unseen):
+            monkeypatch.setattr(module, "out", terminal)
+        with terminal.capture() as text:
+            function(*arguments, wide=wide)
+        return text.get()
+
+    return run
+
+
+def assert_fits(text: str, width: int) -> None:
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+# bench
+
+
+def timings(names=()) -> list[dict]:
+    """Figures as long as those of 86.6 million parameters on a busy machine."""
+    made = Timing("vit", 86_567_656, "", 20, 12.345, 10.0, 23.456, 142.6, 123.4, 234.5, 0.4812, 9**9, 326.4)
+    made = replace(made, transient_bytes=27_701_649_920, resident_bytes=28_701_649_920, gemm_floor_ns=110.3)
+    made = replace(made, copy_floor_ns=17.5)
+    return [asdict(replace(made, optimizer=name)) for name in names or (c.name for c in contenders("default"))]
+
+
+RATES = {"gemm_flops_per_s": 9.2e10, "copy_bytes_per_s": 8.04e10}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_times_fit(printed, width):
+    rows = timings()
+    text = printed(width, bench.tell, rows, RATES, "rule default")
+    assert_fits(text, width)
+    assert all(row["optimizer"] in text for row in rows)
+    assert all(figure in text for figure in ("12,345", "234", "123", "326", "27,701.6"))
+
+
+def test_wide_prints_all_times_on_any_terminal(printed):
+    rows = timings()
+    text = printed(80, bench.tell, rows, RATES, "rule default", wide=True)
+    assert "…" not in text
+    assert all(word in text for title in bench.FIGURES for word in title.split("\n"))
+    assert all(figure(rows[0]) in text for figure in bench.FIGURES.values())
+
+
+def test_the_cost_of_the_rule_is_said_in_words(printed):
+    text = " ".join(printed(80, bench.tell, timings(), RATES, "rule default").split())
+    assert "vit: the step of rule default takes 12,345 ms, 123 × that of Adam foreach and 234 × that of" in text
+    alone = [{**row, "ratio_foreach": None, "ratio_fused": None} for row in timings()]
+    assert "takes 12,345 ms." in printed(80, bench.tell, alone, RATES, "rule default")
+
+
+def test_long_names_fold_and_narrow_terminals_cut_nothing(printed):
+    name = "own_optimizers.experiments.second_try:MyVeryOwnOptimizerWithALongName" * 2
+    text = printed(80, bench.tell, timings([name]), {}, "")
+    assert_fits(text, 80)
+    assert name in "".join(text.replace("│", " ").split()).replace("12,345", "").replace("234", "", 1)
+    text = printed(30, bench.tell, timings(), RATES, "rule default")
+    assert "…" not in text
+    assert "12,345" in text
+
+
+# eval --suite unseen
+
+
+def findings(tasks: int = 13, interval=(1.09, 1.02, 1.46)) -> Findings:
+    """Overall figures only: nothing is measured."""
+    entrants = [*find_rules(["default"], cosine=True), *find_baselines("all")]
+    nowhere = {"cells": Path("none"), "data_root": Path("none")}
+    study = Study(workloads=find_workloads([])[:tasks], entrants=entrants, horizons=(1, 25), **nowhere)
+    made = Overall("", 1, interval, interval, 11, tasks, 0.0256, 0.81, 0.11, 0.0, 30.09, 180.0)
+    overall = [replace(made, optimizer=entrant.name, horizon=h) for h in study.horizons for entrant in entrants]
+    return Findings(study, {}, [], overall)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("interval", [(1.09, 1.02, 1.46), (12.34, 10.56, 45.67), (0.0123, 0.00512, 100.0)])
+def test_the_overview_fits(printed, width, interval):
+    text = printed(width, unseen.tell, findings(interval=interval))
+    assert_fits(text, width)
+    assert all(entrant.name in text for entrant in findings().study.entrants)
+    centre, low, high = map(digits, interval)
+    assert f"{centre} [{low}, {high}] │" in text, "on one line"
+
+
+def test_the_overview_says_in_words_what_the_report_says(printed):
+    text = " ".join(printed(80, unseen.tell, findings()).split())
+    assert "scale: After 100 steps its training loss is 1.09 times that of tuned Adam (95 % interval" in text
+    assert "1.02 to 1.46: worse), and lower on 11 of 13 tasks." in text
+    assert "takes 30.09 times Adam's time." in text
+    assert "scale-cosine: After 100 steps" in text
+    assert "not reached" in text
+
+
+def test_few_runs_and_few_tasks_are_said(printed):
+    found = findings(1, (0.5, math.nan, math.nan))
+    text = " ".join(printed(80, unseen.tell, replace(found, study=replace(found.study, seeds=1))).split())
+    assert "1 task, 100 steps" in text
+    assert "(1 task, too few for an interval)" in text
+    assert "Runs per setting: 1. Fewer than three say little." in text
+    assert "[" not in text
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_columns_go_from_the_right(printed, wide):
+    text = printed(80, unseen.tell, findings(), wide=wide)
+    assert ("profile" in text) == wide
+    assert "validation loss" in text
+
+
+# eval
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("suite", SUITES)
+def test_losses_of_every_suite_fit(printed, width, suite):
+    names = ["scale", "adam 0.01", "adam tuned", "rmsprop tuned"]
+    tasks = [getattr(task, "name", "") or f"quadratic-{task.size}" for task in SUITES[suite][1]]
+    results = [Result(task, name, 0.00464, 12.345, 1.234, 0) for name in names for task in tasks]
+    text = printed(width, evaluate.tell, results, "loss, mean of the last 10 of 300 steps, ± std over 10 runs")
+    assert_fits(text, width)
+    assert all(text.count(f" {task} ") == 1 for task in tasks)
+    assert text.count("12.345 ± 1.234") == len(results)
+    assert text.count("(lr 0.00464)") == 2 * len(tasks)
+
+
+def test_wide_prints_all_tasks_side_by_side(printed):
+    tasks = [task.name for task in SUITES["table1"][1]]
+    results = [Result(task, "scale", None, 0.123, 0.045, 0) for task in tasks]
+    text = printed(80, evaluate.tell, results, "loss", wide=True)
+    assert any(all(task in line for task in tasks) for line in text.splitlines())
+
+
+# --help
+
+
+def test_the_help_tells_defaults_and_has_no_ragged_lines():
+    text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["eval", "--help"]).stdout
+    assert "[default: 1,5,25]" in text
+    assert "The folder gets results.json" in text
