@@ -1,5 +1,6 @@
 """Meta-training on several ranks: the same as on one, whatever their number, and whatever becomes of one of them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -135,6 +136,18 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     nested, info = checkpoints.read(checkpoints.find(tmp_path)[20])
     assert nested["x"]["y"].tolist() == [20, 20]
     assert info["epoch"] == 20
+
+
+def test_ranks_that_resume_remove_what_a_killed_run_had_yet_to_remove(tmp_path):
+    settings, run = dataclasses.replace(ranks_worker.config("tbptt"), epochs=3), tmp_path / "run"
+    Trainer(settings, run).run()
+    before = set(run.rglob("*"))
+    found = checkpoints.find(run)
+    for name in (f"epoch-{min({0, 1} - set(found)):08}", ".epoch-00000001.tmp"):
+        shutil.copytree(found[3], run / "checkpoints" / name)
+    resume = lambda ranks: Trainer(settings, run, resume=True, ranks=ranks).run()  # noqa: E731
+    assert together(resume, resume) == [None, None]
+    assert {path for path in run.rglob("*") if path.parent.name != "tensorboard"} <= before
 
 
 def test_fewer_lanes_than_ranks_are_refused(tmp_path):

@@ -151,13 +151,21 @@ class Checkpoints:
         if self.ranks.main:
             self._commit(epoch, best)
 
-    def tidy(self) -> None:
-        """Remove what killed runs left behind."""
+    def tidy(self, best: int) -> None:
+        """Remove what killed runs left behind, half written, half removed, or no longer to be kept.
+
+        Args:
+            best: as `save` takes it.
+        """
         for path in (self.out / FOLDER).glob(".epoch-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
+        self._prune(best)
 
     def _commit(self, epoch: int, best: int) -> None:
         _temporary(self.out, epoch).replace(self.out / FOLDER / f"epoch-{epoch:08}")
+        self._prune(best)
+
+    def _prune(self, best: int) -> None:
         found = find(self.out)
         for old in set(found) - set(list(found)[-KEEP:]) - {best}:
             # A folder that is half removed must not look like a checkpoint.

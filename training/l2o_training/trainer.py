@@ -171,7 +171,7 @@ class Trainer:
         """Write the configuration and begin to log."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.checkpoints.tidy()
+        self.checkpoints.tidy(self.best_epoch)
         with atomic_write(self.out / CONFIG) as file:
             file.write(json.dumps(to_dict(self.config), indent=2).encode())
         # Epochs past the checkpoint, which a killed run may have logged, are done and logged again.
