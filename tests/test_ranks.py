@@ -286,7 +286,7 @@ def test_what_goes_wrong_anywhere_is_told_by_rank_0():
     assert said(together(fails, fails)) == "no data"
     one, other = ({"config": {"tasks": [{"size": size}]}, "version": "1"} for size in (3, 4))
     message = said(together(lambda ranks: ranks.require_same(one), lambda ranks: ranks.require_same(other)))
-    assert "rank 1 was started with config.tasks.0.size = 4, rank 0 with 3" in message
+    assert "rank 1 was started with config.tasks[0].size = 4, rank 0 with 3" in message
 
 
 def test_folders_that_are_not_shared_are_told(tmp_path):

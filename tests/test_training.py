@@ -1,5 +1,6 @@
 """Meta-training: gradients against plain differentiation, determinism, resume, data, tasks, evaluation."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,13 +17,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rules import RULES, make_rule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
 from l2o_runtime.artifact import read_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
-from l2o_training import provenance
+from l2o_training import checkpoints, provenance
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.curriculum import VALIDATION_SEED, draw_episode
 from l2o_training.data import DataError, load_dataset, read_npz
@@ -363,8 +365,6 @@ def test_run_folders_are_guarded(tmp_path):
     trainer("epochs=1").run()
     with pytest.raises(RunError, match="add --resume"):
         trainer("epochs=1")
-    with pytest.raises(RunError, match="another configuration"):
-        trainer("epochs=1", "lr=0.5", resume=True)
     from filelock import FileLock
 
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another run"):
@@ -481,6 +481,72 @@ def test_what_another_run_wrote_meanwhile_is_not_overwritten(tmp_path):
     with pytest.raises(RunError, match="was written by another run just now"):
         late.run()
     assert (tmp_path / "run" / "rule.safetensors").read_bytes() == before
+
+
+def short(*settings):
+    return load_preset("demo", [*TINY_DIGITS, "epochs=5", *settings])
+
+
+@pytest.mark.parametrize(("done", "goes_on_after"), [(5, 4), (3, 2)])
+def test_a_run_that_is_extended_equals_one_that_was_begun_longer(tmp_path, done, goes_on_after):
+    """Also where it had ended, with a validation that the longer run has not, and that may be the best."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.epoch == done < 5:
+            raise Stop
+
+    longer = dataclasses.replace(short(), epochs=9)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    Trainer(longer, whole).run()
+    with contextlib.suppress(Stop):
+        Trainer(short(), run).run(stop)
+    extended = Trainer(longer, run, resume=True)
+    assert extended.epoch == goes_on_after
+    extended.run()
+    for name in ("rule.safetensors", "config.json", "learning-curve.png"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert scalars(run) == scalars(whole)
+    rows = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (run, whole)]
+    for row in rows[0] + rows[1]:
+        del row["seconds"]
+    assert rows[0] == rows[1]
+    assert checkpoints.find(run).keys() == checkpoints.find(whole).keys()
+    state, expected = (checkpoints.flatten(checkpoints.read(checkpoints.find(path)[9])[0]) for path in (run, whole))
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+def scalars(folder):
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_a_rule_of_fewer_epochs_does_not_stay_though_no_later_one_is_better(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2o_training.validation.Validation.score", lambda self, rule: 1.0)
+    for epochs in (5, 7):
+        path = Trainer(short(f"epochs={epochs}"), tmp_path, resume=epochs == 7).run()
+        assert read_rule(path)[1]["config"]["epochs"] == epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["epochs=4"], r"epochs: 5 there, 4 here \(only epochs may differ, and only grow\)"),
+        (["epochs=9", "lr=0.5"], r"epochs: 5 there, 9 here; lr: 0.0.* there, 0.5 here \(only epochs may"),
+        (["final_lr=0.1"], r"final_lr: 0.001 there, 0.1 here"),
+        (["epochs=9"], r"epochs: 5 there, 9 here \(with final_lr, the learning rate"),
+        (["rule.context.kind=flag"], r'kind: "dmd" there, "flag" here.*rule.context.rank: 1 there, nothing here'),
+    ],
+)
+def test_another_configuration_is_told_key_by_key(tmp_path, settings, message):
+    begun = Trainer(short("final_lr=0.001"), tmp_path)
+    begun.validate()
+    begun._save()
+    with pytest.raises(RunError, match=message):
+        Trainer(short("final_lr=0.001", *settings), tmp_path, resume=True)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
