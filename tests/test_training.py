@@ -578,17 +578,33 @@ def test_npz_files_of_ones_own(tmp_path):
     ("arrays", "message"),
     [
         ({"x_train": np.zeros((3, 2, 2))}, "lacks y_train"),
-        ({"x_train": np.zeros((3, 2, 2)), "y_train": np.zeros(4, int)}, r"x_train is \(3, 2, 2\)"),
-        ({"x_train": np.zeros(3), "y_train": np.zeros(3, int)}, "expected"),
-        ({"x_train": np.zeros((3, 2)), "y_train": np.zeros(3)}, "integers"),
-        ({"x_train": np.zeros((3, 2, 2), int), "y_train": np.zeros(3, int)}, "must be uint8"),
-        ({"x_train": np.array([object()]), "y_train": np.zeros(1, int)}, "not a readable"),
+        ({"x_train": np.zeros((3, 2, 2)), "y_train": np.arange(4)}, "x_train has 3 rows, y_train 4"),
+        ({"x_train": np.zeros(3), "y_train": np.arange(3)}, r"x_train is \(3,\); expected"),
+        ({"x_train": np.zeros((0, 4)), "y_train": np.zeros(0, int)}, r"x_train is \(0, 4\); expected"),
+        ({"x_train": np.zeros((3, 0)), "y_train": np.arange(3)}, r"x_train is \(3, 0\); expected"),
+        ({"x_train": np.zeros((9, 3, 32, 32)), "y_train": np.arange(9)}, "channels come last"),
+        ({"x_train": np.zeros((3, 2, 2), int), "y_train": np.arange(3)}, "x_train must be uint8.*got int64"),
+        ({"x_train": np.array([["1.5", "2"]] * 3), "y_train": np.arange(3)}, "x_train must be uint8.*got <U3"),
+        ({"x_train": np.array([[1, 2], [3, np.nan]]), "y_train": np.arange(2)}, r"1 of 4 values .*first at \[1, 1\]"),
+        ({"x_train": np.array([[-np.inf], [1e300]]), "y_train": np.arange(2)}, r"2 of 2 values .*first at \[0, 0\]"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.arange(3.0)}, "y_train must be integers.*got float64.*np.unique"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array(["cat", "dog", "cat"])}, "y_train.*got <U3.*np.unique"),
+        ({"x_train": np.zeros((2, 2)), "y_train": np.array([True, False])}, "y_train must be integers.*got bool"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array([-1, 0, 1])}, "y_train .*got 3, from -1 to 1"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array([1, 2, 3])}, "y_train .*got 3, from 1 to 3"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array([0, 2, 10**12])}, "y_train .*got 3, from 0 to 10"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.zeros(3, int)}, "y_train must have 2 classes"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.eye(3, dtype=int)}, r"y_train is \(3, 3\); .*argmax"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.int64(3)}, r"y_train is \(\); expected"),
+        ({"x_train": np.array([object()]), "y_train": np.arange(1)}, "x_train holds Python objects"),
+        ({"x_train": np.zeros((2, 2)), "y_train": np.array(["a", None])}, "y_train holds Python objects"),
     ],
 )
-def test_npz_files_of_the_wrong_shape(tmp_path, arrays, message):
+def test_npz_files_of_the_wrong_kind_are_told_what_is_wrong(tmp_path, arrays, message):
     np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as told:
         read_npz(tmp_path / "bad.npz")
+    assert str(told.value).startswith(str(tmp_path / "bad.npz"))
 
 
 @pytest.mark.parametrize("content", ["npy", "cut", "flipped"])
