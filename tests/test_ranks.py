@@ -228,6 +228,35 @@ def test_a_rank_that_hangs_is_named(tmp_path):
     assert said.count("error:") == 1
 
 
+@pytest.mark.parametrize(("every", "ranks"), [(2, 1), (2, 2), (1000, 1)])
+def test_interrupted_runs_say_what_is_kept(tmp_path, every, ranks):
+    settings = ["--set", "epochs=100000", "--set", f"validate_every={every}", f"--nproc={ranks}"]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(
+            command(tmp_path, "run", *settings), env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    folder = tmp_path / "run" / "checkpoints"
+    while run.poll() is None and not (folder / f"epoch-{0 if every > 2 else 2:08}").is_dir():
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    said = (tmp_path / "log").read_text()
+    newest = max(checkpoints.find(tmp_path / "run"))
+    assert said.count("interrupted after epoch") == 1
+    assert (f"; the checkpoint is of epoch {newest}; go on with --resume" if newest else "nothing was kept") in said
+    assert not any(word in said for word in ("error", "Traceback", "signal", "Aborted")), said
+    assert (newest == 0) == (every == 1000)
+
+
+def test_other_commands_say_that_they_were_interrupted(monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2o_runtime.artifact.bundled_rules", interrupt)
+    result = CliRunner().invoke(app, ["rules"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 def test_bad_input_is_told_once(tmp_path):
     line = command(tmp_path, "run", "--nproc=2", "--set", "lanes=1")
     done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)

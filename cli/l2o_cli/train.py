@@ -56,8 +56,11 @@ def train(
         if nproc > 1 and not launched():
             launch(["-m", "l2o_cli", *sys.argv[1:]], nproc, max_restarts)
             return
-        with join(timeout) as ranks:
-            _train(ranks, preset, changes, folder, data_root, download, device, resume, threads)
+        try:
+            with join(timeout) as ranks:
+                _train(ranks, preset, changes, folder, data_root, download, device, resume, threads)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(str(error) or "interrupted before training: nothing was changed") from None
 
 
 def _train(
@@ -77,6 +80,7 @@ def _train(
 
     from l2o_training.config import load_preset, pick_device
     from l2o_training.distributed import START_TIMEOUT
+    from l2o_training.folder import kept
     from l2o_training.provenance import comparable, versions
     from l2o_training.trainer import Progress as Epoch
     from l2o_training.trainer import Trainer
@@ -128,7 +132,10 @@ def _train(
             text += f"  {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
             bar.update(job, completed=epoch.epoch, description=text)
 
-        path = trainer.run(report)
+        try:
+            path = trainer.run(report)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(kept(folder, trainer.epoch)) from None
     if ranks.main:
         out.print(f"{path}  validation loss {trainer.best:.4f}", soft_wrap=True)
         if trainer.best_epoch == 0:

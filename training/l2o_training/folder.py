@@ -65,6 +65,21 @@ def _last_common(out: Path, epochs: list[int], there: dict[str, Any], here: dict
     )
 
 
+def kept(out: Path, epoch: int) -> str:
+    """What is left of a run that is interrupted, and how to go on.
+
+    Args:
+        out: its folder.
+        epoch: the last one that was done.
+    """
+    newest = max(checkpoints.find(out), default=0)
+    if newest == 0:
+        return (
+            f"interrupted after epoch {epoch}, before the first checkpoint: nothing was kept; begin again with --resume"
+        )
+    return f"interrupted after epoch {epoch}; the checkpoint is of epoch {newest}; go on with --resume"
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Make the folder, hold its lock, so that two runs never write into it, and tidy up after a killed run."""
