@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -19,7 +20,9 @@ import torch.nn.functional as F
 from rules import RULES, make_rule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from typer.testing import CliRunner
 
+from l2o_cli.main import app
 from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
 from l2o_runtime.artifact import read_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
@@ -35,6 +38,7 @@ from l2o_training.evaluation.suites import SUITES
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
 from l2o_training.trainer import Trainer
 from l2o_training.unroll import Sample, begin, rollout, unroll
+from l2o_training.validation import RATES
 
 CPU = torch.device("cpu")
 TINY = ["epochs=4", "horizon=20", "unroll=10", "batch=2", "validate_every=2", "validation_runs=2"]
@@ -695,6 +699,47 @@ def test_validation_tasks_decide_which_rule_is_the_best(tmp_path):
         for name, each in {"a": config, "b": other, "c": dataclasses.replace(config, validation_tasks=())}.items()
     )
     assert score == expected != plain
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "log_loss", "tail": 0.1}])
+def test_adam_stands_beside_the_rule_on_the_same_instances(tmp_path, changes):
+    config = dataclasses.replace(
+        load_preset("demo", [*TINY_DIGITS, "epochs=2"]), tasks=(QuadraticConfig(), MLPConfig(hidden=(4,))), **changes
+    )
+    trainer = Trainer(config, tmp_path)
+    path = trainer.run()
+    found = trainer.adam
+    assert read_rule(path)[1]["adam"] == found
+    scores = {}
+    for lr in RATES:  # θ after each of T steps, on the minibatches that the rule sees
+        losses = [
+            baseline_rollout("adam", lr, task.instances(2, VALIDATION_SEED + config.seed + index), 21)[1:]
+            for index, task in enumerate(trainer.tasks)
+        ]
+        scores[lr] = torch.stack(losses).double().mean().item()
+    if not changes:
+        best = min(scores, key=scores.get)
+        assert found == {"lr": best, "loss": pytest.approx(scores[best], rel=1e-5)}
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "other" / "checkpoints")
+    resumed = Trainer(config, tmp_path / "other", resume=True)
+    resumed.validation.adam = None  # it is kept
+    resumed.run()
+    assert resumed.adam == found
+
+
+def test_the_end_says_what_the_loss_is_and_what_comes_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "--preset=demo", "--out=a run", *(f"--set={x}" for x in [*TINY_DIGITS, "epochs=1"])]
+    first = CliRunner().invoke(app, line)
+    again = CliRunner().invoke(app, [*line, "--resume"])
+    for result in (first, again):
+        assert re.fullmatch(
+            r"a run/rule\.safetensors  validation loss \d\.\d{4}  \(Adam at 0\.\d+: \d\.\d{4}\)\n", result.stdout
+        )
+        assert "mean loss over the 20 steps of 2 fresh optimizations of each task" in result.stderr
+        assert "next: l2o eval 'a run/rule.safetensors'\n" in result.stderr
+        assert "rule='a run/rule.safetensors')" in result.stderr
+    assert first.stdout == again.stdout
 
 
 def test_validation_is_of_the_mean_over_runs(tmp_path):

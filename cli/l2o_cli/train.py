@@ -1,6 +1,7 @@
 """l2o train."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
 
 if TYPE_CHECKING:
     from l2o_training.distributed import Ranks
+    from l2o_training.trainer import Trainer
 
 
 DOWNLOAD_TIMEOUT = 3600.0
@@ -137,8 +139,22 @@ def _train(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept(folder, trainer.epoch)) from None
     if ranks.main:
-        out.print(f"{path}  validation loss {trainer.best:.4f}", soft_wrap=True)
-        if trainer.best_epoch == 0:
-            err.print(
-                "warning: no validation was better than before training; the untrained rule was kept", soft_wrap=True
-            )
+        _conclude(trainer, path)
+
+
+def _conclude(trainer: "Trainer", path: Path) -> None:
+    """Say how good the rule is, and what can be done with it."""
+    from l2o_training.validation import RATES
+
+    config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
+    beside = "Adam: not finite" if adam["loss"] is None else f"Adam at {adam['lr']}: {adam['loss']:.4f}"
+    out.print(f"{path}  validation loss {trainer.best:.4f}  ({beside})", soft_wrap=True)
+    if trainer.best_epoch == 0:
+        text = "warning: no validation was better than before training; the untrained rule was kept"
+        err.print(text, soft_wrap=True)
+    mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
+    text = f"{mean} loss over the {config.horizon} steps of {config.validation_runs} fresh optimizations of each task"
+    err.print(f"validation: {text}; Adam on the same ones, at the best rate of {rates}", soft_wrap=True)
+    name = shlex.quote(str(path))
+    for step in (f"l2o eval {name}", f"l2o export {name}", f"LearnedOptimizer(model.parameters(), rule={str(path)!r})"):
+        err.print(f"next: {step}", soft_wrap=True)

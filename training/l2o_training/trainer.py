@@ -125,6 +125,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
         self.epoch, self.best, self.best_epoch, self.seconds = 0, float("inf"), 0, 0.0
         self.best_state = self._candidate_state()
+        self.adam: dict[str, float | None] | None = None
         self.history: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(out, ranks)
         self.restored = checkpoint is not None
@@ -143,6 +144,8 @@ class Trainer:
             stack.enter_context(_deterministic())
             if board is not None:
                 stack.enter_context(board)
+            if self.adam is None:
+                self.adam = self.validation.adam()
             if not self.restored:
                 self.validate()
                 self._save()
@@ -296,6 +299,7 @@ class Trainer:
             "epoch": self.epoch,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "adam": self.adam,
             "seconds": self.seconds,
             "history": self.history,
             "lanes": [lane.position() for lane in self.lanes],
@@ -320,7 +324,7 @@ class Trainer:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["averaged"])
-            self.ancestor = info["ancestor"]
+            self.ancestor, self.adam = info["ancestor"], info.get("adam")
             for lane, position in zip(self.lanes, info["lanes"], strict=True):
                 lane.go_to(position)
             for lane in self.mine:
@@ -343,7 +347,7 @@ class Trainer:
         if not self._holds(path, rule):  # a rule that is there keeps the versions that it was made with
             save_rule(path, rule, self.provenance())
         with atomic_write(self.out / CURVE) as file:
-            learning_curve(self.history, file)
+            learning_curve(self.history, file, self.adam)
         return path
 
     def _holds(self, path: Path, rule: Rule) -> bool:
@@ -364,6 +368,7 @@ class Trainer:
             "tasks": [task.name for task in self.tasks],
             "inner_steps": self.epoch * self.config.horizon * self.config.batch * self.config.lanes,
             "validation": self.best,
+            "adam": self.adam,
             "git": git_revision(),
             "versions": versions(),
         }
