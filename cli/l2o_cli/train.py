@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
+from l2o_cli.keys import show_keys
 
 if TYPE_CHECKING:
     from l2o_training.distributed import Ranks
@@ -22,7 +23,7 @@ DOWNLOAD_TIMEOUT = 3600.0
 def train(
     preset: Annotated[str, typer.Option("--preset", "-p", help="A preset (see `l2o presets`) or a .toml file.")],
     out_dir: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/PRESET]")
+        Path | None, typer.Option("--out", "-o", help="Folder of the run.", show_default="runs/PRESET")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -39,6 +40,9 @@ def train(
     ] = 1,
     max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: restarts after a rank died.")] = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that ranks wait for one that hangs.")] = 300,
+    keys: Annotated[
+        bool, typer.Option("--keys", callback=show_keys, is_eager=True, help="List all keys, types, defaults; exit.")
+    ] = False,
 ) -> None:
     """Meta-train a rule from unrolled optimizations.
 
