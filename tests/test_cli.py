@@ -1,15 +1,20 @@
 """The command line as a user meets it: outputs, and one clear line for every mistake."""
 
 import ast
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from rules import RULES, make_rule
 from typer.testing import CliRunner
 
+from l2o_cli.lists import PURPOSES
 from l2o_cli.main import app
 from l2o_runtime import RuleConfig, __version__, save_rule
+from l2o_runtime.artifact import ALIASES, bundled_rules
+from l2o_training.config import TrainConfig, load_preset
 from l2o_training.reproduction.plans import PLANS
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +73,37 @@ def test_lists(cli, command):
     assert listed
     text = cli(command).stdout
     assert all(name in text for name in listed)
+
+
+def test_every_bundled_rule_has_a_purpose(cli):
+    listed = json.loads(cli("rules", "--json").stdout)
+    assert listed.keys() == {*bundled_rules(), *ALIASES}
+    assert PURPOSES.keys() == set(bundled_rules())
+
+
+def test_the_keys_are_those_of_the_configuration(cli):
+    """Each default, where it is no table, can be given again, and leaves the default configuration as it was."""
+    text = cli("train", "--keys").stdout
+    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()[1:] if line[:1].strip()]
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == {re.split(r"\W", row[0])[0] for row in rows}
+    plain = [f"{key}={default}" for key, _, default in rows if not re.search(r"[\[(]", key) and default != "absent"]
+    assert "epochs=100" in plain
+    assert 'rule.context.kind="none"' in plain
+    own = Path("own.toml")
+    own.write_text("")
+    assert load_preset("own.toml", plain) == TrainConfig()
+    assert any(row[0] == "rule.context.rank (dmd)" for row in rows)
+    assert "tasks[].hidden (mlp)" in text
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "reproduce", "bench", "export"])
+def test_help_flows_and_keeps_defaults(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    above = re.split("─ (Arguments|Options) ─", result.stdout)[0]
+    paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", above.strip())]
+    assert max(len(lines) for lines in paragraphs) <= 2, "a line breaks where the source does"
+    shown = {"eval": "300; unseen: 100", "train": "runs/PRESET", "reproduce": "the plan's", "bench": "nine tenths"}
+    assert shown.get(command, "runs/export") in result.stdout
 
 
 def test_the_help_names_all_plans(cli):

@@ -88,6 +88,37 @@ def test_a_resumed_run_tidies_up(tmp_path):
     assert [path.name.startswith(".mine.") for path in left] == [True]
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("place", "name"), [(Path, "replace"), (checkpoints.shutil, "rmtree")])
+def test_old_checkpoints_go_though_nothing_is_left_to_train(tmp_path, monkeypatch, place, name):
+    """Killed when the last checkpoint was written, and one that it makes needless was there, or about to be removed."""
+
+    def run(folder, **options):
+        Trainer(load_preset("demo", [*TINY, "epochs=6", "validate_every=1"]), tmp_path / folder, **options).run()
+
+    def names(folder):
+        paths = [*(tmp_path / folder).iterdir(), *(tmp_path / folder / "checkpoints").rglob("*")]
+        return sorted(str(path.relative_to(tmp_path / folder)) for path in paths)
+
+    def die(*arguments):
+        if (tmp_path / "killed" / "checkpoints" / "epoch-00000006").exists():
+            raise Killed
+        return real(*arguments)
+
+    run("whole")
+    real = getattr(place, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, die)
+        with pytest.raises(Killed):
+            run("killed")
+    assert len(list((tmp_path / "killed" / "checkpoints").iterdir())) > len(checkpoints.find(tmp_path / "whole"))
+    run("killed", resume=True)
+    assert names("killed") == names("whole")
+
+
 def test_data_cut_short_is_refused(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)

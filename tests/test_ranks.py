@@ -1,5 +1,6 @@
 """Meta-training on several ranks: the same as on one, whatever their number, and whatever becomes of one of them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -137,6 +138,18 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert info["epoch"] == 20
 
 
+def test_ranks_that_resume_remove_what_a_killed_run_had_yet_to_remove(tmp_path):
+    settings, run = dataclasses.replace(ranks_worker.config("tbptt"), epochs=3), tmp_path / "run"
+    Trainer(settings, run).run()
+    before = set(run.rglob("*"))
+    found = checkpoints.find(run)
+    for name in (f"epoch-{min({0, 1} - set(found)):08}", ".epoch-00000001.tmp"):
+        shutil.copytree(found[3], run / "checkpoints" / name)
+    resume = lambda ranks: Trainer(settings, run, resume=True, ranks=ranks).run()  # noqa: E731
+    assert together(resume, resume) == [None, None]
+    assert {path for path in run.rglob("*") if path.parent.name != "tensorboard"} <= before
+
+
 def test_fewer_lanes_than_ranks_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="lanes: 4 are too few for 5 ranks"):
         Trainer(ranks_worker.CONFIG, tmp_path, ranks=Ranks(size=5))
@@ -215,6 +228,35 @@ def test_a_rank_that_hangs_is_named(tmp_path):
     assert said.count("error:") == 1
 
 
+@pytest.mark.parametrize(("every", "ranks"), [(2, 1), (2, 2), (1000, 1)])
+def test_interrupted_runs_say_what_is_kept(tmp_path, every, ranks):
+    settings = ["--set", "epochs=100000", "--set", f"validate_every={every}", f"--nproc={ranks}"]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(
+            command(tmp_path, "run", *settings), env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    folder = tmp_path / "run" / "checkpoints"
+    while run.poll() is None and not (folder / f"epoch-{0 if every > 2 else 2:08}").is_dir():
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    said = (tmp_path / "log").read_text()
+    newest = max(checkpoints.find(tmp_path / "run"))
+    assert said.count("interrupted after epoch") == 1
+    assert (f"; the checkpoint is of epoch {newest}; go on with --resume" if newest else "nothing was kept") in said
+    assert not any(word in said for word in ("error", "Traceback", "signal", "Aborted")), said
+    assert (newest == 0) == (every == 1000)
+
+
+def test_other_commands_say_that_they_were_interrupted(monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2o_runtime.artifact.bundled_rules", interrupt)
+    result = CliRunner().invoke(app, ["rules"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 def test_bad_input_is_told_once(tmp_path):
     line = command(tmp_path, "run", "--nproc=2", "--set", "lanes=1")
     done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
@@ -273,7 +315,7 @@ def test_what_goes_wrong_anywhere_is_told_by_rank_0():
     assert said(together(fails, fails)) == "no data"
     one, other = ({"config": {"tasks": [{"size": size}]}, "version": "1"} for size in (3, 4))
     message = said(together(lambda ranks: ranks.require_same(one), lambda ranks: ranks.require_same(other)))
-    assert "rank 1 was started with config.tasks.0.size = 4, rank 0 with 3" in message
+    assert "rank 1 was started with config.tasks[0].size = 4, rank 0 with 3" in message
 
 
 def test_folders_that_are_not_shared_are_told(tmp_path):

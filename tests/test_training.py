@@ -1,9 +1,11 @@
 """Meta-training: gradients against plain differentiation, determinism, resume, data, tasks, evaluation."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -16,13 +18,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rules import RULES, make_rule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from typer.testing import CliRunner
 
+from l2o_cli.main import app
 from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
 from l2o_runtime.artifact import read_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
 from l2o_runtime.rule import zeros
-from l2o_training import provenance
+from l2o_training import checkpoints, provenance
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.curriculum import VALIDATION_SEED, draw_episode
 from l2o_training.data import DataError, load_dataset, read_npz
@@ -33,6 +38,7 @@ from l2o_training.evaluation.suites import SUITES
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
 from l2o_training.trainer import Trainer
 from l2o_training.unroll import Sample, begin, rollout, unroll
+from l2o_training.validation import RATES
 
 CPU = torch.device("cpu")
 TINY = ["epochs=4", "horizon=20", "unroll=10", "batch=2", "validate_every=2", "validation_runs=2"]
@@ -363,8 +369,6 @@ def test_run_folders_are_guarded(tmp_path):
     trainer("epochs=1").run()
     with pytest.raises(RunError, match="add --resume"):
         trainer("epochs=1")
-    with pytest.raises(RunError, match="another configuration"):
-        trainer("epochs=1", "lr=0.5", resume=True)
     from filelock import FileLock
 
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunError, match="another run"):
@@ -483,6 +487,72 @@ def test_what_another_run_wrote_meanwhile_is_not_overwritten(tmp_path):
     assert (tmp_path / "run" / "rule.safetensors").read_bytes() == before
 
 
+def short(*settings):
+    return load_preset("demo", [*TINY_DIGITS, "epochs=5", *settings])
+
+
+@pytest.mark.parametrize(("done", "goes_on_after"), [(5, 4), (3, 2)])
+def test_a_run_that_is_extended_equals_one_that_was_begun_longer(tmp_path, done, goes_on_after):
+    """Also where it had ended, with a validation that the longer run has not, and that may be the best."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.epoch == done < 5:
+            raise Stop
+
+    longer = dataclasses.replace(short(), epochs=9)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    Trainer(longer, whole).run()
+    with contextlib.suppress(Stop):
+        Trainer(short(), run).run(stop)
+    extended = Trainer(longer, run, resume=True)
+    assert extended.epoch == goes_on_after
+    extended.run()
+    for name in ("rule.safetensors", "config.json", "learning-curve.png"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert scalars(run) == scalars(whole)
+    rows = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (run, whole)]
+    for row in rows[0] + rows[1]:
+        del row["seconds"]
+    assert rows[0] == rows[1]
+    assert checkpoints.find(run).keys() == checkpoints.find(whole).keys()
+    state, expected = (checkpoints.flatten(checkpoints.read(checkpoints.find(path)[9])[0]) for path in (run, whole))
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+def scalars(folder):
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_a_rule_of_fewer_epochs_does_not_stay_though_no_later_one_is_better(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2o_training.validation.Validation.score", lambda self, rule: 1.0)
+    for epochs in (5, 7):
+        path = Trainer(short(f"epochs={epochs}"), tmp_path, resume=epochs == 7).run()
+        assert read_rule(path)[1]["config"]["epochs"] == epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["epochs=4"], r"epochs: 5 there, 4 here \(only epochs may differ, and only grow\)"),
+        (["epochs=9", "lr=0.5"], r"epochs: 5 there, 9 here; lr: 0.0.* there, 0.5 here \(only epochs may"),
+        (["final_lr=0.1"], r"final_lr: 0.001 there, 0.1 here"),
+        (["epochs=9"], r"epochs: 5 there, 9 here \(with final_lr, the learning rate"),
+        (["rule.context.kind=flag"], r'kind: "dmd" there, "flag" here.*rule.context.rank: 1 there, nothing here'),
+    ],
+)
+def test_another_configuration_is_told_key_by_key(tmp_path, settings, message):
+    begun = Trainer(short("final_lr=0.001"), tmp_path)
+    begun.validate()
+    begun._save()
+    with pytest.raises(RunError, match=message):
+        Trainer(short("final_lr=0.001", *settings), tmp_path, resume=True)
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_revision_is_not_that_of_the_project_around(tmp_path, monkeypatch):
     package = tmp_path / "package.py"
@@ -512,17 +582,33 @@ def test_npz_files_of_ones_own(tmp_path):
     ("arrays", "message"),
     [
         ({"x_train": np.zeros((3, 2, 2))}, "lacks y_train"),
-        ({"x_train": np.zeros((3, 2, 2)), "y_train": np.zeros(4, int)}, r"x_train is \(3, 2, 2\)"),
-        ({"x_train": np.zeros(3), "y_train": np.zeros(3, int)}, "expected"),
-        ({"x_train": np.zeros((3, 2)), "y_train": np.zeros(3)}, "integers"),
-        ({"x_train": np.zeros((3, 2, 2), int), "y_train": np.zeros(3, int)}, "must be uint8"),
-        ({"x_train": np.array([object()]), "y_train": np.zeros(1, int)}, "not a readable"),
+        ({"x_train": np.zeros((3, 2, 2)), "y_train": np.arange(4)}, "x_train has 3 rows, y_train 4"),
+        ({"x_train": np.zeros(3), "y_train": np.arange(3)}, r"x_train is \(3,\); expected"),
+        ({"x_train": np.zeros((0, 4)), "y_train": np.zeros(0, int)}, r"x_train is \(0, 4\); expected"),
+        ({"x_train": np.zeros((3, 0)), "y_train": np.arange(3)}, r"x_train is \(3, 0\); expected"),
+        ({"x_train": np.zeros((9, 3, 32, 32)), "y_train": np.arange(9)}, "channels come last"),
+        ({"x_train": np.zeros((3, 2, 2), int), "y_train": np.arange(3)}, "x_train must be uint8.*got int64"),
+        ({"x_train": np.array([["1.5", "2"]] * 3), "y_train": np.arange(3)}, "x_train must be uint8.*got <U3"),
+        ({"x_train": np.array([[1, 2], [3, np.nan]]), "y_train": np.arange(2)}, r"1 of 4 values .*first at \[1, 1\]"),
+        ({"x_train": np.array([[-np.inf], [1e300]]), "y_train": np.arange(2)}, r"2 of 2 values .*first at \[0, 0\]"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.arange(3.0)}, "y_train must be integers.*got float64.*np.unique"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array(["cat", "dog", "cat"])}, "y_train.*got <U3.*np.unique"),
+        ({"x_train": np.zeros((2, 2)), "y_train": np.array([True, False])}, "y_train must be integers.*got bool"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array([-1, 0, 1])}, "y_train .*got 3, from -1 to 1"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array([1, 2, 3])}, "y_train .*got 3, from 1 to 3"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.array([0, 2, 10**12])}, "y_train .*got 3, from 0 to 10"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.zeros(3, int)}, "y_train must have 2 classes"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.eye(3, dtype=int)}, r"y_train is \(3, 3\); .*argmax"),
+        ({"x_train": np.zeros((3, 2)), "y_train": np.int64(3)}, r"y_train is \(\); expected"),
+        ({"x_train": np.array([object()]), "y_train": np.arange(1)}, "x_train holds Python objects"),
+        ({"x_train": np.zeros((2, 2)), "y_train": np.array(["a", None])}, "y_train holds Python objects"),
     ],
 )
-def test_npz_files_of_the_wrong_shape(tmp_path, arrays, message):
+def test_npz_files_of_the_wrong_kind_are_told_what_is_wrong(tmp_path, arrays, message):
     np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as told:
         read_npz(tmp_path / "bad.npz")
+    assert str(told.value).startswith(str(tmp_path / "bad.npz"))
 
 
 @pytest.mark.parametrize("content", ["npy", "cut", "flipped"])
@@ -613,6 +699,47 @@ def test_validation_tasks_decide_which_rule_is_the_best(tmp_path):
         for name, each in {"a": config, "b": other, "c": dataclasses.replace(config, validation_tasks=())}.items()
     )
     assert score == expected != plain
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "log_loss", "tail": 0.1}])
+def test_adam_stands_beside_the_rule_on_the_same_instances(tmp_path, changes):
+    config = dataclasses.replace(
+        load_preset("demo", [*TINY_DIGITS, "epochs=2"]), tasks=(QuadraticConfig(), MLPConfig(hidden=(4,))), **changes
+    )
+    trainer = Trainer(config, tmp_path)
+    path = trainer.run()
+    found = trainer.adam
+    assert read_rule(path)[1]["adam"] == found
+    scores = {}
+    for lr in RATES:  # θ after each of T steps, on the minibatches that the rule sees
+        losses = [
+            baseline_rollout("adam", lr, task.instances(2, VALIDATION_SEED + config.seed + index), 21)[1:]
+            for index, task in enumerate(trainer.tasks)
+        ]
+        scores[lr] = torch.stack(losses).double().mean().item()
+    if not changes:
+        best = min(scores, key=scores.get)
+        assert found == {"lr": best, "loss": pytest.approx(scores[best], rel=1e-5)}
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "other" / "checkpoints")
+    resumed = Trainer(config, tmp_path / "other", resume=True)
+    resumed.validation.adam = None  # it is kept
+    resumed.run()
+    assert resumed.adam == found
+
+
+def test_the_end_says_what_the_loss_is_and_what_comes_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "--preset=demo", "--out=a run", *(f"--set={x}" for x in [*TINY_DIGITS, "epochs=1"])]
+    first = CliRunner().invoke(app, line)
+    again = CliRunner().invoke(app, [*line, "--resume"])
+    for result in (first, again):
+        assert re.fullmatch(
+            r"a run/rule\.safetensors  validation loss \d\.\d{4}  \(Adam at 0\.\d+: \d\.\d{4}\)\n", result.stdout
+        )
+        assert "mean loss over the 20 steps of 2 fresh optimizations of each task" in result.stderr
+        assert "next: l2o eval 'a run/rule.safetensors'\n" in result.stderr
+        assert "rule='a run/rule.safetensors')" in result.stderr
+    assert first.stdout == again.stdout
 
 
 def test_validation_is_of_the_mean_over_runs(tmp_path):

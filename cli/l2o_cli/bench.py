@@ -37,7 +37,7 @@ def bench(
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/bench"),
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
     memory: Annotated[
-        float | None, typer.Option(min=0.1, help="GB that may be used. [default: nine tenths of what is free]")
+        float | None, typer.Option(min=0.1, help="GB that may be used.", show_default="nine tenths of what is free")
     ] = None,
     state_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="What learned rules keep their state in.")

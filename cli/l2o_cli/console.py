@@ -1,6 +1,7 @@
 """What the commands share: consoles, tables that fit, and how errors are told."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,27 +61,36 @@ def show(table: Table, *, wide: bool) -> None:
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Turn expected errors into one line on standard error and exit code 2; Ctrl-C into exit code 130."""
-    from l2o_export.formats import ExportError
-    from l2o_training.data import DataError
-    from l2o_training.errors import Quiet, RunError
+    """Turn expected errors into one line on standard error and exit code 2; Ctrl-C into exit code 130.
 
+    A KeyboardInterrupt may say what is kept. All ranks get it, and rank 0 tells.
+    """
     try:
+        from l2o_export.formats import ExportError
+        from l2o_training.data import DataError
+        from l2o_training.errors import Interrupted, Quiet, RunError
+
         yield
+    except KeyboardInterrupt as error:  # the first one, as it may come before the others are imported
+        if os.environ.get("RANK", "0") == "0":
+            _say(str(error) or "interrupted")
+        raise typer.Exit(130) from None
     except (ArtifactError, ConfigError, DataError, ExportError, RunError) as error:
-        _fail(str(error), 2)
+        _fail(str(error))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        _fail(f"{name}{error.strerror or error}", 2)
-    except Quiet:
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail(f"{name}{error.strerror or error}")
+    except Quiet as error:
+        raise typer.Exit(130 if isinstance(error, Interrupted) else 2) from None
 
 
-def _fail(message: str, code: int) -> None:
-    err.print("error: " + " ".join(message.split()), soft_wrap=True, style="red")
-    raise typer.Exit(code)
+def _fail(message: str) -> None:
+    _say(f"error: {message}")
+    raise typer.Exit(2)
+
+
+def _say(message: str) -> None:
+    err.print(" ".join(message.split()), soft_wrap=True, style="red")
 
 
 def set_threads(threads: int) -> None:

@@ -25,22 +25,25 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: adam, sgd, momentum, rmsprop [default: adam,sgd,rmsprop]; "
-            "unseen: adam, adam-0.001, adamw-cosine, nadamw, momentum, rmsprop [default: all]"
+            help="Comma-separated: adam, sgd, momentum, rmsprop; "
+            "unseen: adam, adam-0.001, adamw-cosine, nadamw, momentum, rmsprop.",
+            show_default="adam,sgd,rmsprop; unseen: all",
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of every run. [default: 300; unseen: 100, at horizon 1]")
+        int | None, typer.Option(min=1, help="Steps of every run.", show_default="300; unseen: 100, at horizon 1")
     ] = None,
     horizons: Annotated[
-        str | None, typer.Option(help="Suite unseen: lengths of the runs in multiples of --steps. [default: 1,5,25]")
+        str | None,
+        typer.Option(help="Suite unseen: lengths of the runs, times --steps.", show_default="1,5,25"),
     ] = None,
     runs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches. [default: 10; unseen: 3]"),
+        typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches.", show_default="10; unseen: 3"),
     ] = None,
     thin: Annotated[
-        int | None, typer.Option(min=1, max=14, help="Suite unseen: every n-th of the 14 learning rates. [default: 1]")
+        int | None,
+        typer.Option(min=1, max=14, help="Suite unseen: every n-th of 14 learning rates.", show_default="1"),
     ] = None,
     cosine: Annotated[
         bool,
@@ -51,7 +54,7 @@ def evaluate(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**31 - 1, help="Seed of the runs; all optimizers get the same. [default: 0]"),
+        typer.Option(min=0, max=2**31 - 1, help="Seed of the runs; all optimizers get the same.", show_default="0"),
     ] = None,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),

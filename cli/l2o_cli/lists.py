@@ -2,7 +2,18 @@
 
 from rich.table import Table
 
-from l2o_cli.console import Json, friendly_errors, out, print_json
+from l2o_cli.console import Json, err, friendly_errors, out, print_json
+
+PURPOSES = {
+    "scale": "To train with: meta-trained on many kinds of networks, up to 2,000 steps; 12 bytes per parameter.",
+    "mnist": "Small MNIST networks, up to 1,000 steps: two tiers, as scale; the best on the paper's Table 1.",
+    "moments": "Small MNIST networks, up to 1,000 steps: an LSTM for every parameter; slower, 180 bytes per parameter.",
+    "normalized-dmd": "Small MNIST networks, up to 200 steps: an LSTM with bounded steps that sees DMD.",
+    "l2o": "Reproduction only: the paper's LSTM without context, 100 steps of one small network.",
+    "l2o-dmd": "Reproduction only: the paper's LSTM that sees DMD eigenvalues.",
+    "l2o-kae": "Reproduction only: the paper's LSTM that sees a Koopman autoencoder's latent state.",
+}
+"""What each bundled rule is for, what most people need first."""
 
 
 def _show(rows: dict[str, str], as_json: bool) -> None:
@@ -26,15 +37,12 @@ def presets(as_json: Json = False) -> None:
 def rules(as_json: Json = False) -> None:
     """List the rules that ship with the package."""
     with friendly_errors():
-        from l2o_export.card import describe_context, describe_network
-        from l2o_runtime.artifact import ALIASES, bundled_rules, load_rule
+        from l2o_runtime.artifact import ALIASES, bundled_rules
 
-        loaded = {name: load_rule(name) for name in bundled_rules()}
-        rows = {alias: f"another name of {name}" for alias, name in ALIASES.items()} | {
-            name: f"{describe_network(rule)}, {rule.config.features} features, context {describe_context(rule)}"
-            for name, rule in loaded.items()
-        }
-        _show(rows, as_json)
+        aliases = {alias: f"another name of {name}" for alias, name in ALIASES.items()}
+        _show(aliases | {name: PURPOSES[name] for name in sorted(bundled_rules(), key=list(PURPOSES).index)}, as_json)
+        if not as_json:
+            err.print("l2o inspect NAME has the architecture, docs/reproduction/bundled.md the figures")
 
 
 def suites(as_json: Json = False) -> None:

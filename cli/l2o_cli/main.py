@@ -1,5 +1,8 @@
 """l2o: meta-train, export and evaluate learned optimizers."""
 
+import re
+from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -32,12 +35,17 @@ def options(
     """Meta-train a learned optimizer, export it, and compare it with Adam."""
 
 
-app.command("train")(train.train)
-app.command("export")(export.export)
-app.command("eval")(evaluate.evaluate)
-app.command("reproduce")(reproduce.reproduce)
-app.command("bench")(bench.bench)
-app.command("inspect")(inspect.inspect)
-app.command("presets")(lists.presets)
-app.command("rules")(lists.rules)
-app.command("suites")(lists.suites)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train.train,
+    "export": export.export,
+    "eval": evaluate.evaluate,
+    "reproduce": reproduce.reproduce,
+    "bench": bench.bench,
+    "inspect": inspect.inspect,
+    "presets": lists.presets,
+    "rules": lists.rules,
+    "suites": lists.suites,
+}
+for name, command in COMMANDS.items():
+    # The terminal breaks lines where it ends, not where the source does.
+    app.command(name, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(command.__doc__ or "")))(command)

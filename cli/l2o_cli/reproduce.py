@@ -14,8 +14,8 @@ def reproduce(
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
     runs_dir: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduction"),
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pages.")] = Path("docs/reproduction"),
-    seeds: Annotated[int | None, typer.Option(min=1, help="Meta-training seeds. [default: the plan's]")] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="Runs per task. [default: the plan's]")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Meta-training seeds.", show_default="the plan's")] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs per task.", show_default="the plan's")] = None,
     rules: Annotated[
         list[str] | None, typer.Option("--rule", help="Compare a further rule, by name or file; may be repeated.")
     ] = None,

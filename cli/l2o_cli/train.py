@@ -1,6 +1,7 @@
 """l2o train."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
+from l2o_cli.keys import show_keys
 
 if TYPE_CHECKING:
     from l2o_training.distributed import Ranks
+    from l2o_training.trainer import Trainer
 
 
 DOWNLOAD_TIMEOUT = 3600.0
@@ -20,7 +23,7 @@ DOWNLOAD_TIMEOUT = 3600.0
 def train(
     preset: Annotated[str, typer.Option("--preset", "-p", help="A preset (see `l2o presets`) or a .toml file.")],
     out_dir: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/PRESET]")
+        Path | None, typer.Option("--out", "-o", help="Folder of the run.", show_default="runs/PRESET")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -37,6 +40,9 @@ def train(
     ] = 1,
     max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: restarts after a rank died.")] = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that ranks wait for one that hangs.")] = 300,
+    keys: Annotated[
+        bool, typer.Option("--keys", callback=show_keys, is_eager=True, help="List all keys, types, defaults; exit.")
+    ] = False,
 ) -> None:
     """Meta-train a rule from unrolled optimizations.
 
@@ -56,8 +62,11 @@ def train(
         if nproc > 1 and not launched():
             launch(["-m", "l2o_cli", *sys.argv[1:]], nproc, max_restarts)
             return
-        with join(timeout) as ranks:
-            _train(ranks, preset, changes, folder, data_root, download, device, resume, threads)
+        try:
+            with join(timeout) as ranks:
+                _train(ranks, preset, changes, folder, data_root, download, device, resume, threads)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(str(error) or "interrupted before training: nothing was changed") from None
 
 
 def _train(
@@ -77,6 +86,7 @@ def _train(
 
     from l2o_training.config import load_preset, pick_device
     from l2o_training.distributed import START_TIMEOUT
+    from l2o_training.folder import kept
     from l2o_training.provenance import comparable, versions
     from l2o_training.trainer import Progress as Epoch
     from l2o_training.trainer import Trainer
@@ -128,10 +138,27 @@ def _train(
             text += f"  {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
             bar.update(job, completed=epoch.epoch, description=text)
 
-        path = trainer.run(report)
+        try:
+            path = trainer.run(report)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(kept(folder, trainer.epoch)) from None
     if ranks.main:
-        out.print(f"{path}  validation loss {trainer.best:.4f}", soft_wrap=True)
-        if trainer.best_epoch == 0:
-            err.print(
-                "warning: no validation was better than before training; the untrained rule was kept", soft_wrap=True
-            )
+        _conclude(trainer, path)
+
+
+def _conclude(trainer: "Trainer", path: Path) -> None:
+    """Say how good the rule is, and what can be done with it."""
+    from l2o_training.validation import RATES
+
+    config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
+    beside = "Adam: not finite" if adam["loss"] is None else f"Adam at {adam['lr']}: {adam['loss']:.4f}"
+    out.print(f"{path}  validation loss {trainer.best:.4f}  ({beside})", soft_wrap=True)
+    if trainer.best_epoch == 0:
+        text = "warning: no validation was better than before training; the untrained rule was kept"
+        err.print(text, soft_wrap=True)
+    mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
+    text = f"{mean} loss over the {config.horizon} steps of {config.validation_runs} fresh optimizations of each task"
+    err.print(f"validation: {text}; Adam on the same ones, at the best rate of {rates}", soft_wrap=True)
+    name = shlex.quote(str(path))
+    for step in (f"l2o eval {name}", f"l2o export {name}", f"LearnedOptimizer(model.parameters(), rule={str(path)!r})"):
+        err.print(f"next: {step}", soft_wrap=True)

@@ -151,18 +151,32 @@ class Checkpoints:
         if self.ranks.main:
             self._commit(epoch, best)
 
-    def tidy(self) -> None:
-        """Remove what killed runs left behind."""
+    def tidy(self, epoch: int, best: int) -> None:
+        """Remove what killed runs left behind, half written, half removed, or no longer to be kept.
+
+        Args:
+            epoch: where the run goes on: what a shorter run did after it goes, too.
+            best: as `save` takes it.
+        """
         for path in (self.out / FOLDER).glob(".epoch-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
+        self._remove({later for later in find(self.out) if later > epoch})
+        self._prune(best)
 
     def _commit(self, epoch: int, best: int) -> None:
         _temporary(self.out, epoch).replace(self.out / FOLDER / f"epoch-{epoch:08}")
-        found = find(self.out)
-        for old in set(found) - set(list(found)[-KEEP:]) - {best}:
-            # A folder that is half removed must not look like a checkpoint.
-            found[old].replace(_temporary(self.out, old))
-            shutil.rmtree(_temporary(self.out, old))
+        self._prune(best)
+
+    def _prune(self, best: int) -> None:
+        found = list(find(self.out))
+        self._remove(set(found[:-KEEP]) - {best})
+
+    def _remove(self, epochs: set[int]) -> None:
+        for epoch, path in find(self.out).items():
+            if epoch in epochs:
+                # A folder that is half removed must not look like a checkpoint.
+                path.replace(_temporary(self.out, epoch))
+                shutil.rmtree(_temporary(self.out, epoch))
 
 
 def _temporary(out: Path, epoch: int) -> Path:

@@ -132,33 +132,80 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
 def read_npz(path: Path) -> Dataset:
     """A `.npz` file with x_train (N, h, w), (N, h, w, c) or (N, features) and y_train (N,).
 
-    uint8 images are taken as 0 … 255, floating ones as they are.
+    uint8 images are taken as 0 … 255, floating ones as they are; labels are 0 … classes − 1, each of which occurs.
 
     Raises:
-        DataError: unreadable, keys missing, or shapes that do not fit.
+        DataError: unreadable, or not this; the message names the array, and how to mend it.
     """
+    arrays = _read_arrays(path, ("x_train", "y_train"))
+    try:
+        images, labels = _images(arrays["x_train"]), _labels(arrays["y_train"])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if len(images) != len(labels):
+        raise DataError(f"{path}: x_train has {len(images)} rows, y_train {len(labels)}; each row needs its label")
+    return Dataset(images, labels, int(labels.max()) + 1)
+
+
+def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays of a `.npz` file; no code of it is run."""
+    found: dict[str, np.ndarray] = {}
+    name = ""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = {"x_train", "y_train"} - set(archive.files)
+            missing = [name for name in names if name not in archive.files]
             if missing:
-                raise DataError(f"{path}: lacks {', '.join(sorted(missing))}; it has {', '.join(archive.files)}")
-            x, y = archive["x_train"], archive["y_train"]
+                raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(archive.files)}")
+            for name in names:
+                found[name] = archive[name]
     except DataError:
         raise
     except Exception as error:  # damaged files raise whatever numpy, zipfile and zlib trip over
-        raise DataError(f"{path}: not a readable .npz file ({error})") from None
-    y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
-    if x.ndim not in (2, 3, 4) or y.ndim != 1 or len(x) != len(y) or len(x) == 0:
-        raise DataError(
-            f"{path}: x_train is {x.shape}, y_train is {y.shape}; expected (N, h, w[, c]) or (N, features) and (N,)"
-        )
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        raise DataError(f"{path}: y_train must be integers from 0 on, got {y.dtype} from {y.min()}")
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{path}: {names[len(found)]} holds Python objects (dtype object), which are not read, as they may "
+                "hold code: save an array of numbers, such as np.asarray(values, dtype='float32')"
+            ) from None
+        raise DataError(f"{path}: not a readable .npz file, as np.savez writes it ({error})") from None
+    return found
+
+
+def _images(x: np.ndarray) -> Tensor:
+    """(N, c, h, w) from what a file has."""
+    if x.ndim not in (2, 3, 4) or x.size == 0:
+        raise DataError(f"x_train is {x.shape}; expected (N, features), (N, h, w) or (N, h, w, c), and none of them 0")
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise DataError(f"x_train is {x.shape}; channels come last: give x.transpose(0, 2, 3, 1)")
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise DataError(f"{path}: x_train must be uint8 in 0 … 255 or floating, got {x.dtype}")
-    images = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
+        raise DataError(f"x_train must be uint8 in 0 … 255 or floating, got {x.dtype}: give x.astype('float32')")
+    if x.dtype != np.uint8:
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            where = ", ".join(map(str, bad[0]))
+            raise DataError(
+                f"x_train has {len(bad)} of {x.size} values that are no finite float32 (NaN or infinity), "
+                f"the first at [{where}]: leave these rows out, or fill them in"
+            )
+    images = torch.from_numpy(x)
     if images.dim() == 2:
-        images = images[:, None, None, :]
-    else:
-        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return Dataset(images, torch.from_numpy(y.astype(np.int64)), int(y.max()) + 1)
+        return images[:, None, None, :]
+    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(y: np.ndarray) -> Tensor:
+    """(N,) from what a file has."""
+    y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+    renumber = "np.unique(y, return_inverse=True)[1] numbers the classes"
+    if y.ndim != 1 or y.size == 0:
+        raise DataError(f"y_train is {y.shape}; expected (N,), a class for each row (from one-hot rows: y.argmax(1))")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"y_train must be integers from 0 on, got {y.dtype}: {renumber}")
+    classes = np.unique(y)
+    if len(classes) < 2 or classes[0] != 0 or classes[-1] != len(classes) - 1:
+        raise DataError(
+            f"y_train must have 2 classes or more, 0 … classes − 1, each of which occurs; "
+            f"got {len(classes)}, from {classes[0]} to {classes[-1]}: {renumber}"
+        )
+    return torch.from_numpy(y.astype(np.int64))

@@ -24,6 +24,7 @@ from l2o_runtime import ArtifactError, ConfigError
 from l2o_runtime.artifact import TEMPORARY
 from l2o_training.data import DataError
 from l2o_training.errors import Quiet, RunError
+from l2o_training.provenance import differences, spell
 
 START_TIMEOUT = float(os.environ.get("L2O_START_TIMEOUT", "50"))
 """Seconds that ranks wait for each other before the first step; the environment has the last word."""
@@ -179,9 +180,9 @@ class Ranks:
         """
         said = self.exchange(json.dumps(settings, sort_keys=True), START_TIMEOUT)
         for rank, text in enumerate(said):
-            if text != said[0]:
-                key, here, there = _difference(json.loads(said[0]), json.loads(text))
-                self._tell(f"rank {rank} was started with {key} = {there}, rank 0 with {here}: make them the same")
+            for key, here, there in differences(json.loads(said[0]), json.loads(text)):
+                theirs = f"rank {rank} was started with {key} = {spell(there)}"
+                self._tell(f"{theirs}, rank 0 with {spell(here)}: make them the same")
 
     def require_shared(self, folder: Path) -> None:
         """Check that all ranks see the same folder; it is made if needed.
@@ -279,17 +280,6 @@ def _message(error: Exception) -> str:
 def name_ranks(ranks: list[int]) -> str:
     """Such as rank 2, or ranks 1, 3."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks)) or '?'}"
-
-
-def _difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any]:
-    """Where two pieces of plain data first differ, and what is there."""
-    if isinstance(one, list) and isinstance(other, list):
-        one, other = (dict(enumerate(part)) for part in (one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in [*one, *(name for name in other if name not in one)]:
-            if one.get(name) != other.get(name):
-                return _difference(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
-    return key, json.dumps(one), json.dumps(other)
 
 
 def _make_probe(folder: Path) -> Path:

@@ -7,3 +7,7 @@ class RunError(ValueError):
 
 class Quiet(Exception):
     """This rank stops because of what another rank says, or has said, to the user."""
+
+
+class Interrupted(Quiet):
+    """The user has stopped all ranks."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -12,7 +13,7 @@ from l2o_training import checkpoints
 from l2o_training.config import TrainConfig
 from l2o_training.distributed import PROBE
 from l2o_training.errors import RunError
-from l2o_training.provenance import comparable
+from l2o_training.provenance import comparable, differences, spell
 
 CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
@@ -34,10 +35,49 @@ def newest_checkpoint(out: Path, config: TrainConfig, resume: bool, restarted: b
         if (out / RULE).is_file() and not restarted:
             raise RunError(f"{out / RULE} is there without a checkpoint: choose another --out, or remove it")
         return None
-    path = found[max(found)]
-    if checkpoints.read(path, lambda key: False)[1]["config"] != json.loads(json.dumps(comparable(config))):
-        raise RunError(f"{out} was started with another configuration: see {out / CONFIG}")
-    return path
+    begun = checkpoints.read(found[max(found)], lambda key: False)[1]["config"]
+    return found[_last_common(out, list(found), begun, json.loads(json.dumps(comparable(config))))]
+
+
+def _last_common(out: Path, epochs: list[int], there: dict[str, Any], here: dict[str, Any]) -> int:
+    """The last epoch, of those with a checkpoint, that is the same in a run as it was begun and as it is asked for.
+
+    Raises:
+        RunError: they are different runs.
+    """
+    changed = differences(there, here)
+    if not changed:
+        return max(epochs)
+    text = "; ".join(f"{key}: {spell(old)} there, {spell(new)} here" for key, old, new in changed)
+    # The last epoch is validated whatever its number, which a longer run does not do: it is done again.
+    common = [epoch for epoch in epochs if epoch % here["validate_every"] == 0]
+    if [key for key, *_ in changed] != ["epochs"] or here["epochs"] < there["epochs"]:
+        why = "only epochs may differ, and only grow"
+    elif here["final_lr"] is not None:
+        why = "with final_lr, the learning rate of every epoch depends on the number of epochs"
+    elif not common:
+        why = "no checkpoint is left that a run of more epochs would have"
+    else:
+        return max(common)
+    raise RunError(
+        f"{out} was started with another configuration: {text} ({why}): "
+        "give the settings that it was started with, or choose another --out"
+    )
+
+
+def kept(out: Path, epoch: int) -> str:
+    """What is left of a run that is interrupted, and how to go on.
+
+    Args:
+        out: its folder.
+        epoch: the last one that was done.
+    """
+    newest = max(checkpoints.find(out), default=0)
+    if newest == 0:
+        return (
+            f"interrupted after epoch {epoch}, before the first checkpoint: nothing was kept; begin again with --resume"
+        )
+    return f"interrupted after epoch {epoch}; the checkpoint is of epoch {newest}; go on with --resume"
 
 
 @contextmanager

@@ -29,6 +29,21 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key != "description"}
 
 
+def differences(one: Any, other: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two pieces of plain data differ: a name such as tasks[0].kind, and what each has, None for nothing."""
+    if isinstance(one, list) and isinstance(other, list):
+        one, other = ({f"[{i}]": part for i, part in enumerate(parts)} for parts in (one, other))
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [(key, one, other)]
+    names = {name: f"{key}{name}" if not key or name.startswith("[") else f"{key}.{name}" for name in {**one, **other}}
+    return [found for name, path in names.items() for found in differences(one.get(name), other.get(name), path)]
+
+
+def spell(value: Any) -> str:
+    """A value of plain data, for messages."""
+    return "nothing" if value is None else json.dumps(value)
+
+
 def git_revision() -> str:
     """Revision of the working copy this package runs from; empty for an installed one, wherever that lies."""
     here = Path(__file__)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from l2o_runtime.artifact import ArtifactError, atomic_write, load_rule, save_rule
+from l2o_runtime.artifact import ArtifactError, atomic_write, read_rule, save_rule
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import make_rule
@@ -102,6 +102,7 @@ class Trainer:
         self.device = torch.device(device)
         enough = config.lanes >= ranks.size
         require(enough, f"lanes: {config.lanes} are too few for {ranks.size} ranks, which advance one or more each")
+        self.found = checkpoints.find(out)
         checkpoint = newest_checkpoint(out, config, resume, restarted)
 
         load = Datasets(data_root, download=download)
@@ -124,6 +125,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
         self.epoch, self.best, self.best_epoch, self.seconds = 0, float("inf"), 0, 0.0
         self.best_state = self._candidate_state()
+        self.adam: dict[str, float | None] | None = None
         self.history: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(out, ranks)
         self.restored = checkpoint is not None
@@ -142,6 +144,8 @@ class Trainer:
             stack.enter_context(_deterministic())
             if board is not None:
                 stack.enter_context(board)
+            if self.adam is None:
+                self.adam = self.validation.adam()
             if not self.restored:
                 self.validate()
                 self._save()
@@ -164,14 +168,14 @@ class Trainer:
     def _take(self, stack: ExitStack) -> None:
         """Lock the folder, in which nothing may have happened since it was looked at."""
         stack.enter_context(owned(self.out))
-        if max(checkpoints.find(self.out), default=None) != (self.epoch if self.restored else None):
+        if checkpoints.find(self.out) != self.found:
             raise RunError(f"{self.out} was written by another run just now: start again, with --resume")
 
     def _open(self) -> Any:
         """Write the configuration and begin to log."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.checkpoints.tidy()
+        self.checkpoints.tidy(self.epoch, self.best_epoch)
         with atomic_write(self.out / CONFIG) as file:
             file.write(json.dumps(to_dict(self.config), indent=2).encode())
         # Epochs past the checkpoint, which a killed run may have logged, are done and logged again.
@@ -295,6 +299,7 @@ class Trainer:
             "epoch": self.epoch,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "adam": self.adam,
             "seconds": self.seconds,
             "history": self.history,
             "lanes": [lane.position() for lane in self.lanes],
@@ -319,7 +324,7 @@ class Trainer:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["averaged"])
-            self.ancestor = info["ancestor"]
+            self.ancestor, self.adam = info["ancestor"], info.get("adam")
             for lane, position in zip(self.lanes, info["lanes"], strict=True):
                 lane.go_to(position)
             for lane in self.mine:
@@ -339,11 +344,21 @@ class Trainer:
             return path
         rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        if not _holds(path, rule):  # a rule that is there keeps the versions that it was made with
+        if not self._holds(path, rule):  # a rule that is there keeps the versions that it was made with
             save_rule(path, rule, self.provenance())
         with atomic_write(self.out / CURVE) as file:
-            learning_curve(self.history, file)
+            learning_curve(self.history, file, self.adam)
         return path
+
+    def _holds(self, path: Path, rule: Rule) -> bool:
+        """Whether a file has this very rule, from this very configuration: not from a run of fewer epochs."""
+        try:
+            found, provenance = read_rule(path)
+        except ArtifactError:
+            return False
+        weights, other = rule.state_dict(), found.state_dict()
+        same = found.config == rule.config and all(torch.equal(weights[key], value) for key, value in other.items())
+        return same and provenance.get("config") == json.loads(json.dumps(comparable(self.config)))
 
     def provenance(self) -> dict[str, Any]:
         """What made this rule: configuration, score and versions; nothing that differs between equal runs."""
@@ -353,19 +368,10 @@ class Trainer:
             "tasks": [task.name for task in self.tasks],
             "inner_steps": self.epoch * self.config.horizon * self.config.batch * self.config.lanes,
             "validation": self.best,
+            "adam": self.adam,
             "git": git_revision(),
             "versions": versions(),
         }
-
-
-def _holds(path: Path, rule: Rule) -> bool:
-    """Whether a file has this very rule."""
-    try:
-        found = load_rule(path)
-    except ArtifactError:
-        return False
-    weights = rule.state_dict()
-    return found.config == rule.config and all(torch.equal(weights[key], w) for key, w in found.state_dict().items())
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 """How good a rule is on instances that it was not meta-trained on; ranks share the work."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from math import inf, isfinite
+from typing import Any
 
 import torch
 
@@ -8,8 +12,12 @@ from l2o_runtime.rule import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.curriculum import VALIDATION_SEED
 from l2o_training.distributed import Ranks
+from l2o_training.evaluation.baselines import BaselineRule, best_lr
 from l2o_training.tasks import Task
 from l2o_training.unroll import begin, points, unroll, valued
+
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Learning rates of the Adam that the rule is held against."""
 
 
 class Validation:
@@ -26,11 +34,24 @@ class Validation:
         self.config, self.tasks, self.ranks, self.device = config, tasks, ranks, device
 
     def score(self, rule: Rule) -> float:
+        """The rule's loss, see `_mean`."""
+        return self._mean(lambda: rule)
+
+    def adam(self) -> dict[str, float | None]:
+        """What stands beside the rule's loss: the lowest of Adam over `RATES`, and its rate; None if none is finite."""
+        losses = {lr: self._mean(partial(BaselineRule, "adam", lr)) for lr in RATES}
+        lr = best_lr((lr, loss) for lr, loss in losses.items())
+        return {"lr": lr, "loss": losses[lr]} if isfinite(losses.get(lr, inf)) else {"lr": None, "loss": None}
+
+    def _mean(self, make: Callable[[], Any]) -> float:
         """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
         tail; the same on every rank.
 
         Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts
         like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
+
+        Args:
+            make: gives what makes the steps, for every batch of instances.
         """
         runs, kinds = self.config.validation_runs, 1 if self.config.tail is None else 2
         sums = torch.zeros(len(self.tasks), kinds, self.config.horizon, dtype=torch.float64, device=self.device)
@@ -40,6 +61,7 @@ class Validation:
             instances = self.tasks[index].instances(runs, VALIDATION_SEED + self.config.seed + index)
             if stop - start < runs:
                 instances = instances.part(start, stop)
+            rule = make()
             with torch.no_grad():
                 segment = unroll(rule, begin(rule, instances), self.config.horizon, tail=self.config.tail)
             sums[index] += points(segment).sum(-1)

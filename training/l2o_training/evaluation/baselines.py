@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from l2o_runtime.config import nearest, require
+from l2o_runtime.gram import State, StateSpec
 from l2o_training.tasks import Instances
 
 Make = Callable[..., Optimizer]
@@ -49,6 +51,33 @@ def baseline_rollout(name: str, lr: float, instances: Instances, steps: int) -> 
         losses.append(loss)
         optimizer.step()
     return torch.stack(losses)
+
+
+class BaselineRule:
+    """A torch optimizer in the place of a rule, for one unrolled batch of optimizations.
+
+    Args:
+        name, lr: the baseline.
+    """
+
+    def __init__(self, name: str, lr: float):
+        self.make = partial(BASELINES[name][0], lr=lr)
+        self.coordinate_spec: StateSpec = {}
+        self.context_spec: StateSpec = {}
+        self.tensor_spec: StateSpec = {}
+        self.params: Tensor | None = None
+
+    def __call__(
+        self, params: Tensor, grad: Tensor, loss: Tensor, coordinates: State, optimization: State, layout: Any
+    ) -> tuple[Tensor, State, State]:
+        """The step (B, n) from parameters and gradients (B, n); states are the optimizer's own."""
+        if self.params is None:
+            self.params = torch.empty_like(params)
+            self.optimizer = self.make([self.params])
+        self.params.copy_(params)
+        self.params.grad = grad
+        self.optimizer.step()
+        return self.params - params, coordinates, optimization
 
 
 def best_lr(scores: Iterable[tuple[float, float]]) -> float:

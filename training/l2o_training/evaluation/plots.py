@@ -10,16 +10,20 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 STYLE: Any = {"figure.figsize": (7, 4.2), "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 130}
 
 
-def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path) -> None:
+def learning_curve(
+    history: list[dict[str, Any]], target: IO[bytes] | Path, adam: dict[str, float | None] | None = None
+) -> None:
     """Meta-loss per epoch and validation loss of a run, as PNG.
 
     Args:
         history: rows of `metrics.jsonl`.
         target: file or path.
+        adam: learning rate and loss of Adam on the validation's instances.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(layout="constrained")
@@ -27,6 +31,9 @@ def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path) -> N
         axes.plot(epochs, [row["meta_loss"] for row in history], lw=0.8, alpha=0.5, label="meta-loss")
         validated = [(row["epoch"], row["validation"]) for row in history if "validation" in row]
         axes.plot(*zip(*validated, strict=True), "o-", ms=3, label="validation (fresh instances)")
+        if adam is not None and adam["loss"] is not None:
+            axes.axhline(adam["loss"], color="0.4", ls="--", lw=1, label=f"Adam at {adam['lr']}, on the same instances")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="mean loss over an optimization", yscale="log")
         axes.legend()
         figure.savefig(target, format="png")
