@@ -86,8 +86,12 @@ def evaluate_unseen(
     if as_json:
         print_json(plain({"overall": overall, "results": rows}))
         return
+    from l2o_training.workloads.report import lags
+
     for horizon in study.horizons:
         out.print(_table(findings, horizon))
+    for text in lags(findings):
+        out.print(text, soft_wrap=True, markup=False)
     err.print(f"results.json and results.csv are in {out_dir}", soft_wrap=True)
     if report is not None:
         out.print(str(report), soft_wrap=True)

@@ -1,5 +1,6 @@
 """The report: one HTML file that needs neither network nor scripts."""
 
+import itertools
 import math
 import platform
 from importlib.metadata import version
@@ -24,6 +25,9 @@ from l2o_training.workloads.train import LOOKS, looks
 LIGHT_RULES, DARK_RULES = ("#c2410c", "#a16207", "#9d174d"), ("#fb923c", "#facc15", "#f472b6")
 LIGHT_OTHERS = ("#737373", "#111827", "#0369a1", "#6d28d9", "#047857", "#be185d")
 DARK_OTHERS = ("#a3a3a3", "#f3f4f6", "#38bdf8", "#a78bfa", "#34d399", "#f9a8d4")
+
+LAG = 0.25
+"""Share of a validation loss by which running statistics may raise it without a word."""
 
 NAMED = 6
 """Learning rates at the edge that are named at the top of the page."""
@@ -122,6 +126,7 @@ def cautions(findings: Findings) -> list[str]:
         seen = sorted(entrant.seen & {workload.data for workload in study.workloads if workload.data})
         if seen:
             found.append(f"{entrant.name} was meta-trained on {' and '.join(seen)}: these data are not new to it.")
+    found += lags(findings)
     edges = [row for row in findings.rows if row.edge]
     if edges:
         named = [f"{r.optimizer} on {r.workload} ({r.steps} steps, {r.lr:g})" for r in edges]
@@ -133,6 +138,25 @@ def cautions(findings: Findings) -> list[str]:
     if study.seeds < 3:
         found.append(f"Runs per setting: {study.seeds}. Fewer than three say little.")
     return found
+
+
+def lags(findings: Findings) -> list[str]:
+    """Where BatchNorm's running statistics lag far behind the weights: a line for each task and length."""
+    found = []
+    for horizon, workload in itertools.product(findings.study.horizons, findings.study.workloads):
+        rows = [row for row in findings.rows if (row.horizon, row.workload) == (horizon, workload.name)]
+        named = [f"{r.optimizer} {loss(r.validation)} ({loss(r.batch_validation)})" for r in rows if _lags(r)]
+        if named:
+            found.append(
+                f"{workload.name}, {rows[0].steps:,} steps: validation loss far from that with the statistics of "
+                f"minibatches, in brackets: {', '.join(named)}."
+            )
+    return found
+
+
+def _lags(row: Row) -> bool:
+    """Whether the validation loss is far above, or not finite where that with the statistics of minibatches is."""
+    return row.batch_validation is not None and (row.gap is None or row.gap > LAG * abs(row.batch_validation))
 
 
 def versions() -> dict[str, str]:
