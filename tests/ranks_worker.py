@@ -12,14 +12,14 @@ from l2o_runtime.config import KAEConfig, RuleConfig
 from l2o_training.config import TrainConfig
 from l2o_training.distributed import ALONE, Ranks
 from l2o_training.rendezvous import join
-from l2o_training.tasks import QuadraticConfig
+from l2o_training.tasks import MLPConfig, QuadraticConfig
 from l2o_training.trainer import Trainer
 
 UPDATES = 6
 STOP = 3
 CONFIG = TrainConfig(
     rule=RuleConfig(hidden=3, layers=1, features="normalized", context=KAEConfig(window=4)),
-    tasks=(QuadraticConfig(size=5), QuadraticConfig(size=9)),
+    tasks=(QuadraticConfig(size=5), MLPConfig(hidden=(2,), norm="batch", batch_size=4)),
     **{"epochs": 6, "horizon": 20, "shortest": 5, "unroll": 5, "batch": 2, "lanes": 4},
     **{"validate_every": 1, "validation_runs": 3, "particles": 4},
 )

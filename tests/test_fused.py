@@ -16,6 +16,7 @@ from l2o_runtime.scale import make_rule
 from l2o_training import fused, fused_scale
 from l2o_training.data import load_dataset
 from l2o_training.tasks import MLPConfig, make_task
+from l2o_training.tasks.base import Seen
 from l2o_training.unroll import begin, rollout, unroll
 
 
@@ -95,9 +96,11 @@ class Bowls:
 
     params = torch.linspace(-1, 1, 3 * 400).view(3, 400)
     shapes = (torch.Size([400]),)
+    statistics = torch.zeros(3, 0)
 
-    def value_and_grad(self, params):
-        return params.square().sum(-1) / 2, params.clone()
+    def look(self, params, statistics):
+        losses = params.square().sum(-1) / 2
+        return Seen(losses, params.clone(), losses, statistics)
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def after_freezing(name: str) -> float:
             model[0].bias.grad.zero_()
 
     train(300, optimizer(name, model.parameters(), 1e-2), classified(model, 20, 5), look)
-    return float((frozen - start[0]).abs().mean())
+    return float((frozen.detach() - start[0]).abs().mean())
 
 
 def after_pruning(name: str) -> float:
@@ -68,7 +69,7 @@ def after_pruning(name: str) -> float:
             weight.grad.mul_(kept)
 
     train(400, optimizer(name, model.parameters(), 1e-2), classified(model, 20, 5), look)
-    return float(weight[~kept].abs().mean())
+    return float(weight.detach()[~kept].abs().mean())
 
 
 def after_one_look(name: str) -> list[float]:
@@ -85,7 +86,7 @@ def after_one_look(name: str) -> list[float]:
 
     one = optimizer(name, [*embedding.parameters(), *head.parameters()], 1e-2)
     train(300, one, losses(), lambda step: rows.append(embedding.weight[0].detach().clone()))
-    return [float((after - before).abs().mean()) for before, after in zip(rows[100:], rows[101:], strict=False)]
+    return [float((after - before).abs().mean()) for before, after in pairwise(rows[100:])]
 
 
 @pytest.mark.parametrize("name", RESTRAINED)
@@ -108,12 +109,6 @@ def test_a_row_that_was_seen_once_comes_to_rest_as_fast_as_under_adam(name):
     assert until_rest(after_one_look(name)) < 2 * until_rest(after_one_look("adam"))
 
 
-@pytest.mark.parametrize("name", ["scale", "normalized-dmd"])
-def test_a_row_that_was_seen_once_goes_as_far_as_under_adam(name):
-    """`mnist` and `moments` go further, as their cards say: they take one long step when it is seen."""
-    assert sum(after_one_look(name)[1:]) < 2 * sum(after_one_look("adam")[1:])
-
-
 def biases_in_front_of_norms(name: str, seed: int) -> tuple[float, float]:
     """How far biases move that BatchNorm takes out again, and how much evaluation mode changes the outputs."""
     torch.manual_seed(seed)
@@ -126,7 +121,7 @@ def biases_in_front_of_norms(name: str, seed: int) -> tuple[float, float]:
     x = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         batch, evaluation = model(x).softmax(1), model.eval()(x).softmax(1)
-    return float((torch.cat(biases) - start).norm()), float((batch - evaluation).abs().mean())
+    return float((torch.cat(biases).detach() - start).norm()), float((batch - evaluation).abs().mean())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -152,7 +147,7 @@ def key_biases(name: str) -> float:
 
     params = [*embed.parameters(), *block.parameters(), *head.parameters()]
     train(200, optimizer(name, params, 1e-3), losses(), lambda step: None)
-    return float((keys[16:32] - start).norm())
+    return float((keys[16:32].detach() - start).norm())
 
 
 @pytest.mark.parametrize("name", RESTRAINED)

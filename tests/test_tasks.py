@@ -9,7 +9,7 @@ from l2o_runtime import ConfigError
 from l2o_training.data import load_dataset
 from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.tasks import AutoencoderConfig, ConvConfig, MLPConfig, RegressionConfig, TextConfig, make_task
-from l2o_training.tasks.networks import convnet, flat_parameters, is_mlp, mlp
+from l2o_training.tasks.networks import convnet, flat_parameters, flat_statistics, is_mlp, mlp
 from l2o_training.tasks.supervised import Labelled, Numbers, Text, cross_entropy, losses_of, squared_error
 from l2o_training.workloads.networks import CharGRU, CharTransformer
 
@@ -39,13 +39,54 @@ def test_losses_side_by_side_are_those_of_every_network(name):
     inputs = torch.randint(5, (3, 8, 6)) if texts else torch.randn(3, 8, 1, 3, 4, dtype=torch.float64)
     labels = torch.randint(5, (3, 8, 6) if texts else (3, 8))
     params = torch.stack([flat_parameters(other) for other in models]).requires_grad_()
-    losses = losses_of(NETWORKS[name]().double(), cross_entropy)(params, (inputs, labels))
+    statistics = torch.stack([flat_statistics(other) for other in models]).to(params.dtype)
+    assert (statistics.shape[1] > 0) == ("batch" in name)
+    losses_in = losses_of(NETWORKS[name]().double(), cross_entropy)
+    losses, after = losses_in(params, (inputs, labels), statistics, True)
     (grads,) = torch.autograd.grad(losses.sum(), params)
-    for other, x, y, loss, grad in zip(models, inputs, labels, losses, grads, strict=True):
+    scores, same = losses_in(params.detach(), (inputs, labels), after, False)
+    assert torch.equal(same, after)
+    for index, (other, x, y) in enumerate(zip(models, inputs, labels, strict=True)):
         expected = torch.nn.functional.cross_entropy(other(x).flatten(0, -2), y.flatten())
         expected.backward()
-        torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in other.parameters()]))
+        torch.testing.assert_close(losses[index], expected)
+        torch.testing.assert_close(grads[index], torch.cat([p.grad.flatten() for p in other.parameters()]))
+        torch.testing.assert_close(after[index], flat_statistics(other).to(params.dtype))
+        expected = torch.nn.functional.cross_entropy(other.eval()(x).flatten(0, -2), y.flatten())
+        torch.testing.assert_close(scores[index], expected.detach())
+
+
+@pytest.mark.parametrize("kind", [MLPConfig, ConvConfig])
+def test_running_statistics_and_scores_are_those_of_modules_trained_one_by_one(kind):
+    """In training mode but for the scores, which `model.eval()` has just before each step; no instance sees another."""
+    widths = {"hidden": (8, 5)} if kind is MLPConfig else {"channels": (4, 3)}
+    task = make_task(kind(data="digits", norm="batch", batch_size=16, **widths), load_dataset, torch.device("cpu"))
+    together, batches = task.instances(3, 4), task.instances(3, 4)._batches
+    models = [task.make_model() for _ in range(3)]
+    for model, values in zip(models, together.params, strict=True):
+        torch.nn.utils.vector_to_parameters(values, model.parameters())
+        assert all(layer.bias is not None for layer in model if hasattr(layer, "bias"))
+        assert all(layer.track_running_stats for layer in model if hasattr(layer, "running_mean"))
+    optimizers = [torch.optim.SGD(model.parameters(), 0.1) for model in models]
+    params, statistics = together.params, together.statistics
+    for _ in range(12):
+        loss, grad, score, statistics = together.look(params, statistics)
+        params = params - 0.1 * grad
+        for index, (model, x, y) in enumerate(zip(models, *batches(), strict=True)):
+            expected = torch.nn.functional.cross_entropy(model.eval()(x), y)
+            torch.testing.assert_close(score[index], expected.detach(), rtol=1e-4, atol=1e-5)
+            optimizers[index].zero_grad()
+            found = torch.nn.functional.cross_entropy(model.train()(x), y)
+            found.backward()
+            torch.testing.assert_close(loss[index], found.detach(), rtol=1e-4, atol=1e-5)
+            optimizers[index].step()
+    expected = torch.stack([flat_statistics(model) for model in models])
+    torch.testing.assert_close(statistics, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(statistics, together.statistics)
+    whole, some = task.instances(3, 4), task.instances(3, 4).part(1, 3)
+    seen = zip(whole.look(whole.params, whole.statistics), some.look(some.params, some.statistics), strict=True)
+    for values, part in seen:
+        torch.testing.assert_close(part, values[1:])
 
 
 def test_squared_errors_are_means_of_every_instance():

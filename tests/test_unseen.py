@@ -28,10 +28,11 @@ from l2o_training.results import write_results
 from l2o_training.workloads import WORKLOADS, find_workloads
 from l2o_training.workloads import study as studies
 from l2o_training.workloads.base import code_version
-from l2o_training.workloads.entrants import BASELINES, GRID_SIZE, find_baselines, find_rules, thinned
+from l2o_training.workloads.entrants import BASELINES, GRID_SIZE, Entrant, find_baselines, find_rules, thinned
+from l2o_training.workloads.report import cautions, lags, loss
 from l2o_training.workloads.study import Study, measure, read_run, read_times
 from l2o_training.workloads.summary import Incomplete, summarise
-from l2o_training.workloads.train import Run, looks, train
+from l2o_training.workloads.train import Run, looks, tracking, train, validate_by_batches
 
 SMALL = ("least-squares", "tabular")
 
@@ -168,6 +169,78 @@ def test_a_rule_may_be_entered_under_a_cosine_too(tmp_path, monkeypatch):
         find_rules(["default", "scale-cosine.safetensors"], cosine=True)
 
 
+class Pushing(torch.optim.Adam):
+    """Adam that carries the biases of convolutions away, which are parameters 1 and 5 of `convnet-batchnorm`."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for index in (1, 5):
+                self.param_groups[0]["params"][index].add_(2.0)
+
+
+def pushing() -> Entrant:
+    return replace(BASELINES["adam-0.001"], name="pushing", identity="pushing", make=Pushing)
+
+
+def test_networks_are_as_people_write_them():
+    kinds = [type(layer) for layer in problem_of("convnet-batchnorm").make_model()]
+    assert kinds == 2 * [torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU] + [torch.nn.Flatten, torch.nn.Linear]
+    biases = [name for name, _ in problem_of("convnet-batchnorm").make_model().named_parameters() if "bias" in name]
+    assert biases == ["0.bias", "1.bias", "3.bias", "4.bias", "7.bias"]
+    for name in WORKLOADS:
+        for layer in problem_of(name).make_model().modules():
+            assert getattr(layer, "track_running_stats", True), name
+
+
+def test_biases_in_front_of_batch_norm_that_run_away_are_seen():
+    """They change nothing in training mode, so that only running statistics tell."""
+    problem = problem_of("convnet-batchnorm")
+    still, moving = (train(problem, entrant, 1e-3, 0, 60) for entrant in (BASELINES["adam-0.001"], pushing()))
+    np.testing.assert_allclose(moving.train, still.train, rtol=0.05)
+    np.testing.assert_allclose(moving.batch_validation, still.batch_validation, rtol=0.05)
+    assert still.validation[-1] < 1.25 * still.batch_validation[-1]
+    assert moving.validation[-1] > 2 * moving.batch_validation[-1]
+    assert train(problem_of("convnet"), BASELINES["adam"], 1e-3, 0, 4).batch_validation == []
+
+
+def test_validation_with_the_statistics_of_minibatches_leaves_the_running_ones():
+    problem = problem_of("convnet-batchnorm")
+    torch.manual_seed(0)
+    model = problem.make_model()
+    for batch, _ in zip(problem.batches(0), range(5), strict=False):
+        problem.loss(model, batch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = validate_by_batches(problem, model, tracking(model))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(layer.training for layer in model.modules())
+    images, labels = (part.split(problem.batch_size) for part in problem.validation)
+    plain = [problem.loss(model, batch).item() for batch in zip(images, labels, strict=True)]
+    assert found == pytest.approx(np.mean(plain))
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"]), "else nothing was to be left"
+
+
+def test_a_gap_is_in_the_results_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2o_training.workloads.study.Datasets", lambda *_, **__: fake_data)
+    workloads, entrants = find_workloads(["convnet-batchnorm", "tabular"]), [BASELINES["adam-0.001"], pushing()]
+    adam = replace(BASELINES["adam"], lrs=(1e-3,))
+    study = study_in(tmp_path, workloads=workloads, entrants=[adam, *entrants], steps=60, horizons=(1,), seeds=1)
+    measure(study)
+    findings = summarise(study)
+    still, moving = (findings.row(1, "convnet-batchnorm", entrant.name) for entrant in entrants)
+    assert moving.gap == pytest.approx(moving.validation - moving.batch_validation)
+    assert moving.gap > moving.batch_validation > 2 * abs(still.gap)
+    other = findings.row(1, "tabular", "pushing")
+    assert (other.gap, other.batch_validation) == (None, None)
+    (line,) = lags(findings)
+    assert line.startswith("convnet-batchnorm, 60 steps: ")
+    assert f"pushing {loss(moving.validation)} ({loss(moving.batch_validation)})" in line
+    assert "adam" not in line
+    assert line in cautions(findings)
+    exploded = [replace(row, validation=None, gap=None) if row is still else row for row in findings.rows]
+    assert "adam-0.001 diverged (" in lags(replace(findings, rows=exploded))[0]
+
+
 def test_all_optimizers_start_alike():
     problem = problem_of("vae")
     entrants = [*BASELINES.values(), *find_rules(["default"])]
@@ -251,7 +324,7 @@ def fabricate(monkeypatch, curves) -> None:
     def read(study, workload, entrant, lr, seed, horizon):
         end = curves(entrant.name, lr, seed)
         steps = study.steps * horizon
-        return Run([1.0] + [end] * (steps - 1), [end] * len(looks(steps)), 8.0, 100)
+        return Run([1.0] + [end] * (steps - 1), [end] * len(looks(steps)), [], 8.0, 100)
 
     monkeypatch.setattr("l2o_training.workloads.summary.read_run", read)
     monkeypatch.setattr(

@@ -11,6 +11,7 @@ from l2o_runtime.gram import State
 from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule, zeros
 from l2o_training.tasks import Instances
+from l2o_training.tasks.base import Seen
 
 TINY = 1e-10
 """Losses below this count as this where their logarithm is taken."""
@@ -29,6 +30,7 @@ class Inner:
         layout: of the parameters, for a rule with a network per tensor.
         steps: (1,) done so far.
         mean: (B, n) of the latest parameters, with a tail.
+        statistics, mean_statistics: (B, m) running statistics of the networks at `params`, and of those at `mean`.
     """
 
     instances: Instances
@@ -41,6 +43,8 @@ class Inner:
     layout: Layout | None
     steps: Tensor
     mean: Tensor
+    statistics: Tensor
+    mean_statistics: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,14 @@ class Segment:
         objective: scalar whose gradient with respect to φ is that of the meta-loss.
         losses: (u, B) losses after each step.
         mean_losses: (u, B) losses at the mean of the latest parameters, None without a tail.
+        scores: (1 or 2, u, B) losses in evaluation mode after each step, and with a tail those at the mean.
         features: (u, B, N) what a Koopman autoencoder saw, else None.
     """
 
     objective: Tensor
     losses: Tensor
     mean_losses: Tensor | None
+    scores: Tensor
     features: Tensor | None
 
 
@@ -131,21 +137,27 @@ class Sample:
 
 def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> Inner:
     """Start optimizations at the instances' initial parameters."""
+    return _at(rule, instances, instances.look(instances.params, instances.statistics), visible)
+
+
+def _at(rule: Rule, instances: Instances, seen: Seen, visible: Tensor | None = None) -> Inner:
+    """Optimizations at the instances' initial parameters, of which this was seen."""
     params = instances.params
     count, n = params.shape
-    loss, grad = instances.value_and_grad(params)
     return Inner(
         instances=instances,
         params=params,
-        loss=loss,
-        grad=grad,
-        visible=torch.ones_like(loss) if visible is None else visible,
+        loss=seen.loss,
+        grad=seen.grad,
+        visible=torch.ones_like(seen.loss) if visible is None else visible,
         coordinates=zeros(rule.coordinate_spec, (count, n), params.device),
         optimization=zeros(rule.context_spec, (count,), params.device)
         | zeros(rule.tensor_spec, (count, len(instances.shapes)), params.device),
         layout=Layout.of(instances.shapes, params.device) if rule.tensor_spec else None,
         steps=torch.zeros(1, dtype=torch.int64),
         mean=params,
+        statistics=seen.statistics,
+        mean_statistics=seen.statistics,
     )
 
 
@@ -184,6 +196,7 @@ def unroll(
     """
     params, loss, grad = inner.params, inner.loss, inner.grad
     coordinates, optimization = inner.coordinates, inner.optimization
+    statistics, mean_statistics = inner.statistics, inner.mean_statistics
     mean, begun = inner.mean, int(inner.steps)
     chosen = None if sample is None else sample.begin(params, coordinates)
     chosen_mean = None if sample is None else sample.take(mean)
@@ -194,6 +207,7 @@ def unroll(
         return moved / len(theta)
 
     total, losses, mean_losses, features = params.new_zeros(()), [], [], []
+    scores, mean_scores = [], []
     for step in range(steps):
         seen = params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
         if sample is not None and chosen is not None:
@@ -205,25 +219,29 @@ def unroll(
         if "features" in optimization:
             features.append(optimization["features"])
         params = params + delta
-        loss, grad = inner.instances.value_and_grad(params.detach())
+        loss, grad, score, statistics = inner.instances.look(params.detach(), statistics)
         losses.append(loss)
+        scores.append(score)
         points = [(loss, grad, params, None if chosen is None else chosen[0])]
         if tail is not None:
             share = 1 / (1 + tail * (begun + step + 1))
             mean = torch.lerp(mean, params, share)
             if chosen is not None and chosen_mean is not None:
                 chosen_mean = torch.lerp(chosen_mean, chosen[0], share)
-            mean_loss, mean_grad = inner.instances.value_and_grad(mean.detach())
+            mean_loss, mean_grad, mean_score, mean_statistics = inner.instances.look(mean.detach(), mean_statistics)
             mean_losses.append(mean_loss)
+            mean_scores.append(mean_score)
             points.append((mean_loss, mean_grad, mean, chosen_mean))
         if weights == "uniform" or step == steps - 1:
             total = total + sum(product(*point) for point in points) / len(points)
     inner.params, inner.loss, inner.grad = params.detach(), loss, grad
+    inner.statistics, inner.mean_statistics = statistics, mean_statistics
     inner.steps, inner.mean = inner.steps + steps, mean.detach()
     inner.coordinates = {key: value.detach() for key, value in coordinates.items()}
     inner.optimization = {key: value.detach() for key, value in optimization.items()}
-    stacked = [torch.stack(values) if values else None for values in (mean_losses, features)]
-    return Segment(total, torch.stack(losses), *stacked)
+    means, seen_features = (torch.stack(values) if values else None for values in (mean_losses, features))
+    judged = torch.stack([torch.stack(values) for values in (scores, mean_scores) if values])
+    return Segment(total, torch.stack(losses), means, judged, seen_features)
 
 
 def points(segment: Segment) -> Tensor:
@@ -244,9 +262,7 @@ def meta_losses(segment: Segment, objective: Literal["loss", "log_loss"] = "loss
 
 @torch.no_grad()
 def rollout(rule: Rule, instances: Instances, steps: int) -> Tensor:
-    """Losses (steps, B) before each of `steps` steps of a frozen rule."""
-    inner = begin(rule, instances)
-    first = inner.loss
-    if steps == 1:
-        return first.unsqueeze(0)
-    return torch.cat([first.unsqueeze(0), unroll(rule, inner, steps - 1).losses])
+    """Losses (steps, B) before each of `steps` steps of a frozen rule; with BatchNorm those of evaluation mode."""
+    seen = instances.look(instances.params, instances.statistics)
+    first = seen.score.unsqueeze(0)
+    return first if steps == 1 else torch.cat([first, unroll(rule, _at(rule, instances, seen), steps - 1).scores[0]])

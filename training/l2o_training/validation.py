@@ -14,7 +14,7 @@ from l2o_training.curriculum import VALIDATION_SEED
 from l2o_training.distributed import Ranks
 from l2o_training.evaluation.baselines import BaselineRule, best_lr
 from l2o_training.tasks import Task
-from l2o_training.unroll import begin, points, unroll, valued
+from l2o_training.unroll import begin, unroll, valued
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Learning rates of the Adam that the rule is held against."""
@@ -45,7 +45,7 @@ class Validation:
 
     def _mean(self, make: Callable[[], Any]) -> float:
         """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
-        tail; the same on every rank.
+        tail; the same on every rank. Networks with BatchNorm are in evaluation mode, as those are that people use.
 
         Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts
         like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
@@ -64,7 +64,7 @@ class Validation:
             rule = make()
             with torch.no_grad():
                 segment = unroll(rule, begin(rule, instances), self.config.horizon, tail=self.config.tail)
-            sums[index] += points(segment).sum(-1)
+            sums[index] += segment.scores.double().sum(-1)
         mean = valued(self.ranks.sum(sums) / runs, self.config.objective).mean()
         return float(mean.exp() if self.config.objective == "log_loss" else mean)
 

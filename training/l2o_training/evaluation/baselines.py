@@ -39,18 +39,18 @@ def parse_baselines(text: str) -> list[str]:
 
 
 def baseline_rollout(name: str, lr: float, instances: Instances, steps: int) -> Tensor:
-    """Losses (steps, B) before each step of a torch optimizer.
+    """Losses (steps, B) before each step of a torch optimizer; with BatchNorm those of evaluation mode.
 
     These optimizers are elementwise, so one of them over the stacked (B, n) parameters is B separate ones.
     """
     params = instances.params.clone().requires_grad_()
     optimizer = BASELINES[name][0]([params], lr=lr)
-    losses = []
+    statistics, scores = instances.statistics, []
     for _ in range(steps):
-        loss, params.grad = instances.value_and_grad(params.detach())
-        losses.append(loss)
+        _, params.grad, score, statistics = instances.look(params.detach(), statistics)
+        scores.append(score)
         optimizer.step()
-    return torch.stack(losses)
+    return torch.stack(scores)
 
 
 class BaselineRule:

@@ -35,6 +35,9 @@ SUITES: dict[str, tuple[str, tuple[TaskConfig, ...]]] = {
             ConvConfig(name="MNIST-conv", data="mnist", channels=(8, 16)),
             ConvConfig(name="FashionMNIST-conv-3", data="fashion-mnist", channels=(8, 16, 16), activation="elu"),
             ConvConfig(name="CIFAR10-conv", data="cifar10", channels=(8, 16)),
+            ConvConfig(
+                name="FashionMNIST-conv-batch", data="fashion-mnist", channels=(12, 24), norm="batch", batch_size=64
+            ),
         ),
     ),
 }

@@ -3,12 +3,32 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Losses = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
-"""Losses (B,) of instances that know nothing of each other: from flat parameters (B, n) and a minibatch for each."""
+Losses = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, Tensor]]
+"""Losses (B,) of instances that know nothing of each other, and their running statistics (B, m) from then on.
+
+From flat parameters (B, n), a minibatch for each, running statistics so far, and whether in training mode: in
+evaluation mode the statistics are used and stay as they are."""
+
+
+class Seen(NamedTuple):
+    """What instances show of parameters, each on its next minibatch.
+
+    Attributes:
+        loss, grad: (B,) and (B, n), in training mode.
+        score: (B,) loss on the same minibatch in evaluation mode, with the running statistics from before it; that in
+            training mode, where there are none.
+        statistics: (B, m) the running statistics after it.
+    """
+
+    loss: Tensor
+    grad: Tensor
+    score: Tensor
+    statistics: Tensor
 
 
 class Instances:
@@ -18,6 +38,7 @@ class Instances:
         params: (B, n) initial parameters.
         shapes: of the tensors that the parameters of an instance are made of; one vector where none are given.
         rng: what the minibatches are drawn with.
+        statistics: (B, m) initial running statistics of BatchNorm; m = 0 without.
     """
 
     def __init__(
@@ -27,8 +48,10 @@ class Instances:
         batches: Callable[[], tuple[Tensor, ...]],
         rng: torch.Generator,
         shapes: list[torch.Size] | None = None,
+        statistics: Tensor | None = None,
     ):
         self.params = params
+        self.statistics = params.new_zeros(len(params), 0) if statistics is None else statistics
         self.shapes = [params.shape[1:]] if shapes is None else shapes
         self.rng = rng
         self._batches = batches
@@ -49,19 +72,28 @@ class Instances:
     def part(self, start: int, stop: int) -> "Instances":
         """Some of the instances, with the minibatches that they have among all."""
         some, batches = copy(self), self._batches
-        some.params = self.params[start:stop]
+        some.params, some.statistics = self.params[start:stop], self.statistics[start:stop]
         some._batches = lambda: tuple(values[start:stop] for values in batches())
         some._scale = None if self._scale is None else self._scale[start:stop]
         return some
 
     def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,) and gradient (B, n) at `params`, each instance on its next minibatch."""
-        inner = params if self._scale is None else params * self._scale
+        seen = self.look(params, self.statistics)
+        return seen.loss, seen.grad
+
+    def look(self, params: Tensor, statistics: Tensor) -> Seen:
+        """What the next minibatches show of `params` (B, n), whose running statistics are (B, m) so far."""
+        inner, batch = params if self._scale is None else params * self._scale, self._batches()
         with torch.enable_grad():
             leaf = inner.detach().requires_grad_()
-            losses = self._losses(leaf, self._batches())
+            losses, after = self._losses(leaf, batch, statistics, True)
             (grads,) = torch.autograd.grad(losses.sum(), leaf)
-        return losses.detach(), grads if self._scale is None else grads * self._scale
+        losses = score = losses.detach()
+        if statistics.shape[1]:
+            with torch.no_grad():
+                score, _ = self._losses(inner, batch, statistics, False)
+        return Seen(losses, grads if self._scale is None else grads * self._scale, score, after.detach())
 
 
 class Task(ABC):

@@ -6,10 +6,12 @@ from torch import Tensor
 from l2o_training.tasks.base import Instances, Task, generator
 
 
-def quadratic_losses(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
-    """f(θ) = ‖Wθ − y‖² of every instance: params (B, n), batch W (B, n, n) and y (B, n)."""
+def quadratic_losses(
+    params: Tensor, batch: tuple[Tensor, ...], statistics: Tensor, training: bool
+) -> tuple[Tensor, Tensor]:
+    """f(θ) = ‖Wθ − y‖² of every instance: params (B, n), batch W (B, n, n) and y (B, n); no statistics."""
     matrix, target = batch
-    return (torch.einsum("bij,bj->bi", matrix, params) - target).square().sum(-1)
+    return (torch.einsum("bij,bj->bi", matrix, params) - target).square().sum(-1), statistics
 
 
 class QuadraticTask(Task):

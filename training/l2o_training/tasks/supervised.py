@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2o_training.data import Dataset
 from l2o_training.tasks.base import Instances, Losses, Task, generator
-from l2o_training.tasks.networks import flat_parameters, side_by_side
+from l2o_training.tasks.networks import flat_parameters, flat_statistics, side_by_side
 
 Draw = Callable[[tuple[int, int], torch.Generator], tuple[Tensor, Tensor]]
 """Inputs (B, N, …) and targets (B, N, …) of minibatches: N examples for each of B instances."""
@@ -34,9 +34,10 @@ def losses_of(model: nn.Module, loss: Loss) -> Losses:
     """The losses of a network's instances as a function of their flat parameters."""
     forward = side_by_side(model)
 
-    def losses(params: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+    def losses(params: Tensor, batch: tuple[Tensor, ...], statistics: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
-        return loss(forward(params, inputs), targets)
+        outputs, statistics = forward(params, inputs, statistics, training)
+        return loss(outputs, targets), statistics
 
     return losses
 
@@ -139,7 +140,7 @@ class SupervisedTask(Task):
 
     Args:
         name: how tables call it.
-        make_model: builds the network; called once per instance, for its initial parameters.
+        make_model: builds the network; called once per instance, for its initial parameters and statistics.
         loss: of outputs and targets.
         draw: gives the minibatches.
         batch_size: examples of a minibatch.
@@ -167,8 +168,9 @@ class SupervisedTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             models = [self.make_model() for _ in range(count)]
-        params = torch.stack([flat_parameters(model) for model in models]).to(self.device)
+        flat = [(flat_parameters(model), flat_statistics(model)) for model in models]
+        params, statistics = (torch.stack(parts).to(self.device) for parts in zip(*flat, strict=True))
         rng = generator(seed, self.device)
         shapes = [param.shape for param in models[0].parameters()]
         losses = losses_of(models[0].to(self.device), self.loss)
-        return Instances(params, losses, lambda: self.draw((count, self.batch_size), rng), rng, shapes)
+        return Instances(params, losses, lambda: self.draw((count, self.batch_size), rng), rng, shapes, statistics)

@@ -84,12 +84,12 @@ def deep_mlp(load: Load) -> Problem:
 
 def convnet(load: Load) -> Problem:
     """Three convolutions without normalisation."""
-    return classify(load, partial(networks.convnet, (16, 32, 32), 10, batch_norm=False), "cifar10", 2, 32)
+    return classify(load, partial(networks.convnet, (16, 32, 32), 10), "cifar10", 2, 32)
 
 
 def convnet_batchnorm(load: Load) -> Problem:
-    """The same with BatchNorm."""
-    return classify(load, partial(networks.convnet, (16, 32, 32), 10, batch_norm=True), "cifar10", 2, 32)
+    """Two convolutions with BatchNorm, as most people write them."""
+    return classify(load, partial(networks.convnet_batchnorm, (12, 24), 28, 10), "fashion-mnist", 1, 64)
 
 
 def resnet_groupnorm(load: Load) -> Problem:

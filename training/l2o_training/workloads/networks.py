@@ -15,13 +15,26 @@ def deep_mlp(inputs: int, width: int, depth: int, classes: int) -> nn.Sequential
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
-def convnet(channels: tuple[int, ...], classes: int, *, batch_norm: bool) -> nn.Sequential:
+def convnet(channels: tuple[int, ...], classes: int) -> nn.Sequential:
     """3×3 convolutions of stride 2 with ReLU, the mean over positions, a linear layer."""
     layers: list[nn.Module] = []
     for before, after in pairwise((3, *channels)):
-        layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=not batch_norm))
-        layers += [nn.BatchNorm2d(after), nn.ReLU()] if batch_norm else [nn.ReLU()]
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes))
+
+
+def convnet_batchnorm(channels: tuple[int, int], side: int, classes: int) -> nn.Sequential:
+    """Two 3×3 convolutions of stride 2 with BatchNorm and ReLU, a linear layer.
+
+    The convolutions have biases, as torch makes them by default. BatchNorm takes them off again, so that their
+    gradients are rounding alone; what carries them away is seen in evaluation mode only.
+    """
+    first, second = channels
+    return nn.Sequential(
+        *(nn.Conv2d(1, first, 3, stride=2, padding=1), nn.BatchNorm2d(first), nn.ReLU()),
+        *(nn.Conv2d(first, second, 3, stride=2, padding=1), nn.BatchNorm2d(second), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(second * (side // 4) ** 2, classes)),
+    )
 
 
 class ResidualBlock(nn.Module):

@@ -98,13 +98,15 @@ def _code(workload: Workload) -> str:
 def read_run(study: Study, workload: Workload, entrant: Entrant, lr: float, seed: int, horizon: int) -> Run | None:
     """A run that was measured; None where its cell is missing, damaged, or of other code."""
     path, key = study.cell(workload, entrant, lr, seed, horizon)
-    content = read_cell(path, key, "train", "validation")
-    shapes = (key["steps"],), (len(looks(key["steps"])),)
-    if content is None or (content["train"].shape, content["validation"].shape) != shapes:
+    fields = ("train", "validation", "batch_validation")
+    content, times = read_cell(path, key, *fields), len(looks(key["steps"]))
+    if content is None or [content[name].shape for name in fields[:2]] != [(key["steps"],), (times,)]:
         return None
-    losses, validation = content["train"].tolist(), content["validation"].tolist()
+    if content["batch_validation"].shape not in ((0,), (times,)):
+        return None
     try:
-        return Run(losses, validation, float(content["state_bytes"]), int(content["parameters"]))
+        curves = {name: content[name].tolist() for name in fields}
+        return Run(**curves, state_bytes=float(content["state_bytes"]), parameters=int(content["parameters"]))
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -116,6 +118,7 @@ def measure_run(study: Study, workload: Workload, entrant: Entrant, lr: float, s
     content = {
         "train": numbers(run.train),
         "validation": numbers(run.validation),
+        "batch_validation": numbers(run.batch_validation),
         "state_bytes": run.state_bytes,
         "parameters": run.parameters,
         "torch": torch.__version__,

@@ -25,10 +25,10 @@ WORKLOADS: dict[str, Workload] = {
         _workload("convnet", "3 convolutions, CIFAR-10 16 × 16", images, images.convnet, CIFAR),
         _workload(
             "convnet-batchnorm",
-            "3 convolutions with BatchNorm, CIFAR-10 16 × 16",
+            "2 convolutions with biases and BatchNorm, Fashion-MNIST 28 × 28",
             images,
             images.convnet_batchnorm,
-            CIFAR,
+            FASHION,
         ),
         _workload(
             "resnet-groupnorm",

@@ -28,6 +28,7 @@ class Tuned:
         edge: whether it is the first or the last of a grid, so that a better one may lie outside.
         train: (seeds, steps) losses of minibatches.
         validation: (seeds, looks).
+        batch_validation: (seeds, looks) with the statistics of minibatches; (seeds, 0) without BatchNorm.
         state_bytes: of the optimizer, per parameter.
         parameters: of the network.
         grid_diverged: share of all runs of the grid that diverged.
@@ -37,6 +38,7 @@ class Tuned:
     edge: bool
     train: np.ndarray
     validation: np.ndarray
+    batch_validation: np.ndarray
     state_bytes: float
     parameters: int
     grid_diverged: float
@@ -50,6 +52,8 @@ class Row:
         workload, optimizer, horizon, steps: which.
         lr, edge: learning rate chosen, and whether it is at the grid's edge.
         train, train_std, validation, validation_std: final losses.
+        batch_validation: final loss with the statistics of minibatches; None without BatchNorm as well.
+        gap: validation less that.
         train_ratio, validation_ratio: to tuned Adam's, geometric mean over seeds.
         diverged, runs: at this learning rate, how many of how many.
         grid_diverged: share of the grid's runs.
@@ -71,6 +75,8 @@ class Row:
     train_std: float | None
     validation: float | None
     validation_std: float | None
+    batch_validation: float | None
+    gap: float | None
     train_ratio: float
     validation_ratio: float
     diverged: int
@@ -174,6 +180,7 @@ def choose(study: Study, workload: Workload, entrant: Entrant, horizon: int) -> 
         edge=len(entrant.lrs) > 1 and lr in (min(entrant.lrs), max(entrant.lrs)),
         train=curves[lr],
         validation=np.array([run.validation for run in runs]),
+        batch_validation=np.array([run.batch_validation for run in runs]),
         state_bytes=runs[0].state_bytes,
         parameters=runs[0].parameters,
         grid_diverged=float(np.mean([metrics.diverged(c) for c in curves.values()])),
@@ -220,6 +227,7 @@ def _row(workload: str, name: str, horizon: int, runs: Tuned, control: Tuned, se
         edge=runs.edge,
         **_spread("train", ends),
         **_spread("validation", held),
+        **_beside_batches(runs, held),
         train_ratio=_ratio(ends, targets),
         validation_ratio=_ratio(held, target),
         diverged=int(metrics.diverged(runs.train).sum()),
@@ -241,6 +249,17 @@ def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
     return {
         name: float(values.mean()) if finite else None,
         f"{name}_std": float(values.std(ddof=1)) if finite and len(values) > 1 else None,
+    }
+
+
+def _beside_batches(runs: Tuned, held: np.ndarray) -> dict[str, float | None]:
+    """Validation with the statistics of minibatches, mean over seeds, and what the losses (seeds,) exceed it by."""
+    known = runs.batch_validation.size and np.isfinite(metrics.settled(runs.train)).all()
+    batch = runs.batch_validation[:, -1].mean() if known else math.nan
+    gap = held.mean() - batch
+    return {
+        "batch_validation": float(batch) if math.isfinite(batch) else None,
+        "gap": float(gap) if math.isfinite(gap) else None,
     }
 
 

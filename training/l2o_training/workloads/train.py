@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,16 @@ class Run:
 
     Attributes:
         train: (steps,) loss of each minibatch, before its step; NaN after the loss was not finite.
-        validation: loss on all validation examples after the steps `looks(steps)`.
+        validation: loss on all validation examples after the steps `looks(steps)`, in evaluation mode.
+        batch_validation: the same with the statistics of minibatches in place of BatchNorm's running ones; empty
+            without any.
         state_bytes: bytes of the optimizer's state tensors per parameter.
         parameters: their number.
     """
 
     train: list[float]
     validation: list[float]
+    batch_validation: list[float]
     state_bytes: float
     parameters: int
 
@@ -63,7 +66,8 @@ def train(problem: Problem, entrant: Entrant, lr: float, seed: int, steps: int) 
         torch.manual_seed(seed)
         model = problem.make_model()
         optimizer, schedule = entrant.optimizer(model.parameters(), lr, steps)
-        losses, validation, wanted = [], [], looks(steps)
+        norms = tracking(model)
+        losses, validation, batch_validation, wanted = [], [], [], looks(steps)
         for batch, step in zip(problem.batches(seed), range(1, steps + 1), strict=False):
             optimizer.zero_grad()
             loss = problem.loss(model, batch)
@@ -76,10 +80,13 @@ def train(problem: Problem, entrant: Entrant, lr: float, seed: int, steps: int) 
                 schedule.step()
             if step in wanted:
                 validation.append(validate(problem, model))
+                if norms:
+                    batch_validation.append(validate_by_batches(problem, model, norms))
         count = sum(param.numel() for param in model.parameters())
         losses += [math.nan] * (steps - len(losses))
-        validation += [math.nan] * (len(wanted) - len(validation))
-        return Run(losses, validation, state_bytes(optimizer) / count, count)
+        for found in (validation, batch_validation) if norms else (validation,):
+            found += [math.nan] * (len(wanted) - len(found))
+        return Run(losses, validation, batch_validation, state_bytes(optimizer) / count, count)
 
 
 def advance(optimizer: Optimizer, loss: Tensor) -> None:
@@ -97,6 +104,33 @@ def validate(problem: Problem, model: nn.Module) -> float:
     loss = problem.loss(model, problem.validation).item()
     model.train()
     return loss
+
+
+def tracking(model: nn.Module) -> list[nn.Module]:
+    """Layers with running statistics."""
+    return [layer for layer in model.modules() if getattr(layer, "running_mean", None) is not None]
+
+
+@torch.no_grad()
+def validate_by_batches(problem: Problem, model: nn.Module, norms: list[nn.Module]) -> float:
+    """`validate`, but that some layers take the statistics of minibatches of the training's size.
+
+    What it differs by is what running statistics do: they follow the weights late, and lag far behind what runs away.
+
+    Args:
+        problem: gives the examples; a last minibatch that would be smaller is left out.
+        model: the network, in training mode, and afterwards as it was.
+        norms: the layers, whose running statistics stay as they are.
+    """
+    model.eval()
+    for layer in norms:
+        layer.train().track_running_stats = False  # type: ignore[assignment]
+    batches = zip(*(tensor.split(problem.batch_size) for tensor in problem.validation), strict=True)
+    losses = [problem.loss(model, batch).item() for batch in batches if len(batch[0]) == problem.batch_size]
+    for layer in norms:
+        layer.track_running_stats = True  # type: ignore[assignment]
+    model.train()
+    return mean(losses)
 
 
 def step_times(

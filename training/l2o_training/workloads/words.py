@@ -1,9 +1,13 @@
 """What the findings say, in words and rounded figures: the same on the terminal and in the report."""
 
+import itertools
 import math
 
 from l2o_training.workloads.entrants import GRID_SIZE, REFERENCE, Entrant
-from l2o_training.workloads.summary import Findings, Overall
+from l2o_training.workloads.summary import Findings, Overall, Row
+
+LAG = 0.25
+"""Share of a validation loss by which running statistics may raise it without a word."""
 
 NAMED = 6
 """Learning rates at the edge that are named; of others, how many."""
@@ -47,6 +51,7 @@ def cautions(findings: Findings) -> list[str]:
         seen = sorted(entrant.seen & {workload.data for workload in study.workloads if workload.data})
         if seen:
             found.append(f"{entrant.name} was meta-trained on {' and '.join(seen)}: these data are not new to it.")
+    found += lags(findings)
     edges = [row for row in findings.rows if row.edge]
     if edges:
         named = [f"{r.optimizer} on {r.workload} ({r.steps} steps, {r.lr:g})" for r in edges]
@@ -58,6 +63,25 @@ def cautions(findings: Findings) -> list[str]:
     if study.seeds < 3:
         found.append(f"Runs per setting: {study.seeds}. Fewer than three say little.")
     return found
+
+
+def lags(findings: Findings) -> list[str]:
+    """Where BatchNorm's running statistics lag far behind the weights: a line for each task and length."""
+    found = []
+    for horizon, workload in itertools.product(findings.study.horizons, findings.study.workloads):
+        rows = [row for row in findings.rows if (row.horizon, row.workload) == (horizon, workload.name)]
+        named = [f"{r.optimizer} {loss(r.validation)} ({loss(r.batch_validation)})" for r in rows if _lags(r)]
+        if named:
+            found.append(
+                f"{workload.name}, {rows[0].steps:,} steps: validation loss far from that with the statistics of "
+                f"minibatches, in brackets: {', '.join(named)}."
+            )
+    return found
+
+
+def _lags(row: Row) -> bool:
+    """Whether the validation loss is far above, or not finite where that with the statistics of minibatches is."""
+    return row.batch_validation is not None and (row.gap is None or row.gap > LAG * abs(row.batch_validation))
 
 
 def loss(value: float | None) -> str:
