@@ -139,10 +139,10 @@ def loss_groups(params: Iterable[Tensor], group: Any) -> Groups | None:
     meshes = dict.fromkeys(param.device_mesh for param in params if is_dtensor(param))  # type: ignore[attr-defined]
     if not meshes:
         return None
-    # In an order that all ranks have in common; groups of several meshes may be of the same ranks.
+    # Dimension by dimension, in the order of the parameters, which all ranks have in common: means of equally many
+    # ranks' means. Groups of several meshes may be of the same ranks.
     found = [group for mesh in meshes for group in _mesh_groups(mesh, range(mesh.ndim))]
-    by_ranks = {tuple(dist.get_process_group_ranks(group)): group for group in found}
-    return tuple(by_ranks[ranks] for ranks in sorted(by_ranks))
+    return tuple({tuple(dist.get_process_group_ranks(group)): group for group in found}.values())
 
 
 def meeting_place(params: Iterable[Tensor], groups: Groups) -> torch.device:

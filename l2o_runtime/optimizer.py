@@ -247,7 +247,8 @@ class LearnedOptimizer(Optimizer):
         """Say once that the rule misses its loss or may not see it, and once that it has passed its horizon."""
         if torch.compiler.is_compiling():
             return
-        if groups is None and loss is not None and self._rule.config.sees_loss and not self._told_of_ranks:
+        unseen = groups is None and loss is not None and self._rule.config.sees_loss and self._safeguard is None
+        if unseen and not self._told_of_ranks:
             self._told_of_ranks = True
             needed = ", with which it was meta-trained" if self._rule.config.needs_loss else ""
             message = f"there are several ranks, so the rule does not see the loss{needed}: {RANKS}"
