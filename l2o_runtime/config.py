@@ -319,6 +319,11 @@ class RuleConfig:
     horizon: int = 100
     needs_loss: bool = False
 
+    @property
+    def sees_loss(self) -> bool:
+        """Whether a loss changes what the rule does: rules over `moments`, and those with a window, look at it."""
+        return self.features == "moments" or isinstance(self.context, WindowConfig)
+
     def __post_init__(self) -> None:
         require(1 <= self.hidden <= 512, f"hidden: must be in 1..512, got {self.hidden}")
         require(1 <= self.layers <= 8, f"layers: must be in 1..8, got {self.layers}")

@@ -2,9 +2,13 @@
 
 `observe` is additive and `update` coordinatewise, so a rank works on its own shards and the ranks exchange
 sums only: statistics over the ranks among which a tensor is split, the loss over all that step together.
+
+Who steps together is known of the ranks of a DTensor's mesh, and of a process group that the script names. Of plain
+tensors it is not: the ranks may be DDP's, or each may train something of its own. Then nothing is exchanged.
 """
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +17,9 @@ from torch import Tensor
 
 Groups = tuple[Any, ...]
 """Process groups over which a tensor is split; none for a plain or a replicated one."""
+
+ALONE = "self"
+"""In place of a process group: this rank steps by itself."""
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -52,7 +59,14 @@ def shard_groups(param: Tensor) -> Groups:
     if not is_dtensor(param):
         return ()
     mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    return tuple(mesh.get_group(dim) for dim, p in enumerate(placements) if not p.is_replicate())
+    return _mesh_groups(mesh, [dim for dim, p in enumerate(placements) if not p.is_replicate()])
+
+
+def _mesh_groups(mesh: Any, dims: Iterable[int]) -> Groups:
+    """The process groups of dimensions of a mesh; none where this rank has no part in it, or is the only one."""
+    if mesh.get_coordinate() is None:
+        return ()
+    return tuple(mesh.get_group(dim) for dim in dims if mesh.size(dim) > 1)
 
 
 def first_index(param: Tensor) -> int | Tensor:
@@ -85,7 +99,63 @@ def sum_over(groups: Groups, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def mean_loss(loss: Tensor, known: bool, group: Any = None) -> Tensor:
+def check_process_group(group: Any) -> None:
+    """Is a `process_group` one that this rank is in, "self", or None?
+
+    Raises:
+        ValueError: it is not.
+    """
+    if group is None or group == ALONE or (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        return
+    if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"process_group: this rank is not in that group; {ALONE!r} lets it step by itself")
+    raise ValueError(f"process_group: expected a torch.distributed.ProcessGroup, {ALONE!r} or None, got {group!r}")
+
+
+def loss_groups(params: Iterable[Tensor], group: Any) -> Groups | None:
+    """The process groups over which losses are averaged, one after the other.
+
+    Args:
+        params: all of an optimizer's.
+        group: what it was given as `process_group`.
+
+    Returns:
+        The given group, or those of all dimensions of the parameters' meshes; () where this rank is alone; None where
+        it is not known with whom it steps: the parameters are plain, and there are other ranks.
+
+    Raises:
+        RuntimeError: the parameters are FSDP1's.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ()
+    params = list(params)
+    if any(getattr(param, "_fsdp_flattened", False) for param in params):
+        raise RuntimeError(
+            "parameters of FullyShardedDataParallel (FSDP1) are pieces whose shapes and sums a rule cannot know: "
+            "shard with torch.distributed.fsdp.fully_shard (FSDP2) instead"
+        )
+    if group is not None:
+        return () if group == ALONE or dist.get_world_size(group) == 1 else (group,)
+    meshes = dict.fromkeys(param.device_mesh for param in params if is_dtensor(param))  # type: ignore[attr-defined]
+    if not meshes:
+        return None
+    # Dimension by dimension, in the order of the parameters, which all ranks have in common: means of equally many
+    # ranks' means. Groups of several meshes may be of the same ranks.
+    found = [group for mesh in meshes for group in _mesh_groups(mesh, range(mesh.ndim))]
+    return tuple({tuple(dist.get_process_group_ranks(group)): group for group in found}.values())
+
+
+def meeting_place(params: Iterable[Tensor], groups: Groups) -> torch.device:
+    """Where a rank's loss is exchanged: beside its first parameter, or where its group works if it has none."""
+    for param in params:
+        return param.device
+    if not groups or dist.get_backend(groups[0]) == "gloo":
+        return torch.device("cpu")
+    accelerator: torch.device | None = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def mean_loss(loss: Tensor, known: bool, groups: Groups) -> Tensor:
     """The loss of the whole batch: the mean over the ranks that have one, 0 if none has.
 
     Under data parallelism gradients agree between ranks, losses do not; ranks whose contexts saw different
@@ -94,13 +164,13 @@ def mean_loss(loss: Tensor, known: bool, group: Any = None) -> Tensor:
     Args:
         loss: () this rank's.
         known: this rank has one.
-        group: the ranks that step together; all by default.
+        groups: from `loss_groups`; all of their ranks have to call.
 
     Returns:
         () float32, the same on every rank.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not groups:
         return loss
     pair = torch.stack([loss.double() * known, torch.full_like(loss, known, dtype=torch.float64)])
-    dist.all_reduce(pair, group=group)
+    sum_over(groups, pair)
     return (pair[0] / pair[1].clamp_min(1)).float()

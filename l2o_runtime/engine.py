@@ -196,7 +196,8 @@ def _tensor_contexts(
     shapes = describe([part.shape for part in parts], loss.device)
     states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in rule.rule.tensor_spec}
     contexts, new = here.contextualise_tensors(statistics, shapes, loss, context_state | states)
-    _write_contexts(context_state, parts, new, good)
+    present = statistics[:, 0] > 0  # of what has no gradient on any rank nothing changes
+    _write_contexts(context_state, parts, new, good, present if any(part.groups for part in parts) else None)
     return list(contexts.split(1))
 
 
@@ -232,13 +233,16 @@ def advance_exported(
         part.finish(fine)
 
 
-def _write_contexts(context_state: State, parts: list[Part], new: State, good: Tensor) -> None:
-    """Overwrite the context's state and those of the parts' tensors, which are rows of `new`."""
+def _write_contexts(
+    context_state: State, parts: list[Part], new: State, good: Tensor, present: Tensor | None = None
+) -> None:
+    """Overwrite the context's state and, where `present` (parts,), those of tensors, which are rows of `new`."""
     _write(context_state, {key: new[key] for key in context_state}, good)
     for key in parts[0].own:
         states = [part.own[key] for part in parts]
         old = torch.stack([state.to(good.device) for state in states])
-        torch._foreach_copy_(states, list(torch.where(good, new[key].to(good.device), old)))
+        there = good if present is None else (good & present).view(-1, *[1] * (old.dim() - 1))
+        torch._foreach_copy_(states, list(torch.where(there, new[key].to(good.device), old)))
 
 
 def _write(state: State, new: State, good: Tensor) -> None:

@@ -15,15 +15,21 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_runtime import safeguard as guard
 from l2o_runtime.artifact import SUFFIXES, find_rule, load_rule
-from l2o_runtime.distributed import mean_loss
+from l2o_runtime.distributed import ALONE, Groups, check_process_group, loss_groups, mean_loss, meeting_place
 from l2o_runtime.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
 from l2o_runtime.exported import ExportedRule, load_exported
 from l2o_runtime.gram import State
-from l2o_runtime.parts import CONTEXT, STATE_DTYPES, Part, check_state, kept_in, make_part
+from l2o_runtime.parts import CONTEXT, STATE_DTYPES, Part, awaited, check_state, kept_in, make_part
 from l2o_runtime.rule import Rule, zeros
 
 HEALTH = ("steps", *REASONS)
 """What is counted, in the order of the state `health`, which is kept beside that of the first parameter."""
+
+RANKS = (
+    "pass process_group=torch.distributed.group.WORLD if they step together (DDP), for the mean of their losses; "
+    f"or process_group={ALONE!r} if this one trains by itself"
+)
+"""What to do where it is not known which ranks step together."""
 
 
 class HorizonWarning(UserWarning):
@@ -56,8 +62,16 @@ class LearnedOptimizer(Optimizer):
     A learned rule has no momentum to cycle. Its groups have an entry `momentum` all the same, since OneCycleLR and
     CyclicLR ask for one; what a scheduler writes there is ignored.
 
-    Parameters may be DTensors (FSDP2, tensor parallelism). Under an initialised process group the ranks step
-    together: the context sees the mean of their losses.
+    Ranks of `torch.distributed` communicate in `step`, and only there, where they are known to step together:
+    - parameters are plain tensors (one process, DDP): never. Where there are several ranks the rule does not see the
+      loss, and warns once if it is given one: ranks that saw losses of their own would drift apart.
+    - parameters are DTensors (FSDP2, tensor parallelism): sums over a sharded tensor are exchanged in the groups among
+      which it is split, and the loss is averaged over the parameters' meshes, each by all of its ranks.
+    - `process_group` is a group: all of its ranks, also those without gradients or parameters, average their loss at
+      every step, in one all-reduce. Like DDP's own it takes its place in the order of that group's collectives.
+    - `process_group="self"`: the rule sees this rank's loss, whatever others do.
+    Losses are averaged only if the rule looks at them (it does over `moments`, and with a window) or a safeguard does.
+    Under ZeroRedundancyOptimizer a rule sees the parameters of its rank only.
 
     Args:
         params: as for any torch optimizer: tensors, named tensors, or groups with their own `lr`,
@@ -72,11 +86,13 @@ class LearnedOptimizer(Optimizer):
         safeguard_lr: learning rate of that Adam; it is multiplied by lr.
         state_dtype: `torch.bfloat16` keeps the network's memory in half the space; the step is still computed in
             float32. A state that is loaded is cast to it.
-        process_group: the ranks that step together; all by default. Copies of the optimizer forget it.
+        process_group: the ranks that step together, which average their losses: `torch.distributed.group.WORLD` for
+            DDP; or "self" for a rank that trains by itself. Needed by a safeguard where there are several ranks, and
+            their parameters are plain. Copies of the optimizer forget a group.
 
     Raises:
         ArtifactError: the rule cannot be read.
-        ValueError: an hyper-parameter is out of range, or a parameter is complex.
+        ValueError: an hyper-parameter is out of range, a parameter is complex, or this rank not in the group.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = LearnedOptimizer(model.parameters())
@@ -116,9 +132,11 @@ class LearnedOptimizer(Optimizer):
         self._tensor_spec = self._rule.tensor_spec
         self._context_spec = self._rule.context_spec
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
+        check_process_group(process_group)
         self._process_group = process_group
         self._calls = 0
         self._told_of_loss = False
+        self._told_of_ranks = False
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -156,9 +174,10 @@ class LearnedOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse, or parameters are those of FullyShardedDataParallel (FSDP1).
             TypeError: the closure cannot be called.
-            ValueError: the loss is more than one number, or missing where a safeguard needs it.
+            ValueError: the loss is more than one number, or missing where a safeguard needs it; or a safeguard does not
+                know with which ranks this one steps.
         """
         returned = None
         if closure is not None:
@@ -167,10 +186,12 @@ class LearnedOptimizer(Optimizer):
             with torch.enable_grad():
                 returned = closure()
             loss = returned if loss is None else loss
+        groups = loss_groups(self._params(), self._process_group)
         parts = list(self._parts())
         if parts:
-            self._warn(loss)
-            value = self._loss_value(loss, parts[0].param.device)
+            self._warn(loss, groups)
+        value = self._loss_value(loss, groups, parts)  # by every rank, for others may wait
+        if parts:
             statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
             good, reasons = diagnose(pulse, value, statistics)
             if self._safeguard is None:
@@ -194,7 +215,7 @@ class LearnedOptimizer(Optimizer):
             was given, and how many windows were `undone`. Counted since the start of training: the counters travel
             in the state dict.
         """
-        overall = self.state.get(self._first, {})
+        overall: dict[str, Any] = next((self.state.get(param, {}) for param in self._params()), {})
         counters = overall["health"].tolist() if "health" in overall else [0] * len(HEALTH)
         found = dict(zip(HEALTH, counters, strict=True))
         if self._safeguard is not None:
@@ -211,11 +232,11 @@ class LearnedOptimizer(Optimizer):
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _parts(self) -> Iterator[Part]:
-        """Every parameter that has a gradient, with its state, which is made on first use."""
+        """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
         start = 0
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None and param.numel() > 0:
+                if (param.grad is not None or awaited(param)) and param.numel() > 0:
                     yield make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)
                 start += param.numel()
 
@@ -226,10 +247,16 @@ class LearnedOptimizer(Optimizer):
         state.update({CONTEXT + key: value for key, value in zeros(missing, (), self._first.device).items()})
         return {key: state[CONTEXT + key] for key in self._context_spec}
 
-    def _warn(self, loss: Tensor | float | None) -> None:
-        """Say once that the rule misses its loss, and once that it has passed its horizon."""
+    def _warn(self, loss: Tensor | float | None, groups: Groups | None) -> None:
+        """Say once that the rule misses its loss or may not see it, and once that it has passed its horizon."""
         if torch.compiler.is_compiling():
             return
+        unseen = groups is None and loss is not None and self._rule.config.sees_loss and self._safeguard is None
+        if unseen and not self._told_of_ranks:
+            self._told_of_ranks = True
+            needed = ", with which it was meta-trained" if self._rule.config.needs_loss else ""
+            message = f"there are several ranks, so the rule does not see the loss{needed}: {RANKS}"
+            warnings.warn(message, stacklevel=5)
         if loss is None and self._rule.config.needs_loss and not self._told_of_loss:
             self._told_of_loss = True
             message = "this rule was meta-trained with the loss at every step: call step(loss=loss)"
@@ -241,12 +268,22 @@ class LearnedOptimizer(Optimizer):
             message = f"{reached} and extrapolates from here"
             warnings.warn(message, HorizonWarning, stacklevel=5)
 
-    def _loss_value(self, loss: Tensor | float | None, device: torch.device) -> Tensor:
-        """The mean loss of all ranks, () float32; 0 where there is none."""
+    def _loss_value(self, loss: Tensor | float | None, groups: Groups | None, parts: list[Part]) -> Tensor:
+        """The mean loss of the ranks that step together, () float32; 0 where there is none.
+
+        There is none either where it is not known who steps together: with losses of their own ranks would drift apart.
+        """
+        if groups is None and self._safeguard is not None:
+            raise ValueError(f"there are several ranks, and the safeguard has to know whose losses to compare: {RANKS}")
+        device = parts[0].param.device if parts else meeting_place(self._params(), groups or ())
         value = torch.as_tensor(0.0 if loss is None else loss, dtype=torch.float32, device=device).detach()
         if value.numel() != 1:
             raise ValueError(f"loss: expected one number, got shape {tuple(value.shape)}")
-        value = mean_loss(value.reshape(()), loss is not None, self._process_group)
+        value = value.reshape(())
+        sees_loss = self._rule.config.sees_loss or self._safeguard is not None
+        if groups is None or (groups and not sees_loss):
+            return torch.zeros_like(value)
+        value = mean_loss(value, loss is not None, groups)
         return -value if self.param_groups[0]["maximize"] else value
 
     def _count(self, good: Tensor, reasons: list[Tensor]) -> None:
@@ -334,9 +371,10 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_replicas", *specs, "_safeguard", "_calls", "_told_of_loss")
+        own = ("_rule", "_replicas", *specs, "_safeguard", "_calls", "_told_of_loss", "_told_of_ranks")
         copied = {key: getattr(self, key) for key in own}
-        return super().__getstate__() | copied | {"_process_group": None}
+        group = self._process_group if self._process_group == ALONE else None
+        return super().__getstate__() | copied | {"_process_group": group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved before a flag existed get its default."""

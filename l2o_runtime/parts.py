@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,10 +126,15 @@ def kept_in(dtype: torch.dtype, spec: StateSpec) -> StateSpec:
     return {key: (shape, dtype if key.rstrip("0123456789") in NARROW else own) for key, (shape, own) in spec.items()}
 
 
+def awaited(param: Tensor) -> bool:
+    """Whether other ranks, which hold the rest of a parameter, may wait for this one though it has no gradient."""
+    return param.requires_grad and bool(shard_groups(param))
+
+
 def make_part(
     group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec, start: int
 ) -> Part:
-    """Look at a parameter that has a gradient.
+    """Look at a parameter that has a gradient, or is `awaited`: then it is a part without coordinates.
 
     Args:
         group: its parameter group.
@@ -141,8 +146,7 @@ def make_part(
     Raises:
         RuntimeError: the gradient is sparse.
     """
-    assert param.grad is not None
-    if param.grad.is_sparse:
+    if param.grad is not None and param.grad.is_sparse:
         raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
     spec = {"step": ((), torch.float32)} | spec
     for key, (shape, dtype) in spec.items():
@@ -153,16 +157,27 @@ def make_part(
         if key not in state:
             state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
     part = local(param).detach()
-    return Part(
+    whole = Part(
         group=group,
         param=part,
         theta=part.reshape(-1),
-        grad=local(param.grad, like=param).reshape(-1),
+        grad=(part if param.grad is None else local(param.grad, like=param)).reshape(-1),
         state={key: local(state[key]).view(-1, *shape) for key, (shape, _) in spec.items()},
         own={key: state[key] for key in own},
         shape=param.shape,
         offset=start + first_index(param),
         groups=shard_groups(param),
+    )
+    return _without_coordinates(whole) if param.grad is None else whole
+
+
+def _without_coordinates(part: Part) -> Part:
+    """Nothing of a part: it adds zeros to the sums, and its coordinates, with their step count, stay what they are."""
+    none = slice(0)
+    offset = part.offset[none] if isinstance(part.offset, Tensor) else part.offset
+    state = rows(part.state, none) | {"step": part.state["step"].clone()}
+    return replace(
+        part, param=part.theta[none], theta=part.theta[none], grad=part.grad[none], state=state, offset=offset
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -61,15 +62,15 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([whole(p.detach()).reshape(-1) for p in model.parameters()])
 
 
-def compare(model: nn.Module, alone: nn.Module) -> dict[str, float]:
-    """Between ranks: 0 if equal bit for bit. To the single process: largest difference."""
+def compare(model: nn.Module, alone: nn.Module, make: Callable[[], nn.Module] = network) -> dict[str, float]:
+    """Between ranks: 0 if equal bit for bit. To the single process, and from the start: largest differences."""
     mine = flat(model)
     others = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(others, mine)
     return {
         "between ranks": max(float((mine - other).abs().max()) for other in others),
         "to one process": float((mine - flat(alone)).abs().max()),
-        "travelled": float((mine - flat(network())).abs().max()),
+        "travelled": float((mine - flat(make())).abs().max()),
     }
 
 
@@ -112,9 +113,8 @@ def parallel(build: Callable[[], nn.Module], split: bool = True, **options: obje
     model = build()
     optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
     train(model, optimizer, split=split)
-    (alone_group,) = [g for g in ONE_BY_ONE if g is not None]
     alone = network()
-    reference = LearnedOptimizer(alone.parameters(), process_group=alone_group, **{"rule": RULE} | options)
+    reference = LearnedOptimizer(alone.parameters(), **{"rule": RULE} | options | {"process_group": "self"})
     train(alone, reference, split=False)
     health = optimizer.health()
     assert health == reference.health(), (health, reference.health())
@@ -162,7 +162,7 @@ def resume(folder: Path, **options: object) -> dict[str, float]:
 def a_bad_batch_on_one_rank() -> dict[str, float]:
     """All ranks skip the step together, and go on equal."""
     model = DistributedDataParallel(network())
-    optimizer = LearnedOptimizer(model.parameters(), rule=RULE)
+    optimizer = LearnedOptimizer(model.parameters(), rule=RULE, process_group=dist.group.WORLD)
     train(model, optimizer, 0, 5)
     before = flat(model)
     for gradient_too in (False, True):
@@ -178,20 +178,32 @@ def a_bad_batch_on_one_rank() -> dict[str, float]:
     return compare(model, model)
 
 
-def main() -> None:
+def with_ddp(**options: object) -> dict[str, float]:
+    return parallel(lambda: DistributedDataParallel(network()), process_group=dist.group.WORLD, **options)
+
+
+def run(make_scenarios: Callable[[Path], dict[str, Callable[[], dict[str, float]]]]) -> None:
+    """Run the scenarios named on the command line; a rank that waits for others that do not come is an error."""
     torch.set_num_threads(1)
     folder, *names = (Path(sys.argv[1]), *sys.argv[2:])
-    dist.init_process_group("gloo")
-    world = dist.get_world_size()
-    global ONE_BY_ONE
-    ONE_BY_ONE = [g if r == dist.get_rank() else None for r, g in enumerate(dist.new_group([r]) for r in range(world))]
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    scenarios = make_scenarios(folder)
+    figures = {name: scenarios[name]() for name in names}
+    if dist.get_rank() == 0:
+        (folder / f"figures-{dist.get_world_size()}.json").write_text(json.dumps(figures))
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort while the interpreter is torn down
+
+
+def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
     exact = folder / f"exact-{dist.get_rank()}.safetensors"
     save_rule(exact, make_rule(RULES["dmd-exact-normalized"]))
     kae = folder / f"kae-{dist.get_rank()}.safetensors"
     save_rule(kae, make_rule(RULES["kae-sketch-normalized"]))
-    scenarios: dict[str, Callable[[], dict[str, float]]] = {
-        "DDP": lambda: parallel(lambda: DistributedDataParallel(network())),
-        "DDP, safeguard": lambda: parallel(lambda: DistributedDataParallel(network()), safeguard="adam"),
+    return {
+        "DDP": with_ddp,
+        "DDP, safeguard": lambda: with_ddp(safeguard="adam"),
         "FSDP2": lambda: parallel(fully_sharded),
         "FSDP2, safeguard": lambda: parallel(fully_sharded, safeguard="adam", weight_decay=0.01),
         "FSDP2, exact window": lambda: parallel(fully_sharded, rule=exact, lr=0.1),
@@ -210,13 +222,7 @@ def main() -> None:
         "save in a trial": lambda: save_half_way(folder / "trial", safeguard="adam"),
         "resume in a trial": lambda: resume(folder / "trial", safeguard="adam"),
     }
-    figures = {name: scenarios[name]() for name in names}
-    if dist.get_rank() == 0:
-        (folder / f"figures-{world}.json").write_text(json.dumps(figures))
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # gloo's threads sometimes abort while the interpreter is torn down
 
 
 if __name__ == "__main__":
-    main()
+    run(make_scenarios)

@@ -1,5 +1,6 @@
 """DDP, FSDP2 and DTensor over gloo processes started by torchrun; distributed_worker.py is what each rank does."""
 
+import copy
 import json
 import os
 import subprocess
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
+
+from l2o_runtime import LearnedOptimizer
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
 
@@ -26,14 +30,42 @@ PARALLEL = {
 }
 FAULT = "a bad batch on one rank"
 
+TOGETHER = [
+    "blind rule",
+    "DDP, no group",
+    "DDP, no group, window",
+    "FSDP2, unused layers",
+    "FSDP2, unused layers, window",
+]
+"""Ranks that step together: afterwards they are equal."""
 
-def launch(world: int, folder: Path, *scenarios: str) -> dict[str, dict[str, float]]:
-    """Run scenarios on `world` ranks; their figures."""
+COLLECTIVES = [
+    "frozen stage",
+    "frozen stage, window",
+    "frozen stage, no group",
+    "no parameters",
+    "one trainer",
+    "unequal steps",
+    "ZeroRedundancyOptimizer",
+    "undecided safeguard",
+    "FSDP1",
+    "unused on one rank",
+    "unused on one rank, window",
+    "several meshes",
+    "a mesh of some",
+]
+"""Ranks of which some have less to do than others; each asserts by itself what should be."""
+
+
+def launch(
+    world: int, folder: Path, *scenarios: str, worker: str = "distributed_worker"
+) -> dict[str, dict[str, float]]:
+    """Run scenarios of a worker on `world` ranks; their figures."""
     here = Path(__file__).parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    worker = [str(here / "distributed_worker.py"), str(folder), *scenarios]
-    result = subprocess.run([*torchrun, *worker], env=environment, capture_output=True, text=True, timeout=600)
+    command = [*torchrun, str(here / f"{worker}.py"), str(folder), *scenarios]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[:6000]
     return json.loads((folder / f"figures-{world}.json").read_text())
 
@@ -72,3 +104,28 @@ def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(tmp_path):
     for name in ("resume", "resume in a trial"):
         assert four[name]["to the uninterrupted run"] == 0, name
         assert two[name]["to the uninterrupted run"] <= 1e-5, name
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_exchange_what_they_must_and_nothing_else(world, tmp_path):
+    """Nobody waits for a rank that does not come, nor is a script's collective paired with the optimizer's."""
+    found = launch(world, tmp_path, *TOGETHER, *COLLECTIVES, worker="collectives_worker")
+    assert list(found) == [*TOGETHER, *COLLECTIVES]
+    for name in TOGETHER:
+        assert found[name]["between ranks"] == 0, name
+        assert found[name]["to one process"] <= 1e-5, name
+        assert found[name]["travelled"] > 0.05, name
+    assert found["unused on one rank"]["between ranks"] == 0
+    assert found["unused on one rank, window"]["between ranks"] == 0
+    assert min(found["ZeroRedundancyOptimizer"].values()) > 0.05
+
+
+def test_process_group_is_a_group_or_self():
+    param = torch.nn.Parameter(torch.ones(3))
+    for wrong in ("world", 0, [0, 1]):
+        with pytest.raises(
+            ValueError, match=r"process_group: expected a torch\.distributed\.ProcessGroup, 'self' or None"
+        ):
+            LearnedOptimizer([param], process_group=wrong)
+    optimizer = LearnedOptimizer([param], process_group="self")
+    assert copy.deepcopy(optimizer)._process_group == "self"

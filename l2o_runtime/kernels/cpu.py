@@ -175,7 +175,7 @@ def chunk_size(n: int, threads: int) -> int:
     """Coordinates of a chunk, so that all threads get as many chunks of one size as they share the work."""
     rounds = -(-n // (threads * CHUNK)) if n > threads * SMALLEST else 0
     chunks = max(1, threads * rounds if rounds else n // SMALLEST)
-    return -(-n // (chunks * ROWS)) * ROWS
+    return max(1, -(-n // (chunks * ROWS))) * ROWS
 
 
 class _Job:
