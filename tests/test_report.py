@@ -47,7 +47,7 @@ def findings(tmp_path_factory) -> Findings:
         if (entrant.name, workload.name) == ("momentum", "vae"):
             curve[steps // 2 :] = math.nan
         held = [float(curve[k - 1]) + 0.1 for k in looks(steps)]
-        return Run([float(x) for x in curve], held, 8.0, 12_345)
+        return Run([float(x) for x in curve], held, [], 8.0, 12_345)
 
     patch = pytest.MonkeyPatch()
     with patch.context() as change:
