@@ -94,8 +94,8 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
     if not separate:
         total = torch.cat(tables).sum(0)
         return total[1:], total[0]
-    order = torch.tensor([index for own in rows.values() for index in own]).argsort().tolist()
-    table = torch.cat(tables)[order]
+    found = [index for own in rows.values() for index in own]
+    table = torch.cat(tables)[sorted(range(len(found)), key=found.__getitem__)]
     return table[:, 1:], table[:, 0].sum()
 
 

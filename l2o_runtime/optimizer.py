@@ -1,6 +1,7 @@
 """LearnedOptimizer: a frozen rule as a drop-in torch.optim.Optimizer."""
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -23,7 +24,13 @@ from l2o_runtime.parts import CONTEXT, STATE_DTYPES, Part, awaited, check_state,
 from l2o_runtime.rule import Rule, zeros
 
 HEALTH = ("steps", *REASONS)
-"""What is counted, in the order of the state `health`, which is kept beside that of the first parameter."""
+"""What is counted, in the order of the state `health`."""
+
+FIRST_STEPS = 10
+"""So many steps a learning rate may be low, as in a warm-up, before it is taken for one that was meant for Adam."""
+
+LOW_LR = 0.05
+"""Learning rates below this train next to nothing."""
 
 RANKS = (
     "pass process_group=torch.distributed.group.WORLD if they step together (DDP), for the mean of their losses; "
@@ -34,6 +41,24 @@ RANKS = (
 
 class HorizonWarning(UserWarning):
     """A run has become longer than those that its rule was meta-trained for."""
+
+
+LEFT_OVER = (
+    "lr has been at most {:g} for ten steps, which trains next to nothing: it multiplies the learned step, and 1.0 is "
+    "what rules are meta-trained with; is this value left over from another optimizer?"
+)
+NOT_SAVED = (
+    "the state has parameters, but nothing of the whole optimization (context, counters, referee): these start again"
+)
+
+
+def _outside() -> int:
+    """The `stacklevel` of a caller of this function's caller that is neither ours nor torch's."""
+    ours = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+    frame, level = sys._getframe(1), 0
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level + 1
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -51,7 +76,7 @@ def _check_group(group: dict[str, Any]) -> None:
 class LearnedOptimizer(Optimizer):
     """Optimize with a frozen learned rule.
 
-        θ ← θ · (1 − lr · weight_decay) + lr · Δ,  [Δ, h'] = M(features(g), context, h; φ)
+        θ ← θ · (1 − 0.001 · lr · weight_decay) + lr · Δ,  [Δ, h'] = M(features(g), context, h; φ)
 
     The context is computed from all parameters that have a gradient; each keeps its own recurrent state.
     Coordinates are computed in float32 whatever the parameter's dtype.
@@ -61,6 +86,9 @@ class LearnedOptimizer(Optimizer):
 
     A learned rule has no momentum to cycle. Its groups have an entry `momentum` all the same, since OneCycleLR and
     CyclicLR ask for one; what a scheduler writes there is ignored.
+
+    What belongs to the whole optimization (the context, `health`, the referee) lies beside every parameter's state,
+    the same tensors each time: it survives whichever parameter's state is left out of a checkpoint.
 
     Ranks of `torch.distributed` communicate in `step`, and only there, where they are known to step together:
     - parameters are plain tensors (one process, DDP): never. Where there are several ranks the rule does not see the
@@ -78,8 +106,8 @@ class LearnedOptimizer(Optimizer):
             `weight_decay` and `maximize`.
         rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote.
         lr: factor on the learned step; 1 is what the rule was meta-trained with.
-        weight_decay: decoupled weight decay, as in AdamW. It is multiplied by lr, so values that suit
-            AdamW at lr = 1e-3 are a thousand times larger than those for lr = 1.
+        weight_decay: decoupled weight decay. Values mean what they mean in AdamW at its default learning rate of
+            0.001, for which lr = 1 stands: in a step parameters shrink by 0.001 · lr · weight_decay of themselves.
         maximize: go up the objective instead of down.
         safeguard: "adam" takes Adam's steps until the rule has shown that it does better, and again as soon as
             it does not; see `l2o_runtime.safeguard`. It needs the loss at every step.
@@ -127,6 +155,7 @@ class LearnedOptimizer(Optimizer):
         if not isinstance(rule, str | Path):
             raise TypeError(f"rule: expected a name or a path, got {rule!r}; the learning rate goes by keyword, lr=")
         path = find_rule(rule)
+        self._name = str(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
         self._coordinate_spec = kept_in(state_dtype, self._rule.coordinate_spec)
         self._tensor_spec = self._rule.tensor_spec
@@ -135,8 +164,9 @@ class LearnedOptimizer(Optimizer):
         check_process_group(process_group)
         self._process_group = process_group
         self._calls = 0
-        self._told_of_loss = False
-        self._told_of_ranks = False
+        self._told: set[str] = set()
+        self._lrs: list[float] = []
+        self._left: dict[Tensor, tuple[float, float]] = {}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -174,8 +204,9 @@ class LearnedOptimizer(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse, or parameters are those of FullyShardedDataParallel (FSDP1).
-            TypeError: the closure cannot be called.
+            RuntimeError: a gradient is sparse; a gradient or a state does not fit its parameter; or parameters are
+                those of FullyShardedDataParallel (FSDP1).
+            TypeError: the closure cannot be called, or what it returned is no loss.
             ValueError: the loss is more than one number, or missing where a safeguard needs it; or a safeguard does not
                 know with which ranks this one steps.
         """
@@ -185,6 +216,8 @@ class LearnedOptimizer(Optimizer):
                 raise TypeError("step: expected a closure; pass the loss by keyword, step(loss=loss)")
             with torch.enable_grad():
                 returned = closure()
+            if not isinstance(returned, Tensor | Real | None):
+                raise TypeError(f"closure: expected it to return the loss, got a {type(returned).__name__}")
             loss = returned if loss is None else loss
         groups = loss_groups(self._params(), self._process_group)
         parts = list(self._parts())
@@ -194,6 +227,7 @@ class LearnedOptimizer(Optimizer):
         if parts:
             statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
             good, reasons = diagnose(pulse, value, statistics)
+            self._share_overall()
             if self._safeguard is None:
                 self._learned_step(parts, statistics, value, good)
             else:
@@ -215,7 +249,7 @@ class LearnedOptimizer(Optimizer):
             was given, and how many windows were `undone`. Counted since the start of training: the counters travel
             in the state dict.
         """
-        overall: dict[str, Any] = next((self.state.get(param, {}) for param in self._params()), {})
+        overall = self._overall()
         counters = overall["health"].tolist() if "health" in overall else [0] * len(HEALTH)
         found = dict(zip(HEALTH, counters, strict=True))
         if self._safeguard is not None:
@@ -223,13 +257,42 @@ class LearnedOptimizer(Optimizer):
             found |= {key: getattr(referee, key) for key in guard.COUNTERS}
         return found
 
-    @property
-    def _first(self) -> Tensor:
-        """The first parameter; what belongs to the whole optimization is kept beside its state."""
-        return next(self._params())
+    def __repr__(self) -> str:
+        """The groups, and what rule they are optimized with."""
+        guarded = f", safeguard {self._safeguard}" if self._safeguard else ""
+        kind = f"rule {self._name}, made for {self._rule.config.horizon:,} steps{guarded}"
+        return super().__repr__().replace("(", f"({kind}", 1)
+
+    def _overall(self) -> dict[str, Any]:
+        """What belongs to the whole optimization, by the first parameter that has it; empty before the first step."""
+        keys = ("health", "safeguard", *(CONTEXT + key for key in self._context_spec))
+        for param in self._params():
+            state = self.state.get(param, {})
+            if "health" in state:
+                return {key: state[key] for key in keys if key in state}
+        return {}
+
+    def _share_overall(self) -> dict[str, Any]:
+        """Put what belongs to the whole optimization beside every state, made anew where it is missing."""
+        overall = self._overall()
+        device = next(self._params()).device
+        if "health" not in overall:
+            overall["health"] = torch.zeros(len(HEALTH), dtype=torch.int64, device=device)
+        missing = {key: spec for key, spec in self._context_spec.items() if CONTEXT + key not in overall}
+        overall |= {CONTEXT + key: value for key, value in zeros(missing, (), device).items()}
+        if self._safeguard is not None and "safeguard" not in overall:
+            overall["safeguard"] = guard.Referee().to_tensor()
+        for param in self._params():
+            state = self.state.get(param, {})
+            if state and state.get("health") is not overall["health"]:
+                state.update(overall)
+        return overall
 
     def _params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    def _trainable(self) -> Iterator[Tensor]:
+        return (param for param in self._params() if param.requires_grad)
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
@@ -242,31 +305,35 @@ class LearnedOptimizer(Optimizer):
 
     def _context_state(self) -> State:
         """The context's state."""
-        state = self.state[self._first]
-        missing = {key: spec for key, spec in self._context_spec.items() if CONTEXT + key not in state}
-        state.update({CONTEXT + key: value for key, value in zeros(missing, (), self._first.device).items()})
-        return {key: state[CONTEXT + key] for key in self._context_spec}
+        overall = self._overall()
+        return {key: overall[CONTEXT + key] for key in self._context_spec}
 
     def _warn(self, loss: Tensor | float | None, groups: Groups | None) -> None:
-        """Say once that the rule misses its loss or may not see it, and once that it has passed its horizon."""
+        """Say once that the rule misses its loss or may not see it, that lr is low, that the horizon has passed."""
         if torch.compiler.is_compiling():
             return
-        unseen = groups is None and loss is not None and self._rule.config.sees_loss and self._safeguard is None
-        if unseen and not self._told_of_ranks:
-            self._told_of_ranks = True
-            needed = ", with which it was meta-trained" if self._rule.config.needs_loss else ""
-            message = f"there are several ranks, so the rule does not see the loss{needed}: {RANKS}"
-            warnings.warn(message, stacklevel=5)
-        if loss is None and self._rule.config.needs_loss and not self._told_of_loss:
-            self._told_of_loss = True
-            message = "this rule was meta-trained with the loss at every step: call step(loss=loss)"
-            warnings.warn(message, stacklevel=5)
+        config = self._rule.config
+        if groups is None and loss is not None and config.sees_loss and self._safeguard is None:
+            needed = ", with which it was meta-trained" if config.needs_loss else ""
+            self._tell("ranks", f"there are several ranks, so the rule does not see the loss{needed}: {RANKS}")
+        if loss is None and config.needs_loss:
+            self._tell("loss", "this rule was meta-trained with the loss at every step: call step(loss=loss)")
         self._calls += 1
-        horizon = self._rule.config.horizon
-        if self._calls == horizon + 1 and self._safeguard is None:
-            reached = f"step {self._calls}: the rule was meta-trained for runs of {horizon} steps"
-            message = f"{reached} and extrapolates from here"
-            warnings.warn(message, HorizonWarning, stacklevel=5)
+        if self._calls <= FIRST_STEPS or not self._lrs:
+            self._lrs.append(max(float(group["lr"]) for group in self.param_groups))
+        rises = self._lrs[-1] > self._lrs[0]
+        if self._calls == FIRST_STEPS == len(self._lrs) and max(self._lrs) < LOW_LR and not rises:
+            self._tell("lr", LEFT_OVER.format(max(self._lrs)))
+        if self._calls == config.horizon + 1 and self._safeguard is None:
+            reached = f"step {self._calls}: the rule was meta-trained for runs of {config.horizon:,} steps"
+            advice = "let lr fall, with torch.optim.lr_scheduler.CosineAnnealingLR for one, or take fewer steps"
+            self._tell("horizon", f"{reached} and extrapolates from here; {advice}", HorizonWarning)
+
+    def _tell(self, subject: str, message: str, kind: type[Warning] = UserWarning) -> None:
+        """Warn, once for every subject, at the line of the script."""
+        if subject not in self._told:
+            self._told.add(subject)
+            warnings.warn(message, kind, stacklevel=_outside())
 
     def _loss_value(self, loss: Tensor | float | None, groups: Groups | None, parts: list[Part]) -> Tensor:
         """The mean loss of the ranks that step together, () float32; 0 where there is none.
@@ -276,6 +343,8 @@ class LearnedOptimizer(Optimizer):
         if groups is None and self._safeguard is not None:
             raise ValueError(f"there are several ranks, and the safeguard has to know whose losses to compare: {RANKS}")
         device = parts[0].param.device if parts else meeting_place(self._params(), groups or ())
+        if not isinstance(loss, Tensor | Real | None):
+            raise TypeError(f"loss: expected a number or a tensor of one element, got a {type(loss).__name__}")
         value = torch.as_tensor(0.0 if loss is None else loss, dtype=torch.float32, device=device).detach()
         if value.numel() != 1:
             raise ValueError(f"loss: expected one number, got shape {tuple(value.shape)}")
@@ -288,7 +357,7 @@ class LearnedOptimizer(Optimizer):
 
     def _count(self, good: Tensor, reasons: list[Tensor]) -> None:
         counted = torch.stack([good, *reasons]).long()
-        self.state[self._first].setdefault("health", torch.zeros_like(counted)).add_(counted)
+        self._overall()["health"].add_(counted)
 
     def _learned_step(self, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
         reach = None if self._safeguard is None else guard.REACH
@@ -300,32 +369,43 @@ class LearnedOptimizer(Optimizer):
 
     def _prepare_safeguard(self) -> None:
         """Make all of the state in the first step: checkpoints are loaded into what a step without gradients makes."""
-        self._context_state()
-        self.state[self._first].setdefault("safeguard", guard.Referee().to_tensor())
-        for param in self._params():
+        for param in self._trainable():
             guard.prepare(param, self.state[param])
+        self._share_overall()
 
     def _guarded_step(self, parts: list[Part], loss: Tensor, good: bool) -> bool:
         """The learned step or Adam's, as the referee says; whether one was taken."""
-        overall = self.state[self._first]
+        overall = self._overall()
         referee = guard.Referee.from_tensor(overall["safeguard"])
+        for param, left in self._left.items():
+            if guard.fingerprint(param) != left:
+                guard.accept(param, self.state[param])
+        self._left = {}
         verdict = referee.judge(float(loss), self._rule.config.horizon) if good else referee.fail()
         overall["safeguard"].copy_(referee.to_tensor())
-        for param in self._params():
-            guard.follow(verdict, param, self.state[param])
+        states = {param: self.state[param] for param in self._params() if param in self.state}
+        for param, state in states.items():
+            guard.follow(verdict, param, state)
         if verdict.restore or not good:
             return False
         for group in self.param_groups:
             guard.adam_step(group, self.state, move=not verdict.learned)
         if verdict.restart:
             keys = {"step", *self._coordinate_spec, *self._tensor_spec}
-            states = ((v for k, v in self.state[param].items() if k in keys) for param in self._params())
-            for tensor in chain(self._context_state().values(), *states):
+            own = ((v for k, v in state.items() if k in keys) for state in states.values())
+            for tensor in chain(self._context_state().values(), *own):
                 tensor.zero_()
         if verdict.learned:
             statistics, _ = observe(parts, self._replicas)
             self._learned_step(parts, statistics, loss, torch.ones_like(loss, dtype=torch.bool))
+            self._left = {param: guard.fingerprint(param) for param in self._trainable()}
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; what belongs to the whole optimization is beside every parameter's state."""
+        if self.state:
+            self._share_overall()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state: nothing is cast to the parameter's dtype, nothing is shared with the argument.
@@ -341,12 +421,13 @@ class LearnedOptimizer(Optimizer):
         def check(_: Optimizer, saved: dict[str, Any]) -> None:
             """The last pre-hook sees what the others made of the argument, before anything is changed."""
             indices = chain.from_iterable(group["params"] for group in saved["param_groups"])
+            ours = any("step" in state for state in saved["state"].values())
             for index, param in zip(indices, self._params(), strict=False):  # torch reports a wrong number of them
                 exact[param] = saved["state"].get(index, {}).copy()
                 if isinstance(exact[param].get("step"), int | float):
                     exact[param]["step"] = torch.tensor(float(exact[param]["step"]), dtype=torch.float32)
                 specs = self._coordinate_spec, self._tensor_spec, self._context_spec
-                check_state(exact[param], param, *specs, others=("health", *guard.STATE))
+                check_state(exact[param], param, *specs, others=("health", *guard.STATE), foreign=ours)
 
         def restore(_: Optimizer) -> None:
             """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""
@@ -356,6 +437,11 @@ class LearnedOptimizer(Optimizer):
                         kept = self._coordinate_spec[key][1] if key in self._coordinate_spec else value.dtype
                         value = value.to(param.device, kept, copy=True)
                     self.state[param][key] = value
+            self._left = {}
+            if any("step" in state for state in exact.values()):
+                if not self._overall():
+                    warnings.warn(NOT_SAVED, stacklevel=_outside())
+                self._share_overall()
             self._calls = max((int(state["step"]) for state in exact.values() if "step" in state), default=0)
 
         hooks = (
@@ -371,7 +457,7 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_replicas", *specs, "_safeguard", "_calls", "_told_of_loss", "_told_of_ranks")
+        own = ("_rule", "_name", "_replicas", *specs, "_safeguard", "_calls", "_told", "_lrs", "_left")
         copied = {key: getattr(self, key) for key in own}
         group = self._process_group if self._process_group == ALONE else None
         return super().__getstate__() | copied | {"_process_group": group}

@@ -1,5 +1,6 @@
 """What an optimizer's step works on: flat views of parameters, gradients and states, in chunks."""
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +22,13 @@ NARROW = ("h", "c", "m")
 """States per coordinate, but for the number of the layer, that may be kept in less than float32."""
 
 CONTEXT = "context_"
-"""Prefix of the context's state, which is kept beside that of the first parameter."""
+"""Prefix of the context's state, which belongs to the whole optimization."""
+
+OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$)")
+"""How states of rules are called; those of other names belong to somebody else, and are carried along."""
+
+ADAM_LR = 1e-3
+"""AdamW's default learning rate, for which lr = 1 stands in weight decay."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Part:
         return Chunk(theta, -grad.float() if self.group["maximize"] else grad.float(), state, offset)
 
     def move(self, theta: Tensor, delta: Tensor, good: Tensor, reach: float | None = None) -> None:
-        """θ ← θ · (1 − lr · weight_decay) + lr · Δ, in place, if the step is good.
+        """θ ← θ · (1 − 0.001 · lr · weight_decay) + lr · Δ, in place, if the step is good.
 
         Args:
             theta: (n,) a chunk of this part.
@@ -89,7 +96,7 @@ class Part:
             good: () bool.
             reach: where given, Δ is cut to ± reach · safeguard_lr.
         """
-        lr, decay = self.group["lr"], self.group["weight_decay"]
+        lr, decay = self.group["lr"], ADAM_LR * self.group["weight_decay"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
         if decay:
             theta.mul_(1 - good.double() * (lr * decay))
@@ -144,7 +151,7 @@ def make_part(
         start: global index of the parameter's first coordinate.
 
     Raises:
-        RuntimeError: the gradient is sparse.
+        RuntimeError: the gradient is sparse, or gradient or states do not fit the parameter.
     """
     if param.grad is not None and param.grad.is_sparse:
         raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
@@ -157,6 +164,7 @@ def make_part(
         if key not in state:
             state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
     part = local(param).detach()
+    _check_fit(param, part, state, spec, own)
     whole = Part(
         group=group,
         param=part,
@@ -169,6 +177,32 @@ def make_part(
         groups=shard_groups(param),
     )
     return _without_coordinates(whole) if param.grad is None else whole
+
+
+def _check_fit(param: Tensor, part: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec) -> None:
+    """Do gradient and states fit a parameter, which may have got another size, type or place? Kernels rely on it.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    grad = param.grad
+    if grad is not None and (grad.shape != param.shape or grad.device != param.device):
+        raise RuntimeError(
+            f"the gradient is {tuple(grad.shape)} on {grad.device}, the parameter {tuple(param.shape)} on "
+            f"{param.device}: call backward() after a parameter has changed, before step()"
+        )
+    for key, (trailing, dtype) in (spec | own).items():
+        each = key in spec and key != "step"
+        kept = local(state[key]) if each else state[key]
+        shape = (*part.shape, *trailing) if each else trailing
+        typed = kept.dtype.is_floating_point if each else kept.dtype == dtype
+        # The step count may lie on the CPU, as torch's own optimizers keep it.
+        if kept.shape != shape or not typed or (each and (kept.device != part.device or not kept.is_contiguous())):
+            raise RuntimeError(
+                f"state {key} is {tuple(kept.shape)}, {kept.dtype} on {kept.device}; the parameter {tuple(part.shape)} "
+                f"needs {tuple(shape)}, {dtype} on {part.device}, contiguous: give states its new size and place, or "
+                "remove optimizer.state[parameter] to begin afresh"
+            )
 
 
 def _without_coordinates(part: Part) -> Part:
@@ -188,14 +222,16 @@ def check_state(
     tensors: StateSpec,
     context: StateSpec,
     others: Collection[str] = (),
+    foreign: bool = True,
 ) -> None:
-    """Does a parameter's saved state, which may be empty, fit a rule?
+    """Does a parameter's saved state, which may be empty, fit a rule? What others keep there under other names does.
 
     Args:
-        state: of a parameter; of the first one with the context's.
+        state: of a parameter, mostly with the context's.
         param: the parameter.
         coordinates, tensors, context: the rule's states.
-        others: what else there may be.
+        others: what else of ours there may be.
+        foreign: whether there may be states of others, under names that are not ours.
 
     Raises:
         ValueError: it does not.
@@ -204,15 +240,15 @@ def check_state(
     if "step" in state:
         wanted |= {key: (*param.shape, *shape) for key, (shape, _) in coordinates.items()} | {"step": ()}
         wanted |= {key: shape for key, (shape, _) in tensors.items()}
-    if any(key.startswith(CONTEXT) for key in state):
-        wanted |= {CONTEXT + key: shape for key, (shape, _) in context.items()}
+    wanted |= {CONTEXT + key: shape for key, (shape, _) in context.items() if CONTEXT + key in state}
     known = {"step", *coordinates, *tensors, *(CONTEXT + key for key in context), *others}
-    unknown = sorted(map(str, state.keys() - known))
+    unknown = sorted(key for key in map(str, state.keys() - known) if not foreign or OWN_NAMES.match(key))
     if unknown:
         raise ValueError(f"unknown state {', '.join(unknown)}: it was saved with another rule, or another optimizer")
     for key, shape in wanted.items():
         found = tuple(state[key].shape) if key in state else None
         if found != shape:
             raise ValueError(
-                f"state {key} is {found}, expected {shape}: it was saved with another rule, or for another model"
+                f"state {key} is {found or 'missing'}, expected {shape}: it was saved with another rule, or another "
+                "optimizer, or for another model"
             )

@@ -21,6 +21,7 @@ from torch.optim.adam import adam
 
 from l2o_runtime.distributed import local
 from l2o_runtime.gram import State
+from l2o_runtime.parts import ADAM_LR
 
 WINDOW = 10
 """Losses in a window: what a decision is based on, its second half above all."""
@@ -214,7 +215,7 @@ ADAM = ("adam_step", "exp_avg", "exp_avg_sq")
 """Adam's state of a parameter; the averages have its dtype, as in torch.optim."""
 
 STATE = ("safeguard", "saved_param", *ADAM, *(f"saved_{key}" for key in ADAM))
-"""All that a safeguard keeps; `safeguard`, the referee, beside the first parameter alone."""
+"""All that a safeguard keeps; `safeguard`, the referee, belongs to the whole optimization."""
 
 
 def prepare(param: Tensor, state: State) -> None:
@@ -231,6 +232,8 @@ def follow(verdict: Verdict, param: Tensor, state: State) -> None:
     """Remember a parameter and its state of Adam, or return to what was remembered, if there was a step since then:
     what has no gradients may change for other reasons.
     """
+    if "saved_param" not in state:  # frozen from the start
+        return
     stepped = verdict.restore and bool(state["adam_step"] != state["saved_adam_step"])
     current = {"saved_param": param} | {f"saved_{key}": state[key] for key in ADAM}
     for key, tensor in current.items():
@@ -238,6 +241,18 @@ def follow(verdict: Verdict, param: Tensor, state: State) -> None:
             state[key].copy_(tensor)
         if stepped:
             tensor.copy_(state[key])
+
+
+def accept(param: Tensor, state: State) -> None:
+    """Take where a parameter is for where it would return to: the script itself has put it there."""
+    if "saved_param" in state:
+        state["saved_param"].copy_(param)
+
+
+def fingerprint(param: Tensor) -> tuple[float, float]:
+    """Σθ and Σθ² of this rank's part: they tell, but for luck, whether anybody has changed it."""
+    theta = local(param).detach().double()
+    return float(theta.sum()), float(theta.square().sum())
 
 
 def adam_step(group: dict[str, Any], states: Mapping[Tensor, State], *, move: bool) -> None:
@@ -252,7 +267,7 @@ def adam_step(group: dict[str, Any], states: Mapping[Tensor, State], *, move: bo
     thetas = [local(param).detach() for param in params]
     lr = float(group["lr"]) if move else 0.0
     for theta in thetas:
-        theta.mul_(1 - lr * group["weight_decay"])
+        theta.mul_(1 - lr * ADAM_LR * group["weight_decay"])
     adam(
         thetas,
         [local(param.grad, like=param) for param in params],

@@ -129,7 +129,7 @@ def test_groups_have_their_own_lr_and_weight_decay(rule_file):
     a, b, c = (nn.Parameter(values.clone()) for _ in range(3))
     start = [p.detach().clone() for p in (a, b, c)]
     optimizer = LearnedOptimizer(
-        [{"params": [a]}, {"params": [b], "lr": 0.0}, {"params": [c], "lr": 0.25, "weight_decay": 0.5}],
+        [{"params": [a]}, {"params": [b], "lr": 0.0}, {"params": [c], "lr": 0.25, "weight_decay": 500.0}],
         rule=rule_file,
         lr=1.0,
     )

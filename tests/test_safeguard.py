@@ -286,7 +286,7 @@ def test_learned_steps_are_cut_to_adams_scale(climbing):
 
 def test_weight_decay_is_that_of_the_group_whoever_acts():
     decayed, plain = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
-    for p, decay in ((decayed, 0.25), (plain, 0.0)):
+    for p, decay in ((decayed, 250.0), (plain, 0.0)):
         optimizer = LearnedOptimizer([p], safeguard="adam", weight_decay=decay, lr=0.5)
         p.grad = torch.ones(4)
         optimizer.step(loss=1.0)

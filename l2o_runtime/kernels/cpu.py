@@ -14,7 +14,7 @@ from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.parts import Part, full_precision
+from l2o_runtime.parts import ADAM_LR, Part, full_precision
 from l2o_runtime.rule import Rule
 
 LARGEST = 64
@@ -242,7 +242,7 @@ def parameter(theta: Tensor, scratch: Scratch, start: int = 0) -> Tensor:
 def move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:
     """`Part.move` of a good step, without new memory."""
     group: dict[str, Any] = part.group
-    lr, decay = float(group["lr"]), float(group["weight_decay"])
+    lr, decay = float(group["lr"]), ADAM_LR * float(group["weight_decay"])
     if decay:
         theta.mul_(1 - lr * decay)
     if reach is not None:

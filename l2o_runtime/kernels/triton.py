@@ -14,7 +14,7 @@ from torch import Tensor
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.features import FEATURES
 from l2o_runtime.gram import State
-from l2o_runtime.parts import Part
+from l2o_runtime.parts import ADAM_LR, Part
 from l2o_runtime.rule import Rule
 
 MAX_HIDDEN = 64
@@ -24,9 +24,10 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
 def supported(rule: Rule) -> bool:
-    """Whether the kernel takes a rule: one tier, the papers' features; not on AMD's GPUs, whose precisions differ."""
+    """Whether the kernel takes a rule: one tier, the papers' features, unrestrained; not on AMD's GPUs."""
     small = rule.config.cell == "lstm" and rule.config.hidden <= MAX_HIDDEN
-    return small and rule.config.features in FEATURES and torch.version.hip is None
+    plain = rule.config.features in FEATURES and rule.config.noise_floor is None
+    return small and plain and torch.version.hip is None
 
 
 def padded(size: int) -> int:
@@ -137,7 +138,7 @@ class TritonKernel:
         config, group, device = self.rule.config, part.group, part.theta.device
         flat = {key: value.contiguous() for key, value in written.items()}
         bound = math.inf if reach is None else reach * group["safeguard_lr"]
-        values, on_device = numbers([group["lr"], group["weight_decay"], bound], device)
+        values, on_device = numbers([group["lr"], ADAM_LR * group["weight_decay"], bound], device)
         count = len(part.theta)
         with torch.cuda.device_of(part.theta):
             code.advance[(-(-count // self.block),)](
