@@ -9,6 +9,7 @@ takes its `Layout` between loss and state, (n,) and (S, 2), and has states with 
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule
 from l2o_runtime.scale import ScaleRule, make_rule
 from l2o_runtime.untrusted import printable
+
+MAX_REASON = 4000
+"""Characters of a reader's message: onnxruntime's says what is wrong at its end, behind hundreds of them."""
 
 EXTERNAL_DATA = b"\x0a\x08location\x12"
 """How a tensor in an ONNX file begins to name the file that its numbers are in."""
@@ -143,7 +147,10 @@ def load_exported(path: str | Path) -> ExportedRule:
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     except Exception as error:  # torch and onnxruntime raise classes of many kinds, without a common base
-        raise ArtifactError(f"{path}: not {SUFFIXES[path.suffix]}, or damaged ({printable(error)})") from None
+        # The file is intact, since its digest fits: the reader does not know such files, or someone made it up.
+        reader = "onnxruntime" if path.suffix == ".onnx" else "torch"
+        advice = f"{reader} {sys.modules[reader].__version__} does not read it; try another, or export the rule again"
+        raise ArtifactError(f"{path}: {advice}. Its reason: {printable(error, MAX_REASON)}") from None
 
 
 def _read_torchscript(content: bytes) -> tuple[RuleConfig, Flat]:

@@ -197,4 +197,5 @@ class LossWindow(nn.Module):
     def snapshot_gram(self, state: State) -> Tensor:
         """G_ij = Σ_d L_{i+d} L_{j+d}, d = 0 … q − 1: (..., m+1, m+1) float64."""
         embedded = state["losses"].unfold(-1, self.delay, 1)
-        return zero_unless_finite(embedded @ embedded.mT)
+        # No product with a transposed matrix, for old onnxruntimes: see `spectra.transposed_product`.
+        return zero_unless_finite((embedded.unsqueeze(-2) * embedded.unsqueeze(-3)).sum(-1))

@@ -63,7 +63,7 @@ def leading_eigenpairs_elementary(a: Tensor, rank: int) -> tuple[Tensor, Tensor]
     with the largest diagonal entry is an eigenvector. Projecting it out, a ← (I − vvᵀ) a (I − vvᵀ), exposes the
     next. One Rayleigh quotient on the original `a` gives the value.
     """
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    eye = identity(a)
 
     def square(power: Tensor) -> tuple[Tensor]:
         return (_unit_trace(power @ power),)
@@ -76,19 +76,31 @@ def leading_eigenpairs_elementary(a: Tensor, rank: int) -> tuple[Tensor, Tensor]
         diagonal = (power * eye).sum(-1)
         column = power @ _one_hot_max(diagonal).unsqueeze(-1)
         for previous in vectors:
-            column = column - previous @ (previous.mT @ column)
+            column = column - previous @ transposed_product(previous, column)
         vector = column / column.square().sum(-2, keepdim=True).sqrt().clamp_min(FLOOR)
-        values.append((vector.mT @ a @ vector)[..., 0, 0])
+        values.append(transposed_product(vector, a @ vector)[..., 0, 0])
         vectors.append(vector)
-        projector = eye - vector @ vector.mT
+        projector = eye - vector * vector.squeeze(-1).unsqueeze(-2)
         rest = projector @ rest @ projector
         rest = (rest + rest.mT) / 2
     return torch.stack(values, dim=-1), torch.cat(vectors, dim=-1)
 
 
+def identity(a: Tensor) -> Tensor:
+    """The identity matrix for the last dimension of `a`; in ONNX `torch.eye` compares bytes, which few runtimes do."""
+    return torch.ones(a.shape[-1], dtype=a.dtype, device=a.device).diag_embed()
+
+
+def transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀb, (..., m, k) and (..., m, l) → (..., k, l); without a transposition, which old onnxruntimes fuse with a
+    product of doubles, for which they then have no kernel.
+    """
+    return (a.unsqueeze(-1) * b.unsqueeze(-2)).sum(-3)
+
+
 def trace(a: Tensor) -> Tensor:
     """Σ_i a_ii over the last two dimensions."""
-    return (a * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)).sum((-2, -1))
+    return (a * identity(a)).sum((-2, -1))
 
 
 def _unit_trace(a: Tensor) -> Tensor:
@@ -114,7 +126,7 @@ def eigenvalues_elementary(a: Tensor) -> tuple[Tensor, Tensor]:
     and the roots of a polynomial are well conditioned only when they are spread out.
     """
     r = a.shape[-1]
-    eye = torch.eye(r, dtype=a.dtype, device=a.device)
+    eye = identity(a)
     mean = trace(a) / r
     centred = a - mean[..., None, None] * eye
     scale = centred.square().sum((-2, -1)).sqrt()
@@ -128,7 +140,7 @@ def characteristic_polynomial(a: Tensor) -> list[Tensor]:
     M_1 = I, c_{r−k} = −tr(a M_k)/k, M_{k+1} = a M_k + c_{r−k} I.
     """
     r = a.shape[-1]
-    eye = torch.eye(r, dtype=a.dtype, device=a.device)
+    eye = identity(a)
     m = eye.expand_as(a)
     coefficients: list[Tensor] = []
     for k in range(1, r + 1):
@@ -150,10 +162,10 @@ def polynomial_roots(coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
     """
     r = len(coefficients)
     # An asymmetric circle: no starting point is the conjugate of another, or real roots could never part.
-    angle = 2 * math.pi * torch.arange(r, dtype=coefficients[0].dtype, device=coefficients[0].device) / r + 0.4
-    shape = (*coefficients[0].shape, r)
-    re, im = (0.9 * part.expand(shape).contiguous() for part in (angle.cos(), angle.sin()))
-    eye = torch.eye(r, dtype=re.dtype, device=re.device)
+    angles = [2 * math.pi * j / r + 0.4 for j in range(r)]
+    one = torch.ones_like(coefficients[0])  # onnxruntime has had no cosine of doubles for long
+    re, im = (torch.stack([0.9 * f(angle) * one for angle in angles], dim=-1) for f in (math.cos, math.sin))
+    eye = identity(re)
 
     def sweep(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
         value_re, value_im = torch.ones_like(re), torch.zeros_like(im)
@@ -209,7 +221,8 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
     sigma2, v = pairs(past, rank)
     safe = sigma2 > (NOISE * sigma2[..., :1]).clamp_min(FLOOR)
     inverse = torch.where(safe, sigma2.clamp_min(FLOOR).rsqrt(), torch.zeros_like(sigma2))
-    projected = inverse.unsqueeze(-1) * (v.mT @ cross)
+    v = v * safe.to(v.dtype).unsqueeze(-2)  # else the residual would depend on which noise a solver takes for a mode
+    projected = inverse.unsqueeze(-1) * transposed_product(v, cross)
     mv = projected @ v
     operator = mv * inverse.unsqueeze(-2)
     energy = trace(gram[..., 1:, 1:]).clamp_min(FLOOR)
@@ -223,10 +236,10 @@ def dmd(gram: Tensor, rank: int, *, elementary: bool = False) -> tuple[Tensor, T
 def order_spectrum(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
     """Sort by descending modulus, one eigenvalue per conjugate pair, zeros in the places left over.
 
-    An imaginary part below 1e-7 of the modulus counts as zero: that is how far rounding splits a double root.
+    An imaginary part below 1e-7 of the largest modulus counts as zero: that is how far rounding splits a double root.
     """
     modulus = (re.square() + im.square()).sqrt()
-    im = torch.where(im.abs() > 1e-7 * modulus, im, torch.zeros_like(im))
+    im = torch.where(im.abs() > 1e-7 * modulus.amax(-1, keepdim=True), im, torch.zeros_like(im))
     # Real before complex of equal modulus, larger real part first: a fixed order even for ±λ.
     key = torch.where(im < 0, torch.full_like(re, -1.0), modulus * (1 + 1e-9 * re.sign()))
     order = key.topk(key.shape[-1], dim=-1).indices

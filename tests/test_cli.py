@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from l2o_cli.lists import PURPOSES
 from l2o_cli.main import app
+from l2o_export.formats import WRITERS
 from l2o_runtime import RuleConfig, __version__, save_rule
 from l2o_runtime.artifact import ALIASES, bundled_rules
 from l2o_training.config import TrainConfig, load_preset
@@ -43,7 +44,7 @@ def test_the_whole_way(cli, tmp_path):
     facts = json.loads(cli("inspect", "run/rule.safetensors", "--json").stdout)
     assert facts["provenance"]["config"]["seed"] == 5
     result = cli("export", "run/rule.safetensors", "--to", "torchscript", "--out", "out", "--json")
-    assert json.loads(result.stdout)["files"]["rule.pt"]["parity"] <= 1e-4
+    assert json.loads(result.stdout)["files"]["rule.pt"]["parity"]["step_error"] <= 1e-5
     result = cli(
         "eval", "run/rule.safetensors", "default", "--suite", "quadratics", "--steps", 12, "--runs", 2, "--out", "ev"
     )
@@ -172,12 +173,28 @@ def test_unknown_tasks_are_refused(cli, tmp_path):
     assert "tasks[0].kind: 'mpl' is not one of autoencoder, conv, mlp, quadratic, regression, text" in result.stderr
 
 
-def test_a_rule_may_not_be_exported_where_formats_disagree(cli, tmp_path, monkeypatch):
+def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, monkeypatch):
     save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
-    monkeypatch.setattr("l2o_export.export.part_at", lambda distances: 1)
-    result = cli("export", "rule.safetensors", "--to", "torchscript")
-    assert result.exit_code == 2
-    assert "parts from eager at step 1" in result.stderr
+
+    def write_another(rule, provenance, target):
+        WRITERS["torchscript"][1](make_rule(RULES["none-log_sign"], seed=1), provenance, target)
+
+    monkeypatch.setitem(WRITERS, "pt2", (".pt", write_another))
+    result = cli("export", "rule.safetensors", "--to", "pt2,safetensors", "--out", "out")
+    assert result.exit_code == 1
+    assert "rule.safetensors" in result.stdout
+    assert result.stderr.startswith("error: pt2 was not written: from equal states it differs from eager in ")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"rule.safetensors", "manifest.json", "README.md"}
+
+
+@pytest.mark.parametrize("name", bundled_rules())
+def test_inspect_fits_a_terminal_and_provenance_is_at_hand(cli, name):
+    text = cli("inspect", name).stdout
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"tasks +\d+ \(", text)
+    full = cli("inspect", name, "--provenance").stdout
+    assert '"inner_steps"' in full
 
 
 ALLOWED = {

@@ -96,6 +96,16 @@ def test_degenerate_windows_are_finite(value, elementary):
     assert residual.isfinite()
 
 
+def test_dropped_modes_have_no_part_in_the_residual():
+    """Each solver takes other noise for the modes that are not there."""
+    values = torch.tensor([1.5, -1.4, 1.6, -1.5, 1.3, -1.6], dtype=torch.float64)
+    gram = torch.outer(values, values)
+    _, _, one = dmd(gram, 1)
+    for elementary in (False, True):
+        _, _, residual = dmd(gram, 3, elementary=elementary)
+        torch.testing.assert_close(residual, one, rtol=1e-6, atol=0)
+
+
 def test_order_is_by_modulus_with_one_of_each_pair():
     re = torch.tensor([0.5, 0.9, 0.9, -1.2])
     im = torch.tensor([0.0, -0.3, 0.3, 0.0])

@@ -17,8 +17,9 @@ def export(
 ) -> None:
     """Write a rule, its context computation included, for places without this package or without Python.
 
-    Every file is verified on a 200-step optimization against eager; nothing is written unless all agree. Beside
-    the files lie manifest.json (hashes, versions, parity) and README.md, the model card.
+    Every file is verified against eager, over 200 steps of an optimization: step by step from equal states, and left to
+    itself. One that fails is not written, and the exit code is 1; the others are. Beside the files lie manifest.json
+    (hashes, versions, parity) and README.md, the model card.
 
     Example: l2o export runs/demo/rule.safetensors --to torchscript,pt2,onnx --out runs/demo/export
     """
@@ -29,11 +30,17 @@ def export(
         formats, path = parse_formats(to), find_rule(rule)
         with err.status("exporting and verifying"):
             manifest = export_rule(path, formats, out_dir)
-        if as_json:
-            print_json(manifest)
-            return
-        table = Table("file", "format", "bytes", f"parity at step {manifest['steps']}")
+    if as_json:
+        print_json(manifest)
+    elif manifest["files"]:
+        table = Table("file", "bytes", "step error", "free distance (allowed)")
         for name, entry in manifest["files"].items():
-            parity = "reference" if entry["parity"] is None else f"{entry['parity']:.1e}"
-            table.add_row(str(out_dir / name), entry["format"], f"{entry['bytes']:,}", parity)
+            parity = entry["parity"]
+            distances = f"{parity['distance']:.1e} ({parity['allowed']:.1e})"
+            table.add_row(name, f"{entry['bytes']:,}", f"{parity['step_error']:.1e}", distances)
         out.print(table)
+        out.print(f"in {out_dir}, with manifest.json and README.md", soft_wrap=True)
+    for name, reason in manifest["failed"].items():
+        err.print(f"error: {name} was not written: {reason}", soft_wrap=True, style="red")
+    if manifest["failed"]:
+        raise typer.Exit(1)

@@ -11,16 +11,17 @@ from l2o_cli.console import Json, friendly_errors, out, print_json
 
 def inspect(
     rule: Annotated[str, typer.Argument(help="A .safetensors rule, or a bundled name (see `l2o rules`).")],
+    provenance: Annotated[bool, typer.Option("--provenance", help="Print all of its provenance as well.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a rule is: architecture, sizes, horizon, provenance."""
+    """Say what a rule is: architecture, sizes, horizon, what it was meta-trained on."""
     with friendly_errors():
-        from l2o_export.card import describe_context, describe_network, describe_steps, state_bytes
+        from l2o_export.card import describe_context, describe_network, describe_steps, describe_tasks, state_bytes
         from l2o_runtime.artifact import FORMAT, find_rule, read_rule
         from l2o_runtime.config import to_dict
 
         path = find_rule(rule)
-        loaded, provenance = read_rule(path)
+        loaded, origin = read_rule(path)
         config = loaded.config
         facts = {
             "file": str(path),
@@ -29,7 +30,7 @@ def inspect(
             "weights": sum(p.numel() for p in loaded.parameters()),
             "state_bytes_per_parameter": state_bytes(loaded),
             "config": to_dict(config),
-            "provenance": provenance,
+            "provenance": origin,
         }
         if as_json:
             print_json(facts)
@@ -43,5 +44,12 @@ def inspect(
         table.add_row("steps", describe_steps(loaded))
         table.add_row("horizon", f"{config.horizon} steps")
         table.add_row("loss", "needed at every step" if config.needs_loss else "optional")
+        table.add_row("tasks", describe_tasks(origin))
+        for key in ("validation", "git"):
+            if key in origin:
+                table.add_row(key, str(origin[key]))
         out.print(table)
-        out.print("provenance", json.dumps(provenance, indent=2, sort_keys=True), soft_wrap=True)
+        if provenance:
+            out.print("provenance", json.dumps(origin, indent=2, sort_keys=True), soft_wrap=True)
+        else:
+            out.print("all of its provenance: --provenance, or --json")

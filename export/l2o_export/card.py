@@ -1,7 +1,9 @@
 """The model card that goes with exported files."""
 
-import json
 import math
+import textwrap
+from collections import Counter
+from itertools import groupby
 from typing import Any
 
 from l2o_runtime.config import to_dict
@@ -10,8 +12,31 @@ from l2o_runtime.rule import Rule
 from l2o_runtime.scale import UNITS
 
 LAYOUT = (
-    "layout.owner is the number of the tensor, int64 of shape (n,), that each coordinate belongs to; layout.shapes",
-    "holds the number of dimensions and of coordinates of every tensor, float32 of shape (S, 2).",
+    "layout.owner is the number of the tensor, int64 (n,), that each coordinate belongs to; layout.shapes "
+    "holds the number of dimensions and of coordinates of every tensor, float32 (S, 2). "
+)
+
+LOOP = """\
+import numpy as np
+import onnxruntime
+
+x = np.random.default_rng(0).normal(size=(64, 5)).astype("f4")  # least squares with five unknowns
+theta, y = np.zeros(5, "f4"), x @ np.arange(5, dtype="f4")
+session = onnxruntime.InferenceSession("rule.onnx")
+types, sizes = {{"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8"}}, {{"n": 5, "tensors": 1}}
+{layout}
+inputs = session.get_inputs()[{first}:]
+state = {{i.name: np.zeros([sizes.get(d, d) for d in i.shape], types[i.type]) for i in inputs}}
+for step in range(100):
+    error = x @ theta - y
+    loss, grad = np.array(np.mean(error**2), "f4"), 2 * x.T @ error / len(x)
+    delta, *new = session.run(None, {{"param": theta, "grad": grad, "loss": loss, **fixed, **state}})
+    theta, state = theta + delta, dict(zip(state, new, strict=True))
+    print(step, loss)"""
+"""A whole training loop for the card; a test runs it."""
+
+LOOP_LAYOUT = (
+    'fixed = {"layout.owner": np.zeros(5, "i8"), "layout.shapes": np.array([[1, 5]], "f4")}  # one vector of 5'
 )
 
 
@@ -50,61 +75,97 @@ def state_bytes(rule: Rule) -> int:
     return sum(dtype.itemsize * math.prod(shape) for shape, dtype in specs)
 
 
+def describe_tasks(provenance: dict[str, Any]) -> str:
+    """One phrase on what a rule was meta-trained on, as far as its provenance says.
+
+    >>> describe_tasks({"config": {"tasks": [{"kind": "mlp", "data": "mnist"}] * 2 + [{"kind": "quadratic"}]}})
+    '3 (2 mlp on mnist, 1 quadratic)'
+    """
+    config = provenance.get("config")
+    tasks = config.get("tasks") if isinstance(config, dict) else None
+    if not isinstance(tasks, list | tuple) or not tasks:
+        return "not known"
+    plain = [task if isinstance(task, dict) else {} for task in tasks]
+    kinds = Counter(f"{task.get('kind', 'other')}{' on ' * ('data' in task)}{task.get('data', '')}" for task in plain)
+    return f"{len(tasks)} ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+
+
 def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
-    """Markdown: what the rule is, how it was made, how to call each file, how well they agree."""
+    """Markdown: what the rule is, how well each file agrees with it, how to call it."""
     config, provenance = rule.config, manifest["provenance"]
+    validation = provenance.get("validation")
+    score = f"; validation loss {validation:.3g}" if isinstance(validation, float) else ""
+    about = [
+        "A small network in place of Adam's formula, meta-trained and frozen: from gradients and its state to steps.",
+        f"- It is {describe_network(rule)}, over `{config.features}` features, with context {describe_context(rule)}; "
+        f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter.",
+        "- It needs the loss at every step." if config.needs_loss else "- It works with and without the loss.",
+        f"- Meta-trained for runs of up to {config.horizon:,} steps; it extrapolates in longer ones.",
+        f"- Its steps: {describe_steps(rule)}.",
+        f"- Tasks of its meta-training: {describe_tasks(provenance)}{score}. `l2o eval` compares it with Adam.",
+        "- `manifest.json` has all of its provenance, hashes and versions.",
+    ]
+    text = [
+        f"# Learned optimizer `{manifest['rule']}`",
+        "",
+        *map(_fill, about),
+        "",
+        "## Files",
+        "",
+        *_files(manifest),
+        "",
+        "## The step",
+        "",
+    ]
+    return "\n".join(text + _step(rule, any(entry["format"] == "onnx" for entry in manifest["files"].values()))) + "\n"
+
+
+def _fill(text: str) -> str:
+    indent = "  " * text.startswith("- ")
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _files(manifest: dict[str, Any]) -> list[str]:
+    """The files, what of them was verified, and what there is to know of their formats."""
+    lines = ["| file | format | bytes | step | free | allowed |", "|---|---|---|---|---|---|"]
+    notes = [
+        f"Each was held against eager, which trained a small network for {manifest['steps']} steps. *Step*: from equal "
+        "states, the largest error of Δ or of a state in one step, relative to its size (at most "
+        f"{manifest['step_tolerance']:.0e}). *Free*: left to itself, the relative distance of its parameters from "
+        "eager's at the end. Eager's own, of a copy whose first parameters differ in the last bit, is "
+        f"{manifest['eager_distance']:.1e}."
+    ]
+    for name, entry in manifest["files"].items():
+        parity = entry["parity"]
+        numbers = f"{parity['step_error']:.1e} | {parity['distance']:.1e} | {parity['allowed']:.1e}"
+        lines.append(f"| `{name}` | {entry['format']} | {entry['bytes']:,} | {numbers} |")
+        if entry["format"] == "onnx":
+            versions = f"IR {entry['ir_version']}, opset {entry['opset']}, standard operators only"
+            notes.append(
+                f"- `{name}`: {versions}; onnxruntime {entry['oldest_onnxruntime']}, the oldest tried, runs it."
+            )
+        if entry["format"] == "torchscript":
+            notes.append(f"- `{name}`: its arguments are named as below, with `_` for `.`; it returns a tuple.")
+    notes += [f"- **{name} was not written**: {reason}." for name, reason in manifest["failed"].items()]
+    return [*lines, "", *map(_fill, notes)]
+
+
+def _step(rule: Rule, onnx: bool) -> list[str]:
+    """How to call a file, with a table of the state, and a loop if there is an ONNX file."""
     inputs, outputs = step_names(rule)
     tensors = [(("n", *shape), dtype) for shape, dtype in rule.coordinate_spec.values()]
     tensors += rule.context_spec.values()
     tensors += [(("S", *shape), dtype) for shape, dtype in rule.tensor_spec.values()]
-    rows = [
-        f"| `{name}` | {entry['format']} | {entry['bytes']} | {_parity(entry)} |"
-        for name, entry in manifest["files"].items()
-    ]
     first = len(inputs) - len(tensors)
-    states = [
-        f"| `{name}` | ({', '.join(map(str, shape))}) | {str(dtype).removeprefix('torch.')} |"
-        for name, (shape, dtype) in zip(inputs[first:], tensors, strict=True)
-    ]
-    return "\n".join(
-        [
-            "# Learned optimizer",
-            "",
-            f"The rule is {describe_network(rule)}, over `{config.features}` features,",
-            f"with context {describe_context(rule)}. {sum(p.numel() for p in rule.parameters())} weights,",
-            f"{state_bytes(rule)} bytes of state per coordinate, meta-trained for {config.horizon} steps.",
-            f"Its steps: {describe_steps(rule)}.",
-            "It needs the loss at every step." if config.needs_loss else "It works with and without the loss.",
-            "",
-            "## Files",
-            "",
-            f"Parity: relative distance of the parameters from eager after {manifest['steps']} steps.",
-            "",
-            "| file | format | bytes | parity |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            "## The step",
-            "",
-            f"`({', '.join(inputs[:first])}, *state) → ({outputs[0]}, *next state)`; param and grad are float32 of",
-            "shape (n,), loss is a float32 scalar (0 where it is not known), every state starts at zero, and",
-            "the caller adds `lr · delta` to the parameters.",
-            *LAYOUT * bool(rule.tensor_spec),
-            "The state, in order:",
-            "",
-            "| name | shape | dtype |",
-            "|---|---|---|",
-            *states,
-            "",
-            "## Provenance",
-            "",
-            "```json",
-            json.dumps(provenance, indent=2, sort_keys=True),
-            "```",
-            "",
-        ]
+    text = (
+        f"`({', '.join(inputs[:first])}, *state) → ({outputs[0]}, *next state)`. param and grad are float32 (n,), all "
+        "tensors one after the other; loss is float32 (), a 0-d array, and 0 where it is not known; the caller adds "
+        f"`lr · delta` to the parameters. {LAYOUT * bool(rule.tensor_spec)}The state is zero at the start; in order:"
     )
-
-
-def _parity(entry: dict[str, Any]) -> str:
-    return "reference" if entry["parity"] is None else f"{entry['parity']:.1e}"
+    lines = [_fill(text), "", "| name | shape | dtype |", "|---|---|---|"]
+    for (shape, dtype), members in groupby(zip(inputs[first:], tensors, strict=True), key=lambda pair: pair[1]):
+        names = ", ".join(f"`{name}`" for name, _ in members)
+        lines.append(f"| {names} | ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}) | {str(dtype)[6:]} |")
+    layout = LOOP_LAYOUT if rule.tensor_spec else "fixed = {}"
+    loop = ["", "```python", LOOP.format(first=first, layout=layout), "```"]
+    return lines + loop * onnx

@@ -20,8 +20,9 @@ from l2o_runtime.exported import FlatStep, step_names, torchscript
 from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule, zeros
 
-OPSET = 20
-"""ONNX operator set; the standard domain only."""
+ONNX_VERSIONS: dict[str, Any] = {"ir_version": 8, "opset": 18, "oldest_onnxruntime": "1.15"}
+"""Of ONNX files: operators, of the standard domain only, the first file format that has them, and the oldest runtime
+that was tried, which runs them."""
 
 
 class ExportError(RuntimeError):
@@ -63,6 +64,8 @@ def to_torchscript(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
         # The number of feature columns is a Python number, rightly constant in the trace.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         module = torch.jit.trace(FlatStep(rule), example_inputs(rule), check_trace=False)  # type: ignore[no-untyped-call]
+        for value, name in zip(list(module.graph.inputs())[1:], step_names(rule)[0], strict=True):
+            value.setDebugName(identifier(name))
         torch.jit.save(module, buffer, _extra_files={METADATA_KEY: metadata(rule, provenance)})  # type: ignore[no-untyped-call]
     _write(path, buffer)
 
@@ -98,7 +101,7 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
             FlatStep(rule).eval(),
             example_inputs(rule),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=ONNX_VERSIONS["opset"],
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=_dynamic_shapes(rule),
@@ -108,6 +111,8 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
         )
     assert program is not None
     model = program.model_proto
+    model.ir_version = ONNX_VERSIONS["ir_version"]
+    _forget_origins(model.graph)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata(rule, provenance)})
     onnx.checker.check_model(model, full_check=True)
     foreign = {node.domain for node in model.graph.node} - {""}
@@ -123,6 +128,25 @@ WRITERS: dict[str, tuple[str, Callable[[Rule, dict[str, Any], Path], None]]] = {
     "onnx": (".onnx", to_onnx),
 }
 """Format → suffix and writer."""
+
+
+def identifier(name: str) -> str:
+    """A tensor's name as TorchScript has it, which allows no dots.
+
+    >>> identifier("coordinate.m10")
+    'coordinate_m10'
+    """
+    return name.replace(".", "_")
+
+
+def _forget_origins(graph: Any) -> None:
+    """Drop notes on where nodes come from: stack traces with paths of this machine, which the format does not have."""
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.ClearField("metadata_props")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the body of a loop
+                _forget_origins(attribute.g)
 
 
 def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:

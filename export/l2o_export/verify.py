@@ -1,57 +1,301 @@
-"""Does an exported file do what the rule does? A real optimization, run with both."""
+"""Does an exported file do what the rule does? Step by step from equal states, and running free.
 
+*Step by step:* the rule trains a small network; at each of its steps the file gets what the rule got, and is to return
+what the rule returned. That is sharp, since nothing adds up. *Running free:* the file trains the network alone. A rule
+may amplify rounding so much that two correct programs part, so the distance at the end is held against that of the rule
+from itself, started from parameters changed in the last bit.
+
+Eager is `Rule.forward`, made of torch's operators; compiled kernels are off.
+"""
+
+import math
 import os
-import warnings
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
-from l2o_runtime.optimizer import LearnedOptimizer
+from l2o_export.formats import ExportError
+from l2o_runtime.exported import ExportedRule
+from l2o_runtime.gram import State
+from l2o_runtime.layout import Layout
+from l2o_runtime.rule import Rule, zeros
 
 STEPS = 200
-TOLERANCE = 1e-4
+"""Of the trajectory: windows of the presets are full after 21, clocks stop after 100."""
+
+STEP_TOLERANCE = 1e-5
+"""Of one step, relative: some hundred roundings of float32 (6e-8); a change in a formula's third digit is 1e-3."""
+
+FREE_TOLERANCE = 1e-4
+"""Of parameters after `STEPS` steps, relative, for rules that do not amplify rounding; others get `FREE_FACTOR`."""
+
+FREE_FACTOR = 10.0
+"""The file rounds at every step and everywhere, the changed copy of eager once and in its parameters alone."""
+
+WIDE_FACTOR, WIDE_STEPS = 4, 25
+"""A rule that treats networks of more than so many parameters differently also trains one of four times as many."""
+
+WIDEST = 200_000
+"""No network is made larger than that; what a rule does in such ones goes unverified."""
+
+ROUNDINGS = 50.0
+"""What rounding in one step may do, in terms of what changes of the last bits do to eager: its sums have about so many
+terms (twice the hidden units, and the features), and each is rounded."""
+
+SCALES = (1.0, 1e-5, 1e-9, 1e-15, 0.0)
+"""Of inputs, and so of gradients: each goes through weights of its own, so that errors in small gradients (below the
+e^−10 of `log_sign`, near ε, whose squares underflow) do not hide behind large ones. Two of the first kind are always
+zero, like the border of an image."""
+
+HIDDEN, INPUTS, OUTPUTS, POINTS, BATCH = 16, 12, 4, 512, 32
+PER_UNIT = len(SCALES) * INPUTS + 1 + OUTPUTS
+"""Parameters for every hidden unit."""
 
 
-def trajectory(rule: Path, steps: int = STEPS) -> list[torch.Tensor]:
-    """Parameters after every step of a small classifier trained with `rule`.
+class Problem(NamedTuple):
+    """A network to be trained.
 
-    A 12-16-4 network with tanh on minibatches of 32 out of 512 labelled points of a fixed random teacher, with the
-    loss passed to every other step, so that both ways of calling `step` are in it. Two inputs are always zero, like the
-    border of an image: their weights never get a gradient.
-
-    Compiled kernels are off: a rule that amplifies rounding would part from its own file because of theirs.
+    Attributes:
+        shapes: of its tensors.
+        start: (n,) its parameters, one tensor after the other.
+        look: (θ, step) → gradient (n,) and loss () of that step's minibatch.
     """
+
+    shapes: list[torch.Size]
+    start: Tensor
+    look: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+Got = tuple[Tensor, Tensor, Tensor, State, State, Layout | None]
+"""param, grad, loss, coordinates, optimization, layout."""
+
+Gave = tuple[Tensor, State, State]
+"""Δ, and the new states of coordinates and of the optimization."""
+
+
+class Step(NamedTuple):
+    """One step of a rule."""
+
+    got: Got
+    gave: Gave
+
+
+class Recorded(NamedTuple):
+    """One step of eager, and what it gives for the last bits changed of what it got."""
+
+    got: Got
+    gave: Gave
+    changed: Gave
+
+
+def make_problem(hidden: int = HIDDEN) -> Problem:
+    """A classifier with one hidden tanh layer on minibatches of 32 out of 512 points, labelled by a random teacher."""
     rng = torch.Generator().manual_seed(0)
-    inputs = torch.randn(512, 12, generator=rng)
+    inputs = torch.randn(POINTS, INPUTS, generator=rng)
+    labels = (inputs @ torch.randn(INPUTS, OUTPUTS, generator=rng)).argmax(-1)
     inputs[:, :2] = 0
-    labels = (inputs @ torch.randn(12, 4, generator=rng)).argmax(-1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
-    optimizer = LearnedOptimizer(model.parameters(), rule=rule)
-    seen = []
-    for step in range(steps):
-        index = torch.randint(len(inputs), (32,), generator=rng)
-        loss = F.cross_entropy(model(inputs[index]), labels[index])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        with warnings.catch_warnings(), mock.patch.dict(os.environ, L2O_KERNELS="plain"):
-            warnings.simplefilter("ignore", UserWarning)  # parity is asked for beyond the horizon, and without the loss
-            optimizer.step(loss=loss if step % 2 else None)
-        seen.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
-    return seen
+    scaled = [scale * inputs for scale in SCALES]
+    batches = torch.randint(POINTS, (STEPS, BATCH), generator=rng)
+    shapes = [*[torch.Size([hidden, INPUTS])] * len(SCALES), torch.Size([hidden]), torch.Size([OUTPUTS, hidden])]
+    shapes.append(torch.Size([OUTPUTS]))
+    bounds = [1 / math.sqrt(shape[-1]) for shape in shapes]
+    start = [(2 * torch.rand(shape, generator=rng) - 1) * bound for shape, bound in zip(shapes, bounds, strict=True)]
+
+    def look(theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        parts = theta.split([shape.numel() for shape in shapes])
+        *first, bias, second, last = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        batch = batches[step]
+        sums = torch.stack([F.linear(x[batch], weight) for x, weight in zip(scaled, first, strict=True)]).sum(0)
+        loss = F.cross_entropy(F.linear((sums + bias).tanh(), second, last), labels[batch])
+        (grad,) = torch.autograd.grad(loss, theta)
+        return grad, loss.detach()
+
+    return Problem(shapes, torch.cat([tensor.flatten() for tensor in start]), look)
 
 
-def parity(reference: list[torch.Tensor], other: list[torch.Tensor]) -> list[float]:
-    """Relative distance ‖θ − θ'‖ / ‖θ‖ after every step; infinite where either is not finite."""
-    pairs = zip(reference, other, strict=True)
-    distances = [float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in pairs]
-    return [d if d == d else float("inf") for d in distances]
+def run(rule: Rule | ExportedRule, problem: Problem, start: Tensor, steps: int = STEPS) -> Iterator[Step]:
+    """Train with a rule; every other step gets the loss, so that both ways of calling it are in it."""
+    theta, layout = start, Layout.of(problem.shapes) if rule.tensor_spec else None
+    coordinates = zeros(rule.coordinate_spec, (len(start),))
+    optimization = zeros(rule.context_spec, ()) | zeros(rule.tensor_spec, (len(problem.shapes),))
+    for number in range(steps):
+        grad, loss = problem.look(theta, number)
+        got = (theta, grad, loss if number % 2 else torch.zeros(()), coordinates, optimization, layout)
+        delta, coordinates, optimization = gave = _call(rule, got)
+        yield Step(got, gave)
+        theta = theta + delta
 
 
-def part_at(distances: list[float], tolerance: float = TOLERANCE) -> int | None:
-    """First step (from 1) after which two trajectories are further apart than `tolerance`, if any."""
-    return next((step for step, d in enumerate(distances, 1) if d > tolerance), None)
+def in_last_bits(got: Got, rng: torch.Generator) -> Got:
+    """What a rule got, with every number that is not 0 a little larger or smaller, at random, in its last bit."""
+
+    def change(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        signs = torch.randint(0, 2, value.shape, generator=rng).mul_(2).sub_(1)
+        return value * (1 + torch.finfo(value.dtype).eps * signs.to(value.dtype))
+
+    param, grad, loss, *states, layout = got
+    coordinates, optimization = ({key: change(value) for key, value in state.items()} for state in states)
+    return change(param), change(grad), change(loss), coordinates, optimization, layout
+
+
+def record(rule: Rule, problem: Problem, steps: int = STEPS) -> Iterator[Recorded]:
+    """Train with eager, and see at every step what it returns for the last bits changed of what it got."""
+    rng = torch.Generator().manual_seed(1)
+    for step in run(rule, problem, problem.start, steps):
+        yield Recorded(step.got, step.gave, _call(rule, in_last_bits(step.got, rng)))
+
+
+def relative_error(ours: Tensor, theirs: Tensor, changed: Tensor) -> float:
+    """‖theirs − ours‖ / max(‖ours‖, ROUNDINGS / STEP_TOLERANCE · ‖changed − ours‖, √k · 2⁻¹²⁶) for k numbers.
+
+    Where a quantity is ill-conditioned (a sum whose terms cancel, an eigenvalue beside another), two correct programs
+    may differ by more than 1e-5 of it; by how much, the last bits of what it is made of tell. Numbers below the
+    smallest normal one, 2⁻¹²⁶, lack digits, so that is the least to be measured by. Integers have to be equal: 0, or ∞.
+
+    Args:
+        ours, theirs: of eager and of the file.
+        changed: of eager, from states and gradients that were changed in the last bit.
+    """
+    if not ours.is_floating_point():
+        return 0.0 if torch.equal(ours, theirs) else math.inf
+    ours, theirs, changed = ours.double(), theirs.double(), changed.double()
+    floor = math.sqrt(ours.numel()) * torch.finfo(torch.float32).tiny
+    own = float((changed - ours).norm()) * ROUNDINGS / STEP_TOLERANCE
+    error = float((theirs - ours).norm()) / max(float(ours.norm()), own, floor)
+    return error if math.isfinite(error) else math.inf
+
+
+def step_errors(
+    rule: Rule | ExportedRule, shapes: list[torch.Size], steps: Iterable[Recorded]
+) -> Iterator[tuple[float, str]]:
+    """The largest relative error of each step, from equal states, and what it is of.
+
+    Δ and every state are measured by themselves, and of what there is of every coordinate (or tensor) the part of each
+    tensor. Counters that are integers have to be equal; those in floating point are whole numbers up to `STEPS`, where
+    one that is off by one is off by 5e-3.
+
+    Args:
+        rule: the file.
+        shapes: of the network that eager trained.
+        steps: of eager.
+    """
+    sizes = [shape.numel() for shape in shapes]
+    for number, step in enumerate(steps, 1):
+        ours, theirs, changed = map(_named, (step.gave, _call(rule, step.got), step.changed))
+        found = []
+        for key in ours:
+            whole = key in rule.context_spec
+            tensors = ours[key], theirs[key], changed[key]
+            cut = [(x,) if whole else x.split(1 if key in rule.tensor_spec else sizes) for x in tensors]
+            for index, parts in enumerate(zip(*cut, strict=True)):
+                place = f"{key} of step {number}" + ("" if whole else f", tensor {index}")
+                found.append((relative_error(*parts), place))
+        yield max(found)
+
+
+class Reference(NamedTuple):
+    """What files of a rule are held against.
+
+    Attributes:
+        rule: eager.
+        problem: that the rule and its files run free on.
+        end: (n,) where it came to.
+        own: relative distance from `end` of where it comes to from parameters changed in the last bit.
+    """
+
+    rule: Rule
+    problem: Problem
+    end: Tensor
+    own: float
+
+    def recorded(self) -> Iterator[tuple[list[torch.Size], Iterable[Recorded]]]:
+        """Networks' shapes, and steps of eager; they are not kept, for the state of a large rule takes much memory."""
+        yield self.problem.shapes, record(self.rule, self.problem)
+        known = self.rule.config.known_parameters
+        if known is not None and WIDE_FACTOR * known <= WIDEST:
+            wider = make_problem(WIDE_FACTOR * known // PER_UNIT + 1)
+            yield wider.shapes, record(self.rule, wider, WIDE_STEPS)
+
+
+class Parity(NamedTuple):
+    """How a file compares with eager.
+
+    Attributes:
+        step_error: the largest relative error of a step; that of the first step whose error is not allowed, if any.
+        where: what it is the error of, and in which step.
+        distance: ‖θ − θ'‖ / ‖θ‖ after `STEPS` steps running free; ∞ where a step failed already.
+        allowed: what that may be.
+    """
+
+    step_error: float
+    where: str
+    distance: float
+    allowed: float
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong, if anything."""
+        if self.step_error > STEP_TOLERANCE:
+            most = f"at most {STEP_TOLERANCE:.0e} is allowed"
+            return (
+                f"from equal states it differs from eager in {self.where}, by {self.step_error:.1e} (relative; {most})"
+            )
+        if self.distance > self.allowed:
+            most = f"at most {self.allowed:.1e} is allowed"
+            return f"running free it ends {self.distance:.1e} from eager after {STEPS} steps (relative; {most})"
+        return None
+
+
+def make_reference(rule: Rule) -> Reference:
+    """Train with the rule itself: as it is, and from parameters changed in the last bit.
+
+    Raises:
+        ExportError: it diverges, so that there is nothing to hold files against.
+    """
+    problem = make_problem()
+    end = _end(run(rule, problem, problem.start))
+    own = _distance(end, _end(run(rule, problem, torch.nextafter(problem.start, torch.tensor(math.inf)))))
+    if not math.isfinite(own):
+        raise ExportError(f"the rule itself diverges within {STEPS} steps on the network that verifies its files")
+    return Reference(rule, problem, end, own)
+
+
+def verify(reference: Reference, file: Rule | ExportedRule) -> Parity:
+    """Hold a file, read back, against eager; one that fails step by step does not run free."""
+    worst, allowed = (0.0, "nothing"), max(FREE_FACTOR * reference.own, FREE_TOLERANCE)
+    for shapes, steps in reference.recorded():
+        for found in step_errors(file, shapes, steps):
+            if found[0] > STEP_TOLERANCE:
+                return Parity(*found, math.inf, allowed)
+            worst = max(worst, found)
+    end = _end(run(file, reference.problem, reference.problem.start))
+    return Parity(*worst, _distance(reference.end, end), allowed)
+
+
+def _call(rule: Rule | ExportedRule, got: Got) -> Gave:
+    with torch.no_grad(), mock.patch.dict(os.environ, L2O_KERNELS="plain"):
+        return rule(*got)
+
+
+def _named(gave: Gave) -> dict[str, Tensor]:
+    delta, coordinates, optimization = gave
+    return {"delta": delta, **coordinates, **optimization}
+
+
+def _end(steps: Iterable[Step]) -> Tensor:
+    """The parameters after the last step."""
+    *_, last = steps
+    return last.got[0] + last.gave[0]
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """‖ours − theirs‖ / ‖ours‖, ∞ where it is no number."""
+    found = float((ours - theirs).norm() / ours.norm())
+    return found if math.isfinite(found) else math.inf
