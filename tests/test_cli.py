@@ -55,7 +55,8 @@ def test_the_whole_way(cli, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "phrases"),
     [
-        ({}, ["without bounds"]),
+        ({}, ["they go on where a gradient is gone"]),
+        ({"noise_floor": 1e-3}, ["they fade where a gradient is gone"]),
         ({"features": "normalized", "output": "tanh", "cell": "lstm"}, ["at most 0.1 · lr"]),
         ({"known_parameters": 30_000}, ["30,000 parameters"]),
         ({"growth": 1.5, "known_parameters": 7}, ["1.5 times", "7 parameters"]),

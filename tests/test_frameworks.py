@@ -104,9 +104,9 @@ class TestTimm:
 
         net = network()
         net.no_weight_decay = set
-        groups = param_groups_layer_decay(net, weight_decay=1e-5, layer_decay=0.5)
+        groups = param_groups_layer_decay(net, weight_decay=0.01, layer_decay=0.5)
         optimizer = LearnedOptimizer(groups)
-        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 1e-5}
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.01}
         scheduler = CosineLRScheduler(optimizer, t_initial=8, warmup_t=2, warmup_lr_init=0.1, t_in_epochs=False)
         rates = []
         for number, (x, y) in enumerate(minibatches(8), start=1):

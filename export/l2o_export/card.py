@@ -58,7 +58,7 @@ def describe_network(rule: Rule) -> str:
 
 
 def describe_steps(rule: Rule) -> str:
-    """One phrase on what bounds the steps of a rule."""
+    """One phrase on what bounds the steps of a rule, and where they end."""
     config, bounds = rule.config, []
     if config.output == "tanh":
         bounds.append(f"at most {config.output_scale:g} · lr")
@@ -66,7 +66,11 @@ def describe_steps(rule: Rule) -> str:
         bounds.append(f"at most {config.growth:g} times as long as the ones before")
     if config.known_parameters is not None:
         bounds.append(f"shorter, and slower to fade, in networks of more than {config.known_parameters:,} parameters")
-    return "; ".join(bounds) or "without bounds"
+    if config.noise_floor is None:
+        bounds.append("they go on where a gradient is gone, and where it is nothing but rounding")
+    else:
+        bounds.append("they fade where a gradient is gone, and are Adam's where it is nothing but rounding")
+    return "; ".join(bounds)
 
 
 def state_bytes(rule: Rule) -> int:
