@@ -29,10 +29,10 @@ from l2o_training.workloads import WORKLOADS, find_workloads
 from l2o_training.workloads import study as studies
 from l2o_training.workloads.base import code_version
 from l2o_training.workloads.entrants import BASELINES, GRID_SIZE, Entrant, find_baselines, find_rules, thinned
-from l2o_training.workloads.words import cautions, lags, loss
 from l2o_training.workloads.study import Study, measure, read_run, read_times
 from l2o_training.workloads.summary import Incomplete, summarise
 from l2o_training.workloads.train import Run, looks, tracking, train, validate_by_batches
+from l2o_training.workloads.words import cautions, lags, loss
 
 SMALL = ("least-squares", "tabular")
 
