@@ -284,7 +284,7 @@ class LearnedOptimizer(Optimizer):
             overall["safeguard"] = guard.Referee().to_tensor()
         for param in self._params():
             state = self.state.get(param, {})
-            if state and state.get("health") is not overall["health"]:
+            if state:
                 state.update(overall)
         return overall
 

@@ -239,6 +239,19 @@ def test_a_state_without_what_belongs_to_the_whole_optimization_is_told():
         LearnedOptimizer(model.parameters()).load_state_dict(saved)
 
 
+def test_a_state_from_before_the_noise_floor_goes_on():
+    model = nn.Linear(3, 1)
+    optimizer = LearnedOptimizer(model.parameters(), rule="normalized-dmd")
+    regression(model, optimizer, 30, seed=0)
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        del state["context_steps"], state["context_energy"]
+    other = LearnedOptimizer(model.parameters(), rule="normalized-dmd")
+    other.load_state_dict(saved)
+    regression(model, other, 1, seed=1)
+    assert other.health()["steps"] == 31
+
+
 def test_states_that_lie_beside_ours_are_carried_along():
     model = nn.Linear(4, 1)
     optimizer = LearnedOptimizer(model.parameters())
