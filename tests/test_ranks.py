@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -233,13 +235,22 @@ def test_interrupted_runs_say_what_is_kept(tmp_path, every, ranks):
     settings = ["--set", "epochs=100000", "--set", f"validate_every={every}", f"--nproc={ranks}"]
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(
-            command(tmp_path, "run", *settings), env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+            command(tmp_path, "run", *settings),
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
         )
     folder = tmp_path / "run" / "checkpoints"
-    while run.poll() is None and not (folder / f"epoch-{0 if every > 2 else 2:08}").is_dir():
-        time.sleep(0.02)
-    os.killpg(run.pid, signal.SIGINT)
-    assert run.wait(60) == 130
+    try:
+        while run.poll() is None and not (folder / f"epoch-{0 if every > 2 else 2:08}").is_dir():
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
     said = (tmp_path / "log").read_text()
     newest = max(checkpoints.find(tmp_path / "run"))
     assert said.count("interrupted after epoch") == 1
