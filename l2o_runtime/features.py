@@ -82,14 +82,14 @@ class Moments(NamedTuple):
     Attributes:
         features: (..., n, 11) for the network.
         directions: (..., n, 4) that its output combines: m̂/√v̂, 1, m̂'/√v̂, g/√v̂, each 0 where there was no gradient yet.
-        state: new averages.
         root: r (..., n).
+        state: new averages.
     """
 
     features: Tensor
     directions: Tensor
-    state: State
     root: Tensor
+    state: State
 
 
 def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments:
@@ -134,7 +134,7 @@ def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments
         seen,
     ]
     directions = [m, seen, slow, g]
-    return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), new, root)
+    return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), root, new)
 
 
 def lowest_root(level: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class Rule(nn.Module):
         remembered = self.context.remember(param, grad, state)
         level, context = (context[..., :1], context[..., 1:]) if self.progress else (context[..., :0], context)
         if self.combines:
-            features, directions, feature_state, root = moments(grad, param, level, state)
+            features, directions, root, feature_state = moments(grad, param, level, state)
             output, cell_state = self.cell(features, context, state)
             delta = combine(output, directions)
             mean, _, _, relative = directions.unbind(-1)

@@ -167,5 +167,5 @@ def test_wide_prints_all_tasks_side_by_side(printed):
 
 def test_the_help_tells_defaults_and_has_no_ragged_lines():
     text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["eval", "--help"]).stdout
-    assert "[default: 1,5,25]" in text
+    assert "[default: (1,5,25)]" in text
     assert "The folder gets results.json" in text

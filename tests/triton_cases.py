@@ -13,7 +13,6 @@ from torch import Tensor
 
 from l2o_runtime import LearnedOptimizer, RuleConfig, save_rule
 from l2o_runtime.config import PlaceboConfig
-from l2o_runtime.features import FEATURES
 from l2o_runtime.kernels import fits
 from l2o_runtime.kernels.triton import MAX_HIDDEN, TritonKernel, supported
 from l2o_runtime.parts import Part
@@ -92,7 +91,7 @@ def check(rule, n, *, good=True, reach=None, kernel=None, **kwargs) -> tuple[Par
     return parts
 
 
-@pytest.mark.parametrize("name", [name for name, config in RULES.items() if config.features in FEATURES])
+@pytest.mark.parametrize("name", [name for name, config in RULES.items() if supported(make_rule(config))])
 def test_every_rule_of_every_length(name):
     rule = strong_rule(RULES[name])
     kernel = TritonKernel(rule, block=BLOCK)
