@@ -216,7 +216,7 @@ class LearnedOptimizer(Optimizer):
                 raise TypeError("step: expected a closure; pass the loss by keyword, step(loss=loss)")
             with torch.enable_grad():
                 returned = closure()
-            if not isinstance(returned, Tensor | Real | None):
+            if not (returned is None or isinstance(returned, (Tensor, Real))):
                 raise TypeError(f"closure: expected it to return the loss, got a {type(returned).__name__}")
             loss = returned if loss is None else loss
         groups = loss_groups(self._params(), self._process_group)
@@ -343,7 +343,7 @@ class LearnedOptimizer(Optimizer):
         if groups is None and self._safeguard is not None:
             raise ValueError(f"there are several ranks, and the safeguard has to know whose losses to compare: {RANKS}")
         device = parts[0].param.device if parts else meeting_place(self._params(), groups or ())
-        if not isinstance(loss, Tensor | Real | None):
+        if not (loss is None or isinstance(loss, (Tensor, Real))):
             raise TypeError(f"loss: expected a number or a tensor of one element, got a {type(loss).__name__}")
         value = torch.as_tensor(0.0 if loss is None else loss, dtype=torch.float32, device=device).detach()
         if value.numel() != 1:

@@ -16,7 +16,7 @@ from l2o_runtime.archive import METADATA_KEY, seal
 from l2o_runtime.artifact import FORMAT, atomic_write, save_rule
 from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
-from l2o_runtime.exported import FlatStep, step_names, torchscript
+from l2o_runtime.exported import FlatStep, no_guards, step_names, torchscript
 from l2o_runtime.layout import Layout
 from l2o_runtime.rule import Rule, zeros
 
@@ -94,7 +94,7 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     if isinstance(rule.context, DMD):
         rule.context.elementary = True
     inputs, outputs = step_names(rule)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
