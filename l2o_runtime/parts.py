@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2o_runtime.distributed import Groups, first_index, local, shard_groups, zeros_beside
 from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.restraint import ADAM_LR
 
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
@@ -26,9 +27,6 @@ CONTEXT = "context_"
 
 OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$)")
 """How states of rules are called; those of other names belong to somebody else, and are carried along."""
-
-ADAM_LR = 1e-3
-"""AdamW's default learning rate, for which lr = 1 stands in weight decay."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ LOWEST = 0.01
 """Below this share of the noise floor Adam's step fades, too: there float32 itself is the noise."""
 
 ADAM_LR, ADAM_EPSILON = 1e-3, 1e-8
-"""Of the step that coordinates get whose gradients are rounding (Kingma & Ba 2015)."""
+"""Of the step that coordinates get whose gradients are rounding (Kingma & Ba 2015); in weight decay, lr = 1 stands for
+that learning rate."""
 
 
 def restrain(delta: Any, gradient: Any, mean: Any, root: Any, noise: Any) -> Any:

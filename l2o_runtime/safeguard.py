@@ -21,7 +21,7 @@ from torch.optim.adam import adam
 
 from l2o_runtime.distributed import local
 from l2o_runtime.gram import State
-from l2o_runtime.parts import ADAM_LR
+from l2o_runtime.restraint import ADAM_LR
 
 WINDOW = 10
 """Losses in a window: what a decision is based on, its second half above all."""

@@ -14,7 +14,8 @@ from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.parts import ADAM_LR, Part, full_precision
+from l2o_runtime.parts import Part, full_precision
+from l2o_runtime.restraint import ADAM_LR
 from l2o_runtime.rule import Rule
 
 LARGEST = 64

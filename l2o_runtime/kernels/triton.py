@@ -14,7 +14,8 @@ from torch import Tensor
 from l2o_runtime.cells import CoordinateLSTM
 from l2o_runtime.features import FEATURES
 from l2o_runtime.gram import State
-from l2o_runtime.parts import ADAM_LR, Part
+from l2o_runtime.parts import Part
+from l2o_runtime.restraint import ADAM_LR
 from l2o_runtime.rule import Rule
 
 MAX_HIDDEN = 64
