@@ -1,10 +1,12 @@
-"""Record what every bundled rule does: `python -m tests.golden.record [trajectories …]`, from the project's folder.
+"""Record what every bundled rule does: `python -m tests.golden.record [trajectories segments files runs]`, from the project's folder.
 
 To be run only where what rules do is meant to change, and said so in the change.
 """
 
 import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -12,7 +14,10 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from golden.trajectories import HERE, MODELS, RULES, amplified, processor, train
+from golden import checkpoints, meta
+from golden.trajectories import HERE, MODELS, RULES, amplified, last_bits, processor, train, upwards
+
+from l2o_runtime.artifact import BUNDLED
 
 
 def trajectories() -> None:
@@ -29,14 +34,51 @@ def trajectories() -> None:
             digests[f"{key}/compiled"] = train(rule, name, compiled=True).digest
             print(key, flush=True)
     save_file(tensors, HERE / "trajectories.safetensors")
-    write("digests.json", {processor(): digests})
+    note(digests)
 
 
-def write(name: str, content: dict) -> None:
-    (HERE / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+def segments() -> None:
+    """`meta.safetensors`: losses and summaries of meta-gradients of every segment, and what rounding does to them."""
+    tensors, digests, names = {}, {}, {}
+    for rule in RULES:
+        for task in meta.TASKS:
+            plain = meta.segments(rule, task, compiled=False)
+            nudged = [meta.segments(rule, task, compiled=False, nudge=nudge) for nudge in (last_bits, upwards)]
+            for way, found in (("plain", plain), ("compiled", meta.segments(rule, task, compiled=True))):
+                digests |= {f"meta/{rule}/{task}/{k}/{way}": segment.digest for k, segment in enumerate(found)}
+            for k, segment in enumerate(plain):
+                own = [meta.errors(other[k], segment.losses, segment.summary) for other in nudged]
+                key = f"{rule}/{task}/{k}"
+                tensors |= {f"{key}/losses": segment.losses, f"{key}/summary": segment.summary}
+                tensors[f"{key}/own"] = torch.stack(own).amax(0).float()
+                names[rule] = " ".join(segment.grads)
+            print(rule, task, flush=True)
+    save_file(tensors, HERE / "meta.safetensors", names)
+    note(digests)
 
 
-PARTS = {"trajectories": trajectories}
+def files() -> None:
+    """`v1/`: today's files of the bundled rules."""
+    for rule in RULES:
+        shutil.copy(BUNDLED / f"{rule}.safetensors", HERE / "v1")
+
+
+def runs() -> None:
+    """`checkpoints-v1/`: runs that were stopped, and where they get."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in checkpoints.RUNS:
+            checkpoints.record(name, Path(folder))
+
+
+def note(found: dict[str, str]) -> None:
+    """Write down digests for this processor."""
+    path = HERE / "digests.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known[processor()] = known.get(processor(), {}) | found
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+PARTS = {"trajectories": trajectories, "segments": segments, "files": files, "runs": runs}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
