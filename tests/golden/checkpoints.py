@@ -69,7 +69,7 @@ def resume(name: str, folder: Path) -> Path:
 
 
 def record(name: str, scratch: Path) -> None:
-    """Write `FOLDER`/name: preset, configuration, metrics and checkpoints of a run that stopped, and the rule it gives."""
+    """Write `FOLDER`/name: a run that stopped, and the rule and the metrics it gives when resumed."""
     kept = FOLDER / name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)

@@ -1,5 +1,6 @@
-"""Record what every bundled rule does: `python -m tests.golden.record [trajectories segments files runs]`, from the project's folder.
+"""Record what every bundled rule does: `python -m tests.golden.record`, from the project's folder.
 
+Names of parts (trajectories, segments, files, runs) may follow: only these are recorded then.
 To be run only where what rules do is meant to change, and said so in the change.
 """
 
