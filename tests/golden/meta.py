@@ -19,7 +19,7 @@ from l2o_training.tasks import ConvConfig, MLPConfig, make_task
 
 TASKS = {
     "mlp": MLPConfig(data="digits", hidden=(6,), batch_size=16),
-    "convnet": ConvConfig(data="digits", channels=(4, 6), norm="layer", batch_size=16),
+    "convnet": ConvConfig(data="digits", channels=(4, 6), activation="gelu", norm="layer", batch_size=16),
 }
 UNROLL, SEGMENTS = 24, 2
 """Windows of the rules fill up in the first truncation, and are full in the second."""

@@ -1,6 +1,7 @@
 """What every bundled rule does: problems, and the ways to train on them. Recorded by `record`, compared by the tests.
 
-All numbers that a problem is made of come from NumPy's `RandomState`, whose streams never change.
+All numbers that a problem is made of come from NumPy's `RandomState`, whose streams never change. Networks are smooth:
+where a ReLU or a maximum has a kink, one rounding decides between two trajectories.
 """
 
 import contextlib
@@ -91,13 +92,13 @@ class Classifier(nn.Module):
 
 
 def mlp() -> nn.Module:
-    network = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+    network = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 12), nn.SiLU(), nn.Linear(12, 4))
     return Classifier(network, (10,), 4, seed=1)
 
 
 def convnet() -> nn.Module:
     # No bias before BatchNorm: its gradient would be nothing but rounding, which rules enlarge.
-    block = [nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)]
+    block = [nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.SiLU(), nn.AvgPool2d(2)]
     block += [nn.Conv2d(6, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.Flatten()]
     return Classifier(nn.Sequential(*block, nn.Linear(32, 5)), (2, 8, 8), 5, seed=2)
 
