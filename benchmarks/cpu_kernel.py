@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig
-from l2o_runtime.engine import Replicas, advance
-from l2o_runtime.kernels import cpu
-from l2o_runtime.parts import Part, make_part
-from l2o_runtime.rule import zeros
+from l2o_runtime.kernels import lstm as cpu
+from l2o_runtime.state import zeros
+from l2o_runtime.stepping.engine import Replicas, advance
+from l2o_runtime.stepping.parts import Part, make_part
 from l2o_training.benchmark.contenders import network_flops
 
 RULES = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from l2o_runtime import Rule, RuleConfig
 from l2o_runtime.kernels.triton import Precision, TritonKernel, supported
-from l2o_runtime.parts import Part
+from l2o_runtime.stepping.parts import Part
 
 DEFAULT: Precision = "tf32x3"
 PRECISIONS: tuple[Precision, ...] = ("tf32x3", "tf32", "ieee")

@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from l2o_runtime.config import RuleConfig
-from l2o_runtime.rule import Rule
-from l2o_runtime.scale import make_rule
-from l2o_training import fused
-from l2o_training.data import load_dataset
-from l2o_training.fused import fuse
+from l2o_runtime.rules import make_rule
+from l2o_runtime.rules.lstm import Rule
+from l2o_training.fused import lstm as fused
+from l2o_training.fused.lstm import fuse
+from l2o_training.meta.unroll import begin, unroll
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.tasks.base import Instances
-from l2o_training.unroll import begin, unroll
+from l2o_training.tasks.data import load_dataset
 
 PLAIN = "plain, one instance"
 OPERATORS = "torch operators, as many at once"

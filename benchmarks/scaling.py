@@ -26,9 +26,9 @@ import torch
 import torch.distributed as dist
 
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.distributed import Ranks
-from l2o_training.rendezvous import join
-from l2o_training.trainer import Trainer
+from l2o_training.meta.trainer import Trainer
+from l2o_training.ranks.group import Ranks
+from l2o_training.ranks.rendezvous import join
 
 LANES = 4
 EPOCHS = 6

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig
-from l2o_runtime.parts import CHUNK
-from l2o_runtime.rule import zeros
+from l2o_runtime.state import zeros
+from l2o_runtime.stepping.parts import CHUNK
 from l2o_training.benchmark.contenders import CONTEXTS
 from l2o_training.benchmark.models import MODELS, count, random_tensors, shapes_of
 

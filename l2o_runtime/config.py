@@ -299,7 +299,7 @@ class RuleConfig:
         known_parameters: of cell "scale": networks of N parameters, more than these, get steps shorter by the fourth
             root of N / known_parameters, which fade slowly, and directions are bounded. None treats all alike.
         noise_floor: of features "normalized" and "moments": a gradient smaller than this share of the root mean square
-            of all gradients is taken for rounding, and where a gradient is gone steps fade (`l2o_runtime.restraint`).
+            of all gradients is taken for rounding, and where a gradient is gone steps fade (`rules.restraint`).
             None does neither.
         context: what every coordinate sees besides its own gradient.
         horizon: number of steps the rule was meta-trained for.

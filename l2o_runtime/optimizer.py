@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from l2o_runtime import safeguard as guard
-from l2o_runtime.artifact import SUFFIXES, find_rule, load_rule
-from l2o_runtime.distributed import ALONE, Groups, check_process_group, loss_groups, mean_loss, meeting_place
-from l2o_runtime.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
-from l2o_runtime.exported import ExportedRule, load_exported
-from l2o_runtime.gram import State
-from l2o_runtime.parts import CONTEXT, STATE_DTYPES, Part, awaited, check_state, kept_in, make_part
-from l2o_runtime.rule import Rule, zeros
+from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
+from l2o_runtime.files.exported import ExportedRule, load_exported
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.state import State, zeros
+from l2o_runtime.stepping.distributed import ALONE, Groups, check_process_group, loss_groups, mean_loss, meeting_place
+from l2o_runtime.stepping.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
+from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, awaited, check_state, kept_in, make_part
+from l2o_runtime.wrappers import safeguard as guard
 
 HEALTH = ("steps", *REASONS)
 """What is counted, in the order of the state `health`."""
@@ -110,7 +110,7 @@ class LearnedOptimizer(Optimizer):
             0.001, for which lr = 1 stands: in a step parameters shrink by 0.001 · lr · weight_decay of themselves.
         maximize: go up the objective instead of down.
         safeguard: "adam" takes Adam's steps until the rule has shown that it does better, and again as soon as
-            it does not; see `l2o_runtime.safeguard`. It needs the loss at every step.
+            it does not; see `l2o_runtime.wrappers.safeguard`. It needs the loss at every step.
         safeguard_lr: learning rate of that Adam; it is multiplied by lr.
         state_dtype: `torch.bfloat16` keeps the network's memory in half the space; the step is still computed in
             float32. A state that is loaded is cast to it.

@@ -67,8 +67,8 @@ def friendly_errors() -> Iterator[None]:
     """
     try:
         from l2o_export.formats import ExportError
-        from l2o_training.data import DataError
         from l2o_training.errors import Interrupted, Quiet, RunError
+        from l2o_training.tasks.data import DataError
 
         yield
     except KeyboardInterrupt as error:  # the first one, as it may come before the others are imported

@@ -83,16 +83,16 @@ def evaluate(
         from l2o_cli.unseen import evaluate_unseen
         from l2o_runtime.config import require
         from l2o_training.config import pick_device
-        from l2o_training.data import Datasets
-        from l2o_training.distributed import START_TIMEOUT
         from l2o_training.evaluation.baselines import parse_baselines
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
         from l2o_training.evaluation.suites import UNSEEN, find_suite
-        from l2o_training.fused import fuse
-        from l2o_training.provenance import versions
-        from l2o_training.rendezvous import join
+        from l2o_training.fused.lstm import fuse
+        from l2o_training.meta.provenance import versions
+        from l2o_training.ranks.group import START_TIMEOUT
+        from l2o_training.ranks.rendezvous import join
         from l2o_training.tasks import Task, make_task
+        from l2o_training.tasks.data import Datasets
 
         if suite == UNSEEN:
             set_threads(threads)

@@ -25,7 +25,7 @@ def export(
     """
     with friendly_errors():
         from l2o_export.export import export_rule, parse_formats
-        from l2o_runtime.artifact import find_rule
+        from l2o_runtime.files.artifact import find_rule
 
         formats, path = parse_formats(to), find_rule(rule)
         with err.status("exporting and verifying"):

@@ -17,8 +17,8 @@ def inspect(
     """Say what a rule is: architecture, sizes, horizon, what it was meta-trained on."""
     with friendly_errors():
         from l2o_export.card import describe_context, describe_network, describe_steps, describe_tasks, state_bytes
-        from l2o_runtime.artifact import FORMAT, find_rule, read_rule
         from l2o_runtime.config import to_dict
+        from l2o_runtime.files.artifact import FORMAT, find_rule, read_rule
 
         path = find_rule(rule)
         loaded, origin = read_rule(path)

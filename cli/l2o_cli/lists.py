@@ -37,7 +37,7 @@ def presets(as_json: Json = False) -> None:
 def rules(as_json: Json = False) -> None:
     """List the rules that ship with the package."""
     with friendly_errors():
-        from l2o_runtime.artifact import ALIASES, bundled_rules
+        from l2o_runtime.files.artifact import ALIASES, bundled_rules
 
         aliases = {alias: f"another name of {name}" for alias, name in ALIASES.items()}
         _show(aliases | {name: PURPOSES[name] for name in sorted(bundled_rules(), key=list(PURPOSES).index)}, as_json)

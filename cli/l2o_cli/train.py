@@ -12,8 +12,8 @@ from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
 from l2o_cli.keys import show_keys
 
 if TYPE_CHECKING:
-    from l2o_training.distributed import Ranks
-    from l2o_training.trainer import Trainer
+    from l2o_training.meta.trainer import Trainer
+    from l2o_training.ranks.group import Ranks
 
 
 DOWNLOAD_TIMEOUT = 3600.0
@@ -53,8 +53,8 @@ def train(
     """
     with friendly_errors():
         from l2o_runtime.config import require
-        from l2o_training.launch import launch
-        from l2o_training.rendezvous import join, launched
+        from l2o_training.ranks.launch import launch
+        from l2o_training.ranks.rendezvous import join, launched
 
         changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
         folder = out_dir or Path("runs") / Path(preset).stem
@@ -85,11 +85,11 @@ def _train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from l2o_training.config import load_preset, pick_device
-    from l2o_training.distributed import START_TIMEOUT
-    from l2o_training.folder import kept
-    from l2o_training.provenance import comparable, versions
-    from l2o_training.trainer import Progress as Epoch
-    from l2o_training.trainer import Trainer
+    from l2o_training.meta.folder import kept
+    from l2o_training.meta.provenance import comparable, versions
+    from l2o_training.meta.trainer import Progress as Epoch
+    from l2o_training.meta.trainer import Trainer
+    from l2o_training.ranks.group import START_TIMEOUT
 
     set_threads(threads or (1 if ranks.size > 1 else 0))
     place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
@@ -148,7 +148,7 @@ def _train(
 
 def _conclude(trainer: "Trainer", path: Path) -> None:
     """Say how good the rule is, and what can be done with it."""
-    from l2o_training.validation import RATES
+    from l2o_training.meta.validation import RATES
 
     config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
     beside = "Adam: not finite" if adam["loss"] is None else f"Adam at {adam['lr']}: {adam['loss']:.4f}"

@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any
 
 from l2o_runtime.config import to_dict
-from l2o_runtime.exported import step_names
-from l2o_runtime.rule import Rule
-from l2o_runtime.scale import UNITS
+from l2o_runtime.files.exported import step_names
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.tiered import UNITS
 
 LAYOUT = (
     "layout.owner is the number of the tensor, int64 (n,), that each coordinate belongs to; layout.shapes "

@@ -14,11 +14,12 @@ from typing import Any
 from l2o_export.card import model_card
 from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError
 from l2o_export.verify import STEP_TOLERANCE, STEPS, Parity, Reference, make_reference, verify
-from l2o_runtime.artifact import atomic_write, load_rule, read_rule
 from l2o_runtime.config import nearest, require
-from l2o_runtime.exported import load_exported
-from l2o_runtime.rule import Rule
-from l2o_runtime.untrusted import printable
+from l2o_runtime.files.artifact import load_rule, read_rule
+from l2o_runtime.files.atomic import atomic_write
+from l2o_runtime.files.exported import load_exported
+from l2o_runtime.files.untrusted import printable
+from l2o_runtime.rules.lstm import Rule
 
 
 def parse_formats(text: str) -> list[str]:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from l2o_runtime.archive import METADATA_KEY, seal
-from l2o_runtime.artifact import FORMAT, atomic_write, save_rule
 from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
-from l2o_runtime.exported import FlatStep, no_guards, step_names, torchscript
+from l2o_runtime.files.archive import METADATA_KEY, seal
+from l2o_runtime.files.artifact import FORMAT, save_rule
+from l2o_runtime.files.atomic import atomic_write
+from l2o_runtime.files.exported import FlatStep, no_guards, step_names, torchscript
 from l2o_runtime.layout import Layout
-from l2o_runtime.rule import Rule, zeros
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.state import zeros
 
 ONNX_VERSIONS: dict[str, Any] = {"ir_version": 8, "opset": 18, "oldest_onnxruntime": "1.15"}
 """Of ONNX files: operators, of the standard domain only, the first file format that has them, and the oldest runtime

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2o_export.formats import ExportError
-from l2o_runtime.exported import ExportedRule
-from l2o_runtime.gram import State
+from l2o_runtime.files.exported import ExportedRule
 from l2o_runtime.layout import Layout
-from l2o_runtime.rule import Rule, zeros
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.state import State, zeros
 
 STEPS = 200
 """Of the trajectory: windows of the presets are full after 21, clocks stop after 100."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from l2o_runtime.config import FlagConfig
-from l2o_runtime.gram import GramWindow, LossWindow, State, StateSpec
+from l2o_runtime.contexts.gram import GramWindow, LossWindow
+from l2o_runtime.state import State, StateSpec
 
 
 class Context(nn.Module, ABC):

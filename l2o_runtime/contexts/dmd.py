@@ -5,9 +5,9 @@ from torch import Tensor
 
 from l2o_runtime.config import DMDConfig
 from l2o_runtime.contexts.base import WindowContext
-from l2o_runtime.features import LARGEST
-from l2o_runtime.gram import GramWindow, LossWindow, State, StateSpec, difference_gram
-from l2o_runtime.spectra import dmd, trace
+from l2o_runtime.contexts.gram import GramWindow, LossWindow, difference_gram
+from l2o_runtime.contexts.spectra import dmd, trace
+from l2o_runtime.state import LARGEST, State, StateSpec
 
 CLIP = 5.0
 """Bound on every scaled feature."""

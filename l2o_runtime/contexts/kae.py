@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from l2o_runtime.config import KAEConfig
 from l2o_runtime.contexts.base import WindowContext
-from l2o_runtime.gram import GramWindow, State, StateSpec, difference_gram
+from l2o_runtime.contexts.gram import GramWindow, difference_gram
+from l2o_runtime.state import State, StateSpec
 
 EPSILON = 1e-12
 

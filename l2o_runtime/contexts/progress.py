@@ -5,8 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from l2o_runtime.features import LARGEST
-from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.state import LARGEST, State, StateSpec
 
 SPANS = (10, 50)
 """Steps over which log-losses are averaged."""

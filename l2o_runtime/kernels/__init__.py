@@ -1,6 +1,6 @@
 """Fast implementations of a rule's update, one per kind of device; without one, the plain loop does the work.
 
-A kernel advances all coordinates of a part in place, exactly as the plain loop of `l2o_runtime.engine.advance`
+A kernel advances all coordinates of a part in place, exactly as the plain loop of `l2o_runtime.stepping.engine.advance`
 does but for rounding. The environment variable L2O_KERNELS=plain turns all of them off; the Triton kernel, which has
 run in its interpreter but on no GPU yet, has to be asked for: L2O_KERNELS=triton.
 """
@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from l2o_runtime.parts import STATE_DTYPES, Part
-from l2o_runtime.passes import turned_off
-from l2o_runtime.rule import Rule
-from l2o_runtime.scale import ScaleRule
+from l2o_runtime.contexts.passes import turned_off
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.tiered import ScaleRule
+from l2o_runtime.stepping.parts import STATE_DTYPES, Part
 
 
 class Kernel(Protocol):
@@ -56,7 +56,8 @@ def select(rule: Rule, device: torch.device) -> Kernel | TensorKernel | None:
 
         return triton.TritonKernel(rule) if triton.supported(rule) else None
     if device.type == "cpu" and find_spec("llvmlite") is not None:
-        from l2o_runtime.kernels import cpu, scale
+        from l2o_runtime.kernels import lstm as cpu
+        from l2o_runtime.kernels import tiered as scale
 
         return scale.make_kernel(rule) if isinstance(rule, ScaleRule) else cpu.make_kernel(rule)
     return None

@@ -1,4 +1,4 @@
-"""The feature maps of `l2o_runtime.features`, and `l2o_runtime.rule.combine`, as LLVM code for some coordinates."""
+"""The feature maps of `l2o_runtime.rules.features`, and `rules.lstm.combine`, as LLVM code for some coordinates."""
 
 import functools
 import math
@@ -8,17 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l2o_runtime.features import (
+from l2o_runtime.kernels.emit import Vector
+from l2o_runtime.rules.features import (
     BETA,
     EPSILON,
     FEATURE_SPECS,
-    LARGEST,
     LOG_SIGN_P,
     MOMENT_SPANS,
     SMALLEST_SQUARE,
     lowest_root,
 )
-from l2o_runtime.kernels.emit import Vector
+from l2o_runtime.state import LARGEST
 
 AVERAGES = {kind: [key for key in spec if key != "step"] for kind, spec in FEATURE_SPECS.items()}
 """States of every feature map, in the order in which they are handed over."""
@@ -92,7 +92,7 @@ def look(kind: str, grad: Vector, param: Vector, averages: Sequence[Vector], num
 
 
 def log_sign(grad: Vector) -> Look:
-    """As `l2o_runtime.features.log_sign`."""
+    """As `l2o_runtime.rules.features.log_sign`."""
     threshold = math.exp(-LOG_SIGN_P)
     size = grad.abs()
     sign = size.where_less(threshold, grad / threshold, grad.like(1.0).sign_of(grad))
@@ -100,7 +100,7 @@ def log_sign(grad: Vector) -> Look:
 
 
 def normalized(grad: Vector, averages: Sequence[Vector], corrections: Sequence[Vector]) -> Look:
-    """As `l2o_runtime.features.normalized`."""
+    """As `l2o_runtime.rules.features.normalized`."""
     g = grad.clamp(-LARGEST, LARGEST)
     m, v = (value.fma(1 - BETA, average * BETA) for value, average in zip((g, g * g), averages, strict=True))
     root = (v / corrections[1]).sqrt() + EPSILON
@@ -116,7 +116,7 @@ def moments(
     level: Vector,
     floor: Vector,
 ) -> Look:
-    """As `l2o_runtime.features.moments`."""
+    """As `l2o_runtime.rules.features.moments`."""
     grad = grad.clamp(-LARGEST, LARGEST)
     values = [grad] * 2 + [grad * grad] * 3
     # As torch rounds: squares of 1e-21 are subnormal, and there a product that is not rounded makes a difference.
@@ -145,7 +145,7 @@ def moments(
 
 
 def combine(output: Sequence[Vector], directions: Sequence[Vector]) -> Vector:
-    """As `l2o_runtime.rule.combine`, of four outputs and four directions."""
+    """As `l2o_runtime.rules.lstm.combine`, of four outputs and four directions."""
     size, *factors = output
     first, *others = directions
     total = others[0].like(0.0)

@@ -1,328 +1,263 @@
-"""LLVM code of a rule's update: tiles of four coordinates, whose gates never leave the registers.
+"""The CPU kernel: machine code made by LLVM for this processor and this rule, on several threads."""
 
-The weights are packed so that a vector holds all four gates of some units, [i … f … g … o …]. A tile keeps
-`vectors` of them for each of its coordinates as running sums of the products, which are broadcasts of x and h
-times rows of weights. Four such vectors are then transposed into one vector of each gate, whose units lie in the
-order of the states h and c in memory; thus nothing but the states is read or written. States in bfloat16 are widened
-when they are read and rounded when they are written; all between is float32.
-
-Source: the blocking is that of Goto & van de Geijn 2008, section 5, on registers.
-"""
-
-from dataclasses import dataclass
-from typing import Any, cast
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from llvmlite import ir
 from torch import Tensor
 
 from l2o_runtime.config import RuleConfig
-from l2o_runtime.features import WIDTHS
+from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import features
-from l2o_runtime.kernels.emit import (
-    BF16,
-    F32,
-    I64,
-    POINTER,
-    VOID,
-    Vector,
-    broadcast,
-    join,
-    load,
-    loop,
-    shuffle,
-    store,
-)
-from l2o_runtime.restraint import restrain
+from l2o_runtime.kernels.emit import Compiled, function_module, widest
+from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
+from l2o_runtime.kernels.threads import share
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.restraint import ADAM_LR
+from l2o_runtime.stepping.parts import Part, full_precision
 
-ROWS = 4
-"""Coordinates of a tile; as many as there are gates, for they change places."""
+LARGEST = 64
+"""Hidden units up to which the weights of a layer stay in the nearest caches; larger rules take the plain path."""
 
-GATES = 4
+CHUNK = 16384
+"""Coordinates that a thread advances at a time; a multiple of ROWS."""
+
+SMALLEST = 2048
+"""Fewer coordinates are not worth a second thread."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """How the units of a layer are spread over vectors.
+@functools.cache
+def compile_update(
+    config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
+) -> tuple[Callable[..., None], Compiled]:
+    """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
+    module = update_module(config, shape, dtypes)
+    pointers = len(module.get_global("update").args) - 1
+    compiled = Compiled(module)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * pointers)
+    return kind(compiled.address("update")), compiled
+
+
+def apply(name: Literal["tanh", "exp", "log"], x: Tensor) -> Tensor:
+    """The kernel's own tanh, exp or log, for comparison.
+
+    Args:
+        name: of the function.
+        x: (n,) float32.
+    """
+    width = widest()
+    compiled = Compiled(function_module(name, width))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    padded = torch.nn.functional.pad(x, (0, -len(x) % width + width))
+    result = torch.empty_like(padded)
+    kind(compiled.address("apply"))(len(padded) // width, padded.data_ptr(), result.data_ptr())
+    return result[: len(x)]
+
+
+class Scratch:
+    """What a thread needs besides the states: a chunk's gradients and steps, and one padded tile of both and θ.
+
+    Args:
+        widths: numbers per coordinate of each state.
+    """
+
+    def __init__(self, widths: list[int]):
+        self.grad = torch.zeros(CHUNK, dtype=torch.float32)
+        self.delta = torch.zeros(CHUNK, dtype=torch.float32)
+        self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
+        self.tile = torch.zeros(3, ROWS, dtype=torch.float32)
+        self._wide: dict[torch.dtype, Tensor] = {}
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """A chunk of another type."""
+        if dtype not in self._wide:
+            self._wide[dtype] = torch.zeros(CHUNK, dtype=dtype)
+        return self._wide[dtype]
+
+
+class CPUKernel:
+    """The update of one rule; see `l2o_runtime.kernels.Kernel`.
+
+    Args:
+        rule: frozen, on the CPU, in float32.
+    """
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        config, cell = rule.config, rule.cell
+        self.shape = shape = choose_shape(config.hidden, widest())
+        rows = [torch.cat([cell.weight_ih[i], cell.weight_hh[i]], 1) for i in range(config.layers)]
+        packed = [pack(row, shape).reshape(-1) for row in rows]
+        self.weights = torch.cat([*packed, cell.head.weight.reshape(-1), cell.head.bias]).detach()
+        self.bias = torch.cat([pack(bias, shape).reshape(-1) for bias in cell.bias]).detach()
+        self.first_bias = self.bias[: 4 * config.hidden]
+        self.fixed_bias = self.first_bias.clone()
+        columns = [pack(column, shape).reshape(-1) for column in cell.weight_context.unbind(1)]
+        self.weight_context = torch.stack(columns, 1).detach() if columns else None
+        averages = features.AVERAGES[config.features]
+        self.keys = averages + [f"{name}{layer}" for layer in range(config.layers) for name in "hc"]
+        self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
+        self.scratch: list[Scratch] = []
+        self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
+
+    def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+        """Advance a part; its chunks are dealt out to as many threads as torch uses."""
+        n = len(part.theta)
+        if n == 0 or not bool(good):
+            return
+        if self.weight_context is not None:
+            with full_precision(context.device):
+                seen = context[-self.weight_context.shape[1] :]  # the level is not for the network
+                torch.addmv(self.fixed_bias, self.weight_context, seen, out=self.first_bias)
+        level = float(context[0]) if self.rule.progress else 0.0
+        config = self.rule.config
+        shared = features.shared(config.features, float(part.state["step"]), level, config.noise_floor or 0.0)
+        states = [part.state[key] for key in self.keys]
+        strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
+        job = _Job(part, states, strides, self._update(states), shared, reach)
+        threads = torch.get_num_threads()
+        size = chunk_size(n, threads)
+        while len(self.scratch) < threads:
+            self.scratch.append(Scratch(self.widths))
+
+        def work(start: int, thread: int) -> None:
+            self._chunk(job, start, min(start + size, n), self.scratch[thread])
+
+        share(work, range(0, n, size))
+
+    def _update(self, states: list[Tensor]) -> Callable[..., None]:
+        """The code for states of these dtypes."""
+        dtypes = tuple(state.dtype for state in states)
+        if dtypes not in self.updates:
+            self.updates[dtypes], _ = compile_update(_architecture(self.rule.config), self.shape, dtypes)
+        return self.updates[dtypes]
+
+    def _chunk(self, job: "_Job", start: int, stop: int, scratch: Scratch) -> None:
+        piece = slice(start, stop)
+        theta = job.part.theta[piece]
+        grad = gradient(job.part, piece, scratch)
+        delta = scratch.delta[: stop - start]
+        columns = [grad, parameter(theta, scratch) if self.rule.progress else grad, delta]
+        full = (stop - start) // ROWS
+        if full:
+            self._call(job, full, columns, job.places(start))
+        if (stop - start) % ROWS:
+            self._tail(job, [column[full * ROWS :] for column in columns], start + full * ROWS, scratch)
+        if job.window is not None and isinstance(self.rule.context, WindowContext):
+            push(job.window[piece], self.rule.context.snapshot(theta, grad))
+        move(job.part, theta, delta, job.reach, scratch)
+
+    def _tail(self, job: "_Job", columns: list[Tensor], start: int, scratch: Scratch) -> None:
+        """The last coordinates, fewer than a tile's, on a padded copy."""
+        grad, param, delta = columns
+        count = len(grad)
+        scratch.tile[0, :count].copy_(grad)
+        if self.rule.progress:
+            scratch.tile[1, :count].copy_(param)
+        copies = [copy.data_ptr() for copy in scratch.states]
+        places = job.places(start)
+        sizes = [count * stride for stride in job.strides]
+        for place, copy, size in zip(places, copies, sizes, strict=True):
+            ctypes.memmove(copy, place, size)  # a tenth of the time of a tensor's copy_
+        self._call(job, 1, list(scratch.tile), copies)
+        delta.copy_(scratch.tile[2, :count])
+        for place, copy, size in zip(places, copies, sizes, strict=True):
+            ctypes.memmove(place, copy, size)
+
+    def _call(self, job: "_Job", tiles: int, columns: list[Tensor], states: list[int]) -> None:
+        """Run the code on gradients, parameters, room for the steps, and the states at these addresses."""
+        tensors = [self.weights, self.bias, job.shared, *columns]
+        job.update(tiles, *(tensor.data_ptr() for tensor in tensors), *states)
+
+
+def chunk_size(n: int, threads: int) -> int:
+    """Coordinates of a chunk, so that all threads get as many chunks of one size as they share the work."""
+    rounds = -(-n // (threads * CHUNK)) if n > threads * SMALLEST else 0
+    chunks = max(1, threads * rounds if rounds else n // SMALLEST)
+    return max(1, -(-n // (chunks * ROWS))) * ROWS
+
+
+class _Job:
+    """One part in one step.
 
     Attributes:
-        hidden: units.
-        width: floats of a vector.
-        vectors: vectors that a tile sums up at a time for each coordinate.
+        addresses: of the states.
+        strides: bytes per coordinate of each.
     """
 
-    hidden: int
-    width: int
-    vectors: int
+    def __init__(
+        self,
+        part: Part,
+        states: list[Tensor],
+        strides: list[int],
+        update: Callable[..., None],
+        shared: Tensor,
+        reach: float | None,
+    ):
+        self.part, self.update, self.shared, self.reach = part, update, shared, reach
+        self.addresses = [state.data_ptr() for state in states]
+        self.strides = strides
+        self.window = part.state.get("window")
 
-    @property
-    def units(self) -> int:
-        """Units of a vector."""
-        return self.width // GATES
-
-    @property
-    def groups(self) -> int:
-        """How many times `vectors` make up a layer."""
-        return self.hidden // (self.units * self.vectors)
-
-
-def choose_shape(hidden: int, widest: int) -> Shape:
-    """The widest vectors that fit a number of units, as many as the registers hold.
-
-    >>> choose_shape(20, 16)
-    Shape(hidden=20, width=16, vectors=5)
-    >>> choose_shape(7, 16)
-    Shape(hidden=7, width=4, vectors=1)
-    """
-    width = widest
-    while hidden % (width // GATES):
-        width //= 2
-    count = hidden // (width // GATES)
-    most = 5 if widest == 16 else 2  # ROWS · most sums, and the factors, in 32 or 16 registers
-    return Shape(hidden, width, max(v for v in range(1, most + 1) if count % v == 0))
+    def places(self, start: int) -> list[int]:
+        """Addresses of the states of a coordinate."""
+        return [address + start * stride for address, stride in zip(self.addresses, self.strides, strict=True)]
 
 
-def pack(weight: Tensor, shape: Shape) -> Tensor:
-    """Rows in the order of the vectors, with the ½ of σ(x) = ½ tanh(x/2) + ½.
+def _architecture(config: RuleConfig) -> RuleConfig:
+    """What the code depends on, so that rules that differ in nothing else share it."""
+    keys = ("features", "hidden", "layers", "output", "output_scale", "noise_floor")
+    return RuleConfig(**{key: getattr(config, key) for key in keys})
+
+
+def push(window: Tensor, newest: Tensor) -> None:
+    """`gram.push` in place: as rows lie end to end, moving all of them by one number drops the oldest of each.
 
     Args:
-        weight: (4 · hidden, k) or (4 · hidden,), gates in the order i, f, g, o.
-        shape: of the layer.
-
-    Returns:
-        (groups, k, vectors · width) or (groups, 1, vectors · width), contiguous.
+        window: (n, m + 1) contiguous, n > 0.
+        newest: (n,).
     """
-    half = torch.tensor([0.5, 0.5, 1.0, 0.5], dtype=weight.dtype, device=weight.device)
-    scaled = weight.reshape(GATES, shape.hidden, -1) * half[:, None, None]
-    split = scaled.reshape(GATES, shape.groups, shape.vectors, shape.units, -1)
-    return split.permute(1, 4, 2, 0, 3).reshape(shape.groups, -1, shape.vectors * shape.width).contiguous()
+    start, size = window.data_ptr(), window.element_size()
+    ctypes.memmove(start, start + size, size * (window.numel() - 1))
+    window[:, -1].copy_(newest)
 
 
-class Tile:
-    """The code of one tile.
-
-    Args:
-        builder: where to write.
-        config: of the rule.
-        shape: of its layers.
-    """
-
-    def __init__(self, builder: Any, config: RuleConfig, shape: Shape):
-        self.builder, self.config, self.shape = builder, config, shape
-        with builder.goto_entry_block():
-            self.features = builder.alloca(F32, WIDTHS[config.features] * ROWS)
-
-    def at(self, pointer: Any, *offsets: Any) -> Any:
-        """An address so many floats further on."""
-        for offset in offsets:
-            pointer = self.builder.gep(pointer, [I64(offset) if isinstance(offset, int) else offset])
-        return pointer
-
-    def times(self, index: Any, step: int) -> Any:
-        """index · step."""
-        return self.builder.mul(index, I64(step))
-
-    def look(self, grad: Any, param: Any, averages: list[Any], numbers: list[Vector]) -> features.Look:
-        """Write the features of four coordinates to `self.features`, (f, 4); the averages are advanced.
-
-        Args:
-            grad, param: addresses of (4,).
-            averages: addresses of (4,) each.
-            numbers: of `features.shared`.
-
-        Returns:
-            What was seen, vectors of (4,).
-        """
-        g, theta, *old = (load(self.builder, pointer, ROWS) for pointer in (grad, param, *averages))
-        seen = features.look(self.config.features, g, theta, old, numbers)
-        for average, pointer in zip(seen.averages, averages, strict=True):
-            store(self.builder, average, pointer)
-        for row, feature in enumerate(seen.features):
-            store(self.builder, feature, self.at(self.features, row * ROWS))
-        return seen
-
-    def products(self, sums: list[Any], x: Any, steps: tuple[int, int], count: int, weights: Any) -> list[Any]:
-        """Add x W to the running sums.
-
-        Args:
-            sums: ROWS · vectors of them.
-            x: address of (count, ROWS) or (ROWS, count).
-            steps: floats from one x to the next, and from one coordinate to the next.
-            count: k.
-            weights: address of (k, vectors · width).
-        """
-        shape = self.shape
-        line = shape.vectors * shape.width
-
-        def body(k: Any, sums: list[Any]) -> list[Any]:
-            here = self.at(weights, self.times(k, line))
-            row = [load(self.builder, self.at(here, v * shape.width), shape.width) for v in range(shape.vectors)]
-            first = self.at(x, self.times(k, steps[0]))
-            new = []
-            for r in range(ROWS):
-                factor = broadcast(self.builder, self.at(first, r * steps[1]), shape.width)
-                for v in range(shape.vectors):
-                    new.append(row[v].fma(factor, Vector(self.builder, sums[r * shape.vectors + v])).value)
-            return new
-
-        return loop(self.builder, I64(count), sums, body)
-
-    def gates(self, sums: list[Any], c: Any, h: Any, group: Any) -> None:
-        """c ← σ(f) c + σ(i) tanh(g), h ← σ(o) tanh(c), from the finished sums of a group."""
-        shape = self.shape
-        first = self.times(group, shape.vectors * shape.units)
-        vectors = [Vector(self.builder, value) for value in sums]
-        for t in range(shape.vectors):
-            places = [divmod(q, shape.vectors) for q in range(GATES * t, GATES * (t + 1))]
-            offsets = [r * shape.hidden + v * shape.units for r, v in places]
-            i, f, g, o = transpose(vectors[GATES * t : GATES * (t + 1)], shape.units)
-            cell = self.collect(c, first, offsets)
-            (ni, di), (nf, df), (ng, dg), (no, do) = (gate.tanh_ratio() for gate in (i, f, g, o))
-            # Three divisions in place of five: they are what the gates wait for.
-            cell = (nf + df) * cell / (df + df) + (ni + di) * ng / ((di + di) * dg)
-            nc, dc = cell.tanh_ratio()
-            self.spread(cell, c, first, offsets)
-            self.spread((no + do) * nc / ((do + do) * dc), h, first, offsets)
-
-    def collect(self, base: Any, first: Any, offsets: list[int]) -> Vector:
-        """Load the pieces of a vector, which lie side by side if a layer is one group."""
-        if self.shape.groups == 1:
-            return load(self.builder, self.at(base, offsets[0]), self.shape.width)
-        return join([load(self.builder, self.at(base, first, offset), self.shape.units) for offset in offsets])
-
-    def spread(self, vector: Vector, base: Any, first: Any, offsets: list[int]) -> None:
-        """Store what `collect` loads."""
-        if self.shape.groups == 1:
-            store(self.builder, vector, self.at(base, offsets[0]))
-            return
-        for index, offset in enumerate(offsets):
-            units = range(index * self.shape.units, (index + 1) * self.shape.units)
-            store(self.builder, shuffle(vector, None, units), self.at(base, first, offset))
-
-    def scratch(self) -> Any:
-        """Memory for the h of a tile, (ROWS, hidden) float32."""
-        with self.builder.goto_entry_block():
-            return self.builder.alloca(F32, ROWS * self.shape.hidden)
-
-    def copy(self, source: Any, target: Any) -> None:
-        """Write the h of a tile elsewhere."""
-        width = self.shape.width
-        for offset in range(0, ROWS * self.shape.hidden, width):
-            store(self.builder, load(self.builder, self.at(source, offset), width), self.at(target, offset))
-
-    def layer(self, x: Any, steps: tuple[int, int], count: int, bias: Any, weights: Any, h: Any, c: Any) -> Any:
-        """Advance one layer; h and c are written in place.
-
-        Returns:
-            Address of the new h, (ROWS, hidden) float32.
-        """
-        shape = self.shape
-        line = shape.vectors * shape.width
-        old = h
-        if h.type != POINTER:
-            old = self.scratch()
-            self.copy(h, old)
-        target = old if shape.groups == 1 else self.scratch()  # other groups still need the old h
-
-        def body(group: Any, _: list[Any]) -> list[Any]:
-            here = self.at(bias, self.times(group, line))
-            start = [
-                load(self.builder, self.at(here, v * shape.width), shape.width).value for v in range(shape.vectors)
-            ]
-            rows = self.at(weights, self.times(group, line * (count + shape.hidden)))
-            sums = self.products(start * ROWS, x, steps, count, rows)
-            sums = self.products(sums, old, (1, shape.hidden), shape.hidden, self.at(rows, line * count))
-            self.gates(sums, c, target, group)
-            return []
-
-        loop(self.builder, I64(shape.groups), [], body)
-        if target is not h:
-            self.copy(target, h)
-        return target
-
-    def head(self, h: Any, weights: Any, seen: features.Look, noise: Vector) -> Vector:
-        """The step of each coordinate, (4,): scale · output, of which there are as many as directions, if any."""
-        directions = seen.directions
-        outputs = len(directions) or 1
-        biases = self.at(weights, outputs * self.shape.hidden)
-        rows = [(self.at(weights, o * self.shape.hidden), self.at(biases, o)) for o in range(outputs)]
-        output = [self.linear(h, weight, bias) for weight, bias in rows]
-        if directions:
-            delta = features.combine(output, directions)
-        else:
-            delta = output[0].tanh() if self.config.output == "tanh" else output[0]
-        delta = delta * self.config.output_scale
-        if self.config.noise_floor is None:
-            return delta
-        gradient, mean, root = seen.relative
-        return cast("Vector", restrain(delta, gradient, mean, root, noise))
-
-    def linear(self, h: Any, weight: Any, bias: Any) -> Vector:
-        """w · h + b of each coordinate, (4,)."""
-        shape = self.shape
-        piece = next(p for p in (4, 2, 1) if shape.hidden % p == 0)
-        sums = []
-        for r in range(ROWS):
-            total = Vector(self.builder, ir.Constant(ir.VectorType(F32, piece), [0.0] * piece))
-            for unit in range(0, shape.hidden, piece):
-                factor = load(self.builder, self.at(weight, unit), piece)
-                total = load(self.builder, self.at(h, r * shape.hidden + unit), piece).fma(factor, total)
-            sums.append(total)
-        flat = join(sums)
-        columns = [shuffle(flat, None, [r * piece + j for r in range(ROWS)]) for j in range(piece)]
-        output = broadcast(self.builder, bias, ROWS)
-        for column in columns:
-            output = output + column
-        return output
+def gradient(part: Part, piece: slice, scratch: Scratch, start: int = 0) -> Tensor:
+    """The direction to go down, contiguous float32, as in `Part.chunks`; if need be a copy, from `start` on."""
+    grad = part.grad[piece]
+    if grad.dtype == torch.float32 and grad.is_contiguous() and not part.group["maximize"]:
+        return grad
+    copy = scratch.grad[start : start + len(grad)].copy_(grad)
+    return copy.neg_() if part.group["maximize"] else copy
 
 
-def transpose(vectors: list[Vector], units: int) -> list[Vector]:
-    """From four vectors of all gates of some units to one vector for each gate."""
-    low, high = (join(vectors[half : half + 2]) for half in (0, 2))
-    width = GATES * units
-    result = []
-    for gate in range(GATES):
-        pick = [half * width + gate * units + unit for half in range(2) for unit in range(units)]
-        result.append(join([shuffle(low, None, pick), shuffle(high, None, pick)]))
-    return result
+def parameter(theta: Tensor, scratch: Scratch, start: int = 0) -> Tensor:
+    """θ, contiguous float32; if need be a copy, from `start` on."""
+    if theta.dtype == torch.float32 and theta.is_contiguous():
+        return theta
+    return scratch.wide(torch.float32)[start : start + len(theta)].copy_(theta)
 
 
-def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
-    """`update(tiles, weights, bias, shared, grad, param, delta, averages …, h0, c0, h1, …)` of a rule.
+def move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:
+    """`Part.move` of a good step, without new memory."""
+    group: dict[str, Any] = part.group
+    lr, decay = float(group["lr"]), ADAM_LR * float(group["weight_decay"])
+    if decay:
+        theta.mul_(1 - lr * decay)
+    if reach is not None:
+        bound = reach * float(group["safeguard_lr"])
+        delta.clamp_(-bound, bound)
+    if theta.dtype == torch.float32:
+        theta.add_(delta, alpha=lr)
+    elif theta.dtype == torch.float64:
+        theta.add_(scratch.wide(torch.float64)[: len(delta)].copy_(delta), alpha=lr)
+    else:  # half precision is rounded once, at the end
+        theta.copy_(scratch.wide(torch.float32)[: len(delta)].copy_(theta).add_(delta, alpha=lr))
 
-    `weights` are the packed rows of all layers, one layer after the other, then the head's weights and biases;
-    `bias` the packed biases of all layers, the first with the context's part; `shared` is of `features.shared`.
-    All are float32 but for the states, averages and those of the layers, each of which has one of `dtypes`.
-    """
-    module = ir.Module(name="l2o")
-    averages = len(features.AVERAGES[config.features])
-    kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
-    function = ir.Function(module, ir.FunctionType(VOID, [I64] + [POINTER] * 6 + kept), name="update")
-    for argument in function.args[1:]:
-        argument.add_attribute("noalias")
-    tiles, weights, bias, shared, grad, param, delta, *states = function.args
-    builder = ir.IRBuilder(function.append_basic_block())
-    tile = Tile(builder, config, shape)
-    line = GATES * shape.hidden
-    start = builder.append_basic_block()
-    builder.branch(start)
-    builder.position_at_end(start)
-    numbers = [broadcast(builder, tile.at(shared, i), ROWS) for i in range(features.SHARED[config.features])]
 
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        row = tile.times(index, ROWS)
-        moving = [tile.at(pointer, row) for pointer in states[:averages]]
-        seen = tile.look(tile.at(grad, row), tile.at(param, row), moving, numbers)
-        x, steps, count, weight = tile.features, (ROWS, 1), WIDTHS[config.features], weights
-        for layer in range(config.layers):
-            block = tile.times(row, shape.hidden)
-            h, c = (tile.at(pointer, block) for pointer in states[averages + 2 * layer :][:2])
-            x = tile.layer(x, steps, count, tile.at(bias, layer * line), weight, h, c)
-            weight = tile.at(weight, line * (count + shape.hidden))
-            steps, count = (1, shape.hidden), shape.hidden
-        store(builder, tile.head(x, weight, seen, numbers[-1]), tile.at(delta, row))
-        return []
-
-    loop(builder, tiles, [], body)
-    builder.ret_void()
-    return module
+def make_kernel(rule: Rule) -> CPUKernel | None:
+    """The kernel of a rule on the CPU; None for rules that are too large or not in float32."""
+    small = rule.config.hidden <= LARGEST
+    return CPUKernel(rule) if small and all(p.dtype == torch.float32 for p in rule.parameters()) else None

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l2o_runtime.cells import CoordinateLSTM
-from l2o_runtime.features import FEATURES
-from l2o_runtime.gram import State
-from l2o_runtime.parts import Part
-from l2o_runtime.restraint import ADAM_LR
-from l2o_runtime.rule import Rule
+from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
+from l2o_runtime.rules.features import FEATURES
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.restraint import ADAM_LR
+from l2o_runtime.state import State
+from l2o_runtime.stepping.parts import Part
 
 MAX_HIDDEN = 64
 """Gates of larger cells would not fit into a GPU's registers."""

@@ -12,7 +12,8 @@ from __future__ import annotations  # `tl.constexpr` is not looked up where Trit
 import math
 from typing import Any
 
-from l2o_runtime.features import BETA, EPSILON, LARGEST, LOG_SIGN_P
+from l2o_runtime.rules.features import BETA, EPSILON, LOG_SIGN_P
+from l2o_runtime.state import LARGEST
 
 try:
     import triton.language as tl

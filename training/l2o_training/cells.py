@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from l2o_runtime.artifact import atomic_write
+from l2o_runtime.files.atomic import atomic_write
 
 
 def read_cell(path: Path, key: dict[str, Any], *fields: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from l2o_runtime.artifact import atomic_write
+from l2o_runtime.files.atomic import atomic_write
 
 
 def write_results(out: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import l2o_runtime
-from l2o_runtime.artifact import atomic_write
 from l2o_runtime.config import require
+from l2o_runtime.files.atomic import atomic_write
 from l2o_training.benchmark.contenders import FOREACH, FUSED, NO_CONTEXT, Contender
 from l2o_training.benchmark.memory import available_bytes
 from l2o_training.benchmark.models import Shapes, count, shapes_of

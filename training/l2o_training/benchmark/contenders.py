@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
-from l2o_runtime.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.config import ConfigError, ContextConfig, DMDConfig, KAEConfig, NoneConfig, require
-from l2o_runtime.exported import load_exported
-from l2o_runtime.features import WIDTHS
-from l2o_runtime.rule import OUTPUTS
-from l2o_runtime.scale import INPUTS, UNITS
+from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
+from l2o_runtime.files.exported import load_exported
+from l2o_runtime.rules.features import WIDTHS
+from l2o_runtime.rules.lstm import OUTPUTS
+from l2o_runtime.rules.tiered import INPUTS, UNITS
 from l2o_training.benchmark.reference import PlainLSTM
 
 FOREACH, FUSED, NO_CONTEXT = "Adam foreach", "Adam fused", "2×20, no context"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from l2o_runtime.features import log_sign
-from l2o_runtime.rule import Rule
+from l2o_runtime.rules.features import log_sign
+from l2o_runtime.rules.lstm import Rule
 
 
 class PlainLSTM(Optimizer):

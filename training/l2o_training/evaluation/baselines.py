@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from l2o_runtime.config import nearest, require
-from l2o_runtime.gram import State, StateSpec
+from l2o_runtime.state import State, StateSpec
 from l2o_training.tasks import Instances
 
 Make = Callable[..., Optimizer]

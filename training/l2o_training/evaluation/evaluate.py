@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from l2o_runtime.artifact import atomic_write, find_rule, load_rule
 from l2o_runtime.config import require
-from l2o_runtime.rule import Rule
-from l2o_training.distributed import ALONE, Ranks
+from l2o_runtime.files.artifact import find_rule, load_rule
+from l2o_runtime.files.atomic import atomic_write
+from l2o_runtime.rules.lstm import Rule
 from l2o_training.evaluation.baselines import BASELINES, GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.plots import loss_curves
+from l2o_training.meta.unroll import rollout
 from l2o_training.metrics import final
+from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.results import write_results
 from l2o_training.tasks import Instances, Task
-from l2o_training.unroll import rollout
 
 Report = Callable[[str, str], None]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from l2o_runtime.artifact import atomic_write
+from l2o_runtime.files.atomic import atomic_write
 from l2o_training.evaluation.plots import STYLE, draw_losses
 from l2o_training.reproduction.statistics import Interval
 

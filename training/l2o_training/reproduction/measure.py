@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2o_runtime.artifact import find_rule, load_rule
 from l2o_runtime.config import to_dict
-from l2o_training import data, unroll
+from l2o_runtime.files.artifact import find_rule, load_rule
 from l2o_training.cells import numbers, read_cell, write_cell
-from l2o_training.data import Datasets
 from l2o_training.evaluation import baselines
 from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.evaluation.evaluate import name_of
-from l2o_training.folder import RULE
-from l2o_training.fused import fuse
+from l2o_training.fused.lstm import fuse
+from l2o_training.meta import unroll
+from l2o_training.meta.folder import RULE
+from l2o_training.meta.unroll import rollout
 from l2o_training.reproduction.plans import Study, Variant, task_name
-from l2o_training.tasks import Instances, Task, TaskConfig, make_task, quadratic, supervised
+from l2o_training.tasks import Instances, Task, TaskConfig, data, make_task, quadratic, supervised
 from l2o_training.tasks import base as task_base
 from l2o_training.tasks import config as task_config
 from l2o_training.tasks import networks as task_networks
-from l2o_training.unroll import rollout
+from l2o_training.tasks.data import Datasets
 from l2o_training.workloads.base import code_version
 from l2o_training.workloads.entrants import FORMULAS
 

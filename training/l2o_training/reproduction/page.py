@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from l2o_runtime.artifact import atomic_write, read_rule
+from l2o_runtime.files.artifact import read_rule
+from l2o_runtime.files.atomic import atomic_write
 from l2o_training.errors import RunError
-from l2o_training.folder import METRICS, RULE
+from l2o_training.meta.folder import METRICS, RULE
 from l2o_training.reproduction.measure import Lab
 from l2o_training.reproduction.numbers import NOT_RUN, collect, markdown, number
 from l2o_training.reproduction.plans import PLANS, Plan, Study, Variant

@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from l2o_runtime.artifact import read_rule, save_rule
 from l2o_runtime.config import ConfigError, build, nearest, require
-from l2o_runtime.scale import make_rule
-from l2o_training import checkpoints
+from l2o_runtime.files.artifact import read_rule, save_rule
+from l2o_runtime.rules import make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
-from l2o_training.folder import CONFIG, LOCK, RULE
-from l2o_training.provenance import comparable
+from l2o_training.meta import checkpoints
+from l2o_training.meta.folder import CONFIG, LOCK, RULE
+from l2o_training.meta.provenance import comparable
+from l2o_training.meta.trainer import Progress, Trainer
 from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
 from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
 from l2o_training.sharing import POLL, Busy, Job, Report, share
-from l2o_training.trainer import Progress, Trainer
 
 CONTEXT_WEIGHTS = "cell.weight_context"
 

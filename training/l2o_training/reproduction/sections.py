@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2o_runtime.artifact import load_rule
+from l2o_runtime.files.artifact import load_rule
 from l2o_training.metrics import LAST, final
 from l2o_training.reproduction.figures import dots, forest, heat_map, panels
 from l2o_training.reproduction.measure import bundled

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from l2o_runtime.config import LATER, require
-from l2o_training.data import Dataset
 from l2o_training.tasks.base import Task
+from l2o_training.tasks.data import Dataset
 from l2o_training.tasks.networks import convnet, mlp
 from l2o_training.tasks.quadratic import QuadraticTask
 from l2o_training.tasks.supervised import (

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2o_training.data import Dataset
 from l2o_training.tasks.base import Instances, Losses, Task, generator
+from l2o_training.tasks.data import Dataset
 from l2o_training.tasks.networks import flat_parameters, flat_statistics, side_by_side
 
 Draw = Callable[[tuple[int, int], torch.Generator], tuple[Tensor, Tensor]]

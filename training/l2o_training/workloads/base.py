@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from l2o_training.data import Dataset
+from l2o_training.tasks.data import Dataset
 
 Load = Callable[[str], Dataset]
 Batch = tuple[Tensor, ...]

@@ -12,29 +12,16 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from l2o_runtime import (
-    LearnedOptimizer,
-    cells,
-    engine,
-    features,
-    gram,
-    kernels,
-    layout,
-    optimizer,
-    parts,
-    passes,
-    rule,
-    scale,
-    sketch,
-    spectra,
-)
-from l2o_runtime.artifact import find_rule, read_rule
+from l2o_runtime import LearnedOptimizer, kernels, layout, optimizer, state
 from l2o_runtime.config import nearest, require
-from l2o_runtime.contexts import base, dmd, kae, progress
+from l2o_runtime.contexts import base, dmd, gram, kae, passes, progress, sketch, spectra
+from l2o_runtime.files.artifact import find_rule, read_rule
+from l2o_runtime.rules import coordinate_lstm, features, lstm, tiered
+from l2o_runtime.stepping import engine, parts
 from l2o_training.evaluation.evaluate import name_of
 from l2o_training.workloads.base import code_version
 
-FORMULAS = (rule, scale, cells, features, gram, sketch, spectra, base, dmd, kae, progress)
+FORMULAS = (state, lstm, tiered, coordinate_lstm, features, gram, sketch, spectra, base, dmd, kae, progress)
 """Modules with the formulas that a rule's steps depend on."""
 
 STEPPING = (optimizer, engine, parts, layout, passes, kernels)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2o_training.data import DataError
+from l2o_training.tasks.data import DataError
 from l2o_training.workloads import networks
 from l2o_training.workloads.base import Batch, Load, Problem
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import l2o_runtime
-from l2o_runtime.artifact import atomic_write
+from l2o_runtime.files.atomic import atomic_write
 from l2o_training import metrics
 from l2o_training.workloads import pictures
 from l2o_training.workloads.base import Workload

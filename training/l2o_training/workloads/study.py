@@ -14,8 +14,8 @@ import torch
 
 from l2o_runtime.config import require
 from l2o_training.cells import numbers, read_cell, write_cell
-from l2o_training.data import Datasets
 from l2o_training.sharing import POLL, Job, Report, share
+from l2o_training.tasks.data import Datasets
 from l2o_training.workloads import train as training
 from l2o_training.workloads.base import Problem, Workload, code_version
 from l2o_training.workloads.entrants import Entrant

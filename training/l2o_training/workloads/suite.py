@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 
 from l2o_runtime.config import nearest, require
-from l2o_training import data as reading
+from l2o_training.tasks import data as reading
 from l2o_training.workloads import base, images, networks, tables, texts
 from l2o_training.workloads.base import Load, Problem, Workload
 

@@ -1,0 +1,1 @@
+"""Files: rules and exported rules, how they are read and written, and what is refused."""

@@ -1,0 +1,241 @@
+"""LLVM code of the two-tier rule: `l2o_runtime.rules.tiered.ScaleRule.terms`, summed, and its `update`.
+
+There is no state to be transposed, so that vectors go along the coordinates, as many as a register holds.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from llvmlite import ir
+
+from l2o_runtime.contexts.progress import Progress
+from l2o_runtime.kernels import features
+from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, store
+from l2o_runtime.rules.lstm import OUTPUTS
+from l2o_runtime.rules.restraint import restrain
+from l2o_runtime.rules.tiered import INPUTS, SPANS, TERMS, UNITS
+from l2o_runtime.state import LARGEST
+
+F64 = ir.DoubleType()
+
+Weight: TypeAlias = Callable[[int], Vector]
+"""Gives a weight by its number."""
+
+Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
+"""Writes the code for some coordinates of a piece; see `module_of_pieces`."""
+
+AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
+"""States, in the order in which they are handed over."""
+
+BETAS = [1 - 1 / span for spans in SPANS.values() for span in spans]
+
+TOTALS = 1 + Progress.STATISTICS + TERMS
+"""Σ|g|, then the sums of `terms`."""
+
+FIELDS = 4 + len(AVERAGES) + 1
+"""Numbers of a row that tells of a piece."""
+
+SCALARS = len(BETAS) + 7
+"""Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, noise, bound,
+magnitude.
+"""
+
+WEIGHTS = UNITS * (INPUTS + 1) + OUTPUTS * (UNITS + 1)
+"""Of both layers, rows of weights with their bias last."""
+
+
+class Averages:
+    """As `rules.tiered.average`: `grad`, and of the averages with it in `new`, `fast`, `slow` and `root`."""
+
+    def __init__(self, grad: Vector, old: Sequence[Vector], corrections: Sequence[Vector]):
+        self.grad = grad.clamp(-LARGEST, LARGEST)
+        values = [self.grad, self.grad, self.grad * self.grad]
+        self.new = [s + (x - s) * (1 - beta) for s, x, beta in zip(old, values, BETAS, strict=True)]
+        self.fast, self.slow, square = (s / c for s, c in zip(self.new, corrections, strict=True))
+        self.root = square.sqrt()
+
+
+def terms(param: Vector, old: Sequence[Vector], new: Averages) -> list[Vector]:
+    """As `l2o_runtime.rules.tiered.ScaleRule.terms`."""
+    g, fast, slow, root = new.grad, new.fast, new.slow, new.root
+    before = old[2].sqrt()
+    zero, one = g.like(0.0), g.like(1.0)
+    inverse = zero.where_less(before, one / before, zero)
+    normal, averaged = ((x * inverse).clamp(-100, 100) for x in (g, old[0]))
+    u = zero.where_less(root, fast / root, zero)
+    progress = [one, g * g, normal * averaged, normal * normal, averaged * averaged]
+    products = [root * root, param * param, fast * fast, slow * slow, fast * slow, fast * param, u * u, g * param]
+    return [*progress, *products]
+
+
+class Look(NamedTuple):
+    """What the network of coordinates sees and says.
+
+    Attributes:
+        features: its inputs.
+        hidden: its hidden units.
+        output, directions: as `l2o_runtime.rules.lstm.combine` takes them.
+        relative: g/r, m̂₁₀/r and r, as `restrain` takes them.
+    """
+
+    features: Sequence[Vector]
+    hidden: Sequence[Vector]
+    output: Sequence[Vector]
+    directions: Sequence[Vector]
+    relative: tuple[Vector, Vector, Vector]
+
+
+def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight) -> Look:
+    """As in `l2o_runtime.rules.tiered.ScaleRule.update`.
+
+    Args:
+        param: θ.
+        new: averages.
+        numbers: lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀.
+        weight: of either layer.
+    """
+    floor, size_root, inverse_rho, inverse_fast = numbers
+    root = new.root + floor
+    inverse = root.like(1.0) / root
+    g, fast, slow = ((x * inverse).clamp(-5, 5) for x in (new.grad, new.fast, new.slow))
+    relative = param * inverse_rho
+    seen = [
+        g,
+        fast,
+        slow,
+        (g * fast).clamp(-3, 3),
+        (root.log() - size_root).clamp(-6, 6) * (1 / 3),
+        (slow.abs() + 1e-3).log() * (1 / 3) + 1.0,
+        (relative.abs() + 1e-3).log() * (1 / 3) + 1.0,
+        relative.clamp(-3, 3),
+    ]
+    hidden = [total.at_least(0.0) for total in layer(seen, UNITS, weight, 0)]
+    output = layer(hidden, OUTPUTS, weight, UNITS * (INPUTS + 1))
+    plain = (new.fast * inverse_fast).clamp(-5, 5)
+    return Look(seen, hidden, output, [fast, plain, slow, g], (g, fast, root))
+
+
+def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list[Vector]:
+    """W x + b, whose rows [w b] begin at weight `first`."""
+    size = len(x) + 1
+    result = []
+    for row in range(outputs):
+        total = weight(first + row * size + len(x))
+        for column, value in enumerate(x):
+            total = value.fma(weight(first + row * size + column), total)
+        result.append(total)
+    return result
+
+
+def scale_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool) -> ir.Module:
+    """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
+
+    A row of the table, of `FIELDS` int64, is a piece: its number of coordinates and the addresses of `SCALARS` +
+    `WEIGHTS` float32, of gradients, parameters and states, each of these of one of `dtypes`, and of the result: the
+    steps, or `TOTALS` vectors of float64, to which is added. States are written. Steps may be restrained.
+    """
+    kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
+    read = [POINTER, POINTER, POINTER, *kept]
+    return module_of_pieces(
+        width,
+        {"observe": ([*read, F64.as_pointer()], _observe), "update": ([*read, POINTER], partial(_update, restrained))},
+    )
+
+
+def module_of_pieces(width: int, functions: dict[str, tuple[Sequence[Any], Write]]) -> ir.Module:
+    """Functions that go through the rows of a table: each a number of coordinates, then addresses.
+
+    Args:
+        width: coordinates of a vector.
+        functions: by name the types of the addresses, and what writes the code for some coordinates of a row. That is
+            given the builder, the addresses, the coordinates of a block, the first of them, the number of blocks, and
+            `width`.
+    """
+    module = ir.Module(name="l2o")
+    for name, (kinds, write) in functions.items():
+        inner = ir.Function(module, ir.FunctionType(VOID, [I64, *kinds]), name=f"{name}_piece")
+        inner.linkage = "internal"
+        for argument in inner.args[1:]:
+            argument.add_attribute("noalias")
+        builder = ir.IRBuilder(inner.append_basic_block())
+        count = inner.args[0]
+        whole = builder.mul(builder.sdiv(count, I64(width)), I64(width))
+        for size, start, stop in ((width, I64(0), whole), (1, whole, count)):
+            with builder.if_then(builder.icmp_signed("<", start, stop)):
+                write(builder, inner.args[1:], size, start, builder.sdiv(builder.sub(stop, start), I64(size)), width)
+        builder.ret_void()
+        _rows(module, name, inner)
+    return module
+
+
+def _rows(module: ir.Module, name: str, inner: Any) -> None:
+    """Call a function for every row of a table."""
+    function = ir.Function(module, ir.FunctionType(VOID, [I64, I64.as_pointer()]), name=name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    rows, table = function.args
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        first = builder.mul(index, I64(len(inner.args)))
+        count, *addresses = (
+            builder.load(builder.gep(table, [builder.add(first, I64(field))])) for field in range(len(inner.args))
+        )
+        pointers = [
+            builder.inttoptr(address, argument.type)
+            for address, argument in zip(addresses, inner.args[1:], strict=True)
+        ]
+        builder.call(inner, [count, *pointers])
+        return []
+
+    loop(builder, rows, [], body)
+    builder.ret_void()
+
+
+def _observe(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+    """Add to the totals, `size` coordinates at a time."""
+    numbers, grad, param, *states, sums = arguments
+    wide = ir.VectorType(F64, size)
+    corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS))]
+    places = [builder.bitcast(builder.gep(sums, [I64(i * width)]), wide.as_pointer()) for i in range(TOTALS)]
+
+    def body(index: Any, totals: list[Any]) -> list[Any]:
+        at = [builder.add(start, builder.mul(index, I64(size)))]
+        g, theta, *old = (load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states))
+        # What is not finite is found by the sum of |g|; elsewhere it counts as zero, as in the plain loop.
+        finite = builder.fcmp_ordered("ord", g.value, g.value)
+        there = Vector(builder, builder.select(finite, g.value, constant(g.value.type, 0.0)))
+        seen = [g.abs(), *terms(theta, old, Averages(there, old, corrections))]
+        return [builder.fadd(total, builder.fpext(term.value, wide)) for total, term in zip(totals, seen, strict=True)]
+
+    totals = loop(builder, blocks, [builder.load(place, align=8) for place in places], body)
+    for total, place in zip(totals, places, strict=True):
+        builder.store(total, place, align=8)
+
+
+def _update(
+    restrained: bool, builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int
+) -> None:
+    """Write states and steps, `size` coordinates at a time."""
+    numbers, grad, param, *states, delta = arguments
+    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS)]
+
+    def weight(index: int) -> Vector:
+        return broadcast(builder, builder.gep(numbers, [I64(SCALARS + index)]), size)
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        at = [builder.add(start, builder.mul(index, I64(size)))]
+        places = [builder.gep(pointer, at) for pointer in states]
+        g, theta, *old = (
+            load(builder, pointer, size) for pointer in (builder.gep(grad, at), builder.gep(param, at), *places)
+        )
+        new = Averages(g, old, scalars[: len(BETAS)])
+        for value, place in zip(new.new, places, strict=True):
+            store(builder, value, place)
+        *others, noise, longest, magnitude = scalars[len(BETAS) :]
+        seen = look(theta, new, others, weight)
+        step = magnitude * features.combine(seen.output, seen.directions).clamp(longest * -1.0, longest)
+        store(builder, restrain(step, *seen.relative, noise) if restrained else step, builder.gep(delta, at))
+        return []
+
+    loop(builder, blocks, [], body)

@@ -1,0 +1,252 @@
+"""How a rule is run over the parts of a model: observe all, contextualise once, update each.
+
+Everything is written in place, and only if the step is good; there is no branch on the device's numbers, so that no
+device has to be waited for and a compiled step is one graph.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.files.exported import ExportedRule
+from l2o_runtime.kernels import Kernel, TensorKernel, fits, select
+from l2o_runtime.layout import Layout, describe
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.tiered import ScaleRule
+from l2o_runtime.state import State
+from l2o_runtime.stepping.distributed import Groups, sum_over
+from l2o_runtime.stepping.parts import Part, full_precision
+
+REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
+"""Why a step may not be taken."""
+
+
+class Replicas:
+    """Copies of a rule on the devices of a model, which may be spread over several."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self.copies: dict[torch.device, Rule] = {}
+        self.kernels: dict[torch.device, Kernel | TensorKernel | None] = {}
+
+    def on(self, device: torch.device) -> Rule:
+        """The rule on a device."""
+        if device not in self.copies:
+            self.copies[device] = copy.deepcopy(self.rule).to(device)
+        return self.copies[device]
+
+    def kernel(self, part: Part) -> Kernel | None:
+        """The fast update for a part, None where only the plain loop will do."""
+        return None if self.rule.tensor_spec else self._fast(part)
+
+    def together(self, parts: list[Part]) -> dict[TensorKernel, list[int]]:
+        """The fast updates of a rule with a network per tensor, each with the numbers of the parts that it is for."""
+        found: dict[TensorKernel, list[int]] = {}
+        for index, part in enumerate(parts if self.rule.tensor_spec else ()):
+            kernel = self._fast(part)
+            if kernel is not None:
+                found.setdefault(kernel, []).append(index)
+        return found
+
+    def _fast(self, part: Part) -> Any:
+        if torch.compiler.is_compiling() or not fits(part):
+            return None
+        device = part.param.device
+        if device not in self.kernels:
+            self.kernels[device] = select(self.on(device), device)
+        return self.kernels[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make their own kernels."""
+        return self.__dict__ | {"kernels": {}}
+
+
+def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
+    """Statistics for the context and Σ|g| (), of all parts on all ranks, summed in float64.
+
+    They are exchanged together: sharding costs one all-reduce for every set of process groups.
+
+    Args:
+        parts: of this rank.
+        rule: whose context is to see them; None gives Σθ in place of the statistics. Both are not finite
+            where a parameter is not (a rule without context gives no statistics).
+
+    Returns:
+        Statistics (k,), or (parts, k) if the rule has a network per tensor; and Σ|g|.
+    """
+    device = parts[0].param.device
+    # Rows of sums that are exchanged together: one for all parts that are split alike, or one for each of them.
+    rows: dict[Groups, dict[int, Tensor]] = {}
+    sums: dict[int, Tensor] = {}
+    separate = rule is not None and bool(rule.rule.tensor_spec)
+    for kernel, members in ({} if rule is None else rule.together(parts)).items():
+        sums |= zip(members, kernel.observe([parts[index] for index in members]), strict=True)
+    for index, part in enumerate(parts):
+        own = rows.setdefault(part.groups, {})
+        row = index if separate else 0
+        for seen in _look(part, rule, sums.get(index)):
+            seen = seen.to(device)
+            own[row] = own[row] + seen if row in own else seen
+    tables = [sum_over(groups, torch.stack(list(own.values()))) for groups, own in rows.items()]
+    if not separate:
+        total = torch.cat(tables).sum(0)
+        return total[1:], total[0]
+    found = [index for own in rows.values() for index in own]
+    table = torch.cat(tables)[sorted(range(len(found)), key=found.__getitem__)]
+    return table[:, 1:], table[:, 0].sum()
+
+
+def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Tensor]:
+    """Σ|g| and statistics of a part, to be summed up; the context alone looks where a kernel has done the rest."""
+    if sums is not None and rule is not None and not rule.rule.context.observes:
+        yield sums
+        return
+    for piece in part.chunks():
+        known = piece.grad.abs().sum(dtype=torch.float64).reshape(1) if sums is None else sums
+        if rule is None:
+            yield torch.cat([known, piece.theta.sum(dtype=torch.float64).reshape(1)])
+            continue
+        local = rule.on(piece.theta.device)
+        with full_precision(piece.theta.device):
+            see = local.observe if sums is None else local.context.observe
+            seen = see(piece.theta.float(), piece.grad, piece.state, piece.offset).double()
+        yield torch.cat([known, seen])
+        sums = None if sums is None else torch.zeros_like(sums)
+
+
+def diagnose(pulse: Tensor, loss: Tensor, statistics: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Whether a step may be taken.
+
+    Args:
+        pulse: () Σ|g|.
+        loss: ().
+        statistics: (k,) or (parts, k).
+
+    Returns:
+        () bool, and which of `REASONS` are against it, () bool each.
+    """
+    reasons = [~pulse.isfinite(), ~loss.isfinite(), ~statistics.isfinite().all(), pulse == 0]
+    return ~torch.stack(reasons).any(), reasons
+
+
+def advance(
+    rule: Replicas,
+    parts: list[Part],
+    statistics: Tensor,
+    loss: Tensor,
+    context_state: State,
+    good: Tensor,
+    reach: float | None = None,
+) -> None:
+    """One step of a rule.
+
+    Args:
+        rule: on all devices.
+        parts: of this rank; their parameters and states are written.
+        statistics: (k,) of all parts on all ranks, or (parts, k).
+        loss: ().
+        context_state: written.
+        good: () bool; else nothing is written.
+        reach: cut Δ to ± reach · safeguard_lr of the group.
+    """
+    with full_precision(loss.device):
+        statistics, loss = torch.where(good, statistics, 0.0), torch.where(good, loss, 0.0)
+        if rule.rule.tensor_spec:
+            contexts = _tensor_contexts(rule, parts, statistics, loss, context_state, good)
+        else:
+            context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
+            _write(context_state, new, good)
+            contexts = [context] * len(parts)
+    done = set()
+    for kernel, members in rule.together(parts).items():
+        device = parts[members[0]].param.device
+        here = [contexts[index].to(device) for index in members]
+        kernel([parts[index] for index in members], here, good.to(device), reach)
+        done.update(members)
+    for index, (part, context) in enumerate(zip(parts, contexts, strict=True)):
+        fine = good.to(part.param.device)
+        if index not in done:
+            _advance(rule, part, context.to(fine.device), fine, reach)
+        part.finish(fine)
+
+
+def _advance(rule: Replicas, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+    """One step of one part; everything is on its device."""
+    kernel = rule.kernel(part)
+    if kernel is not None:
+        kernel(part, context, good, reach)
+        return
+    for piece in part.chunks():
+        with full_precision(good.device):
+            wide = {key: value.float() for key, value in piece.state.items()}
+            delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), context, wide)
+        _write(piece.state, new, good)
+        part.move(piece.theta, delta, good, reach)
+
+
+def _tensor_contexts(
+    rule: Replicas, parts: list[Part], statistics: Tensor, loss: Tensor, context_state: State, good: Tensor
+) -> list[Tensor]:
+    """The contexts (1, c) of all parts, from statistics (parts, k); their states and the context's are written."""
+    here = rule.on(loss.device)
+    assert isinstance(here, ScaleRule)
+    shapes = describe([part.shape for part in parts], loss.device)
+    states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in rule.rule.tensor_spec}
+    contexts, new = here.contextualise_tensors(statistics, shapes, loss, context_state | states)
+    present = statistics[:, 0] > 0  # of what has no gradient on any rank nothing changes
+    _write_contexts(context_state, parts, new, good, present if any(part.groups for part in parts) else None)
+    return list(contexts.split(1))
+
+
+def advance_exported(
+    rule: ExportedRule, parts: list[Part], loss: Tensor, context_state: State, good: Tensor, reach: float | None = None
+) -> None:
+    """As `advance`, with an exported file, which takes all coordinates at once and computes its own statistics.
+
+    Raises:
+        RuntimeError: a parameter is sharded.
+    """
+    if any(part.groups for part in parts):
+        raise RuntimeError(f"{rule.path.name} holds the whole step; sharded parameters need a .safetensors rule")
+    sizes = [len(part.theta) for part in parts]
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        # The step count is one number per parameter here, and one per coordinate in the file.
+        return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
+
+    coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.coordinate_spec}
+    thetas = join([part.theta.float() for part in parts])
+    grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
+    states = {key: torch.stack([part.own[key].cpu() for part in parts]) for key in rule.tensor_spec}
+    layout = Layout.of([part.shape for part in parts]) if states else None
+    loss = torch.where(good, loss, 0.0)
+    delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state | states, layout)
+    _write_contexts(context_state, parts, new, good)
+    pieces = {key: value.split(sizes) for key, value in coordinates.items()}
+    for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
+        fine = good.to(part.param.device)
+        _write(part.state, {key: split[i] for key, split in pieces.items()}, fine)
+        part.move(part.theta, move.to(fine.device), fine, reach)
+        part.finish(fine)
+
+
+def _write_contexts(
+    context_state: State, parts: list[Part], new: State, good: Tensor, present: Tensor | None = None
+) -> None:
+    """Overwrite the context's state and, where `present` (parts,), those of tensors, which are rows of `new`."""
+    _write(context_state, {key: new[key] for key in context_state}, good)
+    for key in parts[0].own:
+        states = [part.own[key] for part in parts]
+        old = torch.stack([state.to(good.device) for state in states])
+        there = good if present is None else (good & present).view(-1, *[1] * (old.dim() - 1))
+        torch._foreach_copy_(states, list(torch.where(there, new[key].to(good.device), old)))
+
+
+def _write(state: State, new: State, good: Tensor) -> None:
+    """Overwrite tensors if the step is good; the step count is advanced once per parameter, in `Part.finish`."""
+    for key, value in new.items():
+        if key != "step":
+            state[key].copy_(torch.where(good, value.to(good.device), state[key]))

@@ -1,0 +1,252 @@
+"""What an optimizer's step works on: flat views of parameters, gradients and states, in chunks."""
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.rules.restraint import ADAM_LR
+from l2o_runtime.state import State, StateSpec
+from l2o_runtime.stepping.distributed import Groups, first_index, local, shard_groups, zeros_beside
+
+CHUNK = 16384
+"""Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
+
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+"""What the network's memory may be kept in between steps; it is computed with in float32."""
+
+NARROW = ("h", "c", "m")
+"""States per coordinate, but for the number of the layer, that may be kept in less than float32."""
+
+CONTEXT = "context_"
+"""Prefix of the context's state, which belongs to the whole optimization."""
+
+OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$)")
+"""How states of rules are called; those of other names belong to somebody else, and are carried along."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some coordinates of a parameter.
+
+    Attributes:
+        theta: (n,) view of the parameter, to be written in place.
+        grad: (n,) float32, the direction to go down.
+        state: the rule's state, views (n, …); `step` (1,).
+        offset: global index of the first coordinate, or (n,) global minus local index of each.
+    """
+
+    theta: Tensor
+    grad: Tensor
+    state: State
+    offset: int | Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """This rank's part of one parameter in one step.
+
+    Attributes:
+        group: the parameter group.
+        param: the parameter's part, in its own shape.
+        theta: (n,) the same flat: a view, or a copy if `param` is not contiguous.
+        grad: (n,) its gradient.
+        state: the rule's state, views (n, …); `step` (1,).
+        own: the rule's state of the parameter as a whole.
+        shape: of the whole parameter.
+        offset: global index of the first coordinate, or an offset (n,) per coordinate.
+        groups: the process groups over which the parameter is split.
+    """
+
+    group: dict[str, Any]
+    param: Tensor
+    theta: Tensor
+    grad: Tensor
+    state: State
+    own: State
+    shape: torch.Size
+    offset: int | Tensor
+    groups: Groups
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""
+        if len(self.theta) <= CHUNK:
+            yield self._chunk(self.theta, self.grad, self.state, self.offset)
+            return
+        for start in range(0, len(self.theta), CHUNK):
+            piece = slice(start, start + CHUNK)
+            offset = start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset)
+            yield self._chunk(self.theta[piece], self.grad[piece], rows(self.state, piece), offset)
+
+    def _chunk(self, theta: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Chunk:
+        return Chunk(theta, -grad.float() if self.group["maximize"] else grad.float(), state, offset)
+
+    def move(self, theta: Tensor, delta: Tensor, good: Tensor, reach: float | None = None) -> None:
+        """θ ← θ · (1 − 0.001 · lr · weight_decay) + lr · Δ, in place, if the step is good.
+
+        Args:
+            theta: (n,) a chunk of this part.
+            delta: (n,) float32.
+            good: () bool.
+            reach: where given, Δ is cut to ± reach · safeguard_lr.
+        """
+        lr, decay = self.group["lr"], ADAM_LR * self.group["weight_decay"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        if decay:
+            theta.mul_(1 - good.double() * (lr * decay))
+        if reach is not None:
+            bound = reach * self.group["safeguard_lr"]
+            delta = delta.clamp(-bound, bound)
+        delta = delta.to(torch.promote_types(theta.dtype, torch.float32))  # half precision is rounded once, at the end
+        theta.add_(torch.where(good, delta * lr, 0.0))
+
+    def finish(self, good: Tensor) -> None:
+        """Count the step, and write back what was computed on a copy."""
+        self.state["step"].add_(good)
+        if not self.param.is_contiguous():
+            self.param.copy_(self.theta.view(self.param.shape))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off; where it is off already, to say so again would take longer than a small product."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
+def rows(state: State, piece: slice) -> State:
+    """The state of some coordinates; a scalar (the step count) belongs to all of them."""
+    return {key: value if key == "step" else value[piece] for key, value in state.items()}
+
+
+def kept_in(dtype: torch.dtype, spec: StateSpec) -> StateSpec:
+    """A rule's state per coordinate as an optimizer keeps it: `NARROW` in `dtype`, the rest as in `spec`.
+
+    >>> kept_in(torch.bfloat16, {"h0": ((20,), torch.float32), "v": ((), torch.float32)})
+    {'h0': ((20,), torch.bfloat16), 'v': ((), torch.float32)}
+    """
+    return {key: (shape, dtype if key.rstrip("0123456789") in NARROW else own) for key, (shape, own) in spec.items()}
+
+
+def awaited(param: Tensor) -> bool:
+    """Whether other ranks, which hold the rest of a parameter, may wait for this one though it has no gradient."""
+    return param.requires_grad and bool(shard_groups(param))
+
+
+def make_part(
+    group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec, start: int
+) -> Part:
+    """Look at a parameter that has a gradient, or is `awaited`: then it is a part without coordinates.
+
+    Args:
+        group: its parameter group.
+        param: plain or DTensor.
+        state: its optimizer state; what `spec` and `own` ask for is added where it is missing.
+        spec, own: the rule's state per coordinate, and per tensor.
+        start: global index of the parameter's first coordinate.
+
+    Raises:
+        RuntimeError: the gradient is sparse, or gradient or states do not fit the parameter.
+    """
+    if param.grad is not None and param.grad.is_sparse:
+        raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
+    spec = {"step": ((), torch.float32)} | spec
+    for key, (shape, dtype) in spec.items():
+        if key not in state:
+            here = torch.zeros((), dtype=dtype, device=param.device)
+            state[key] = here if key == "step" else zeros_beside(param, shape, dtype)
+    for key, (shape, dtype) in own.items():
+        if key not in state:
+            state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
+    part = local(param).detach()
+    _check_fit(param, part, state, spec, own)
+    whole = Part(
+        group=group,
+        param=part,
+        theta=part.reshape(-1),
+        grad=(part if param.grad is None else local(param.grad, like=param)).reshape(-1),
+        state={key: local(state[key]).view(-1, *shape) for key, (shape, _) in spec.items()},
+        own={key: state[key] for key in own},
+        shape=param.shape,
+        offset=start + first_index(param),
+        groups=shard_groups(param),
+    )
+    return _without_coordinates(whole) if param.grad is None else whole
+
+
+def _check_fit(param: Tensor, part: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec) -> None:
+    """Do gradient and states fit a parameter, which may have got another size, type or place? Kernels rely on it.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    grad = param.grad
+    if grad is not None and (grad.shape != param.shape or grad.device != param.device):
+        raise RuntimeError(
+            f"the gradient is {tuple(grad.shape)} on {grad.device}, the parameter {tuple(param.shape)} on "
+            f"{param.device}: call backward() after a parameter has changed, before step()"
+        )
+    for key, (trailing, dtype) in (spec | own).items():
+        each = key in spec and key != "step"
+        kept = local(state[key]) if each else state[key]
+        shape = (*part.shape, *trailing) if each else trailing
+        typed = kept.dtype.is_floating_point if each else kept.dtype == dtype
+        # The step count may lie on the CPU, as torch's own optimizers keep it.
+        if kept.shape != shape or not typed or (each and (kept.device != part.device or not kept.is_contiguous())):
+            raise RuntimeError(
+                f"state {key} is {tuple(kept.shape)}, {kept.dtype} on {kept.device}; the parameter {tuple(part.shape)} "
+                f"needs {tuple(shape)}, {dtype} on {part.device}, contiguous: give states its new size and place, or "
+                "remove optimizer.state[parameter] to begin afresh"
+            )
+
+
+def _without_coordinates(part: Part) -> Part:
+    """Nothing of a part: it adds zeros to the sums, and its coordinates, with their step count, stay what they are."""
+    none = slice(0)
+    offset = part.offset[none] if isinstance(part.offset, Tensor) else part.offset
+    state = rows(part.state, none) | {"step": part.state["step"].clone()}
+    return replace(
+        part, param=part.theta[none], theta=part.theta[none], grad=part.grad[none], state=state, offset=offset
+    )
+
+
+def check_state(
+    state: dict[str, Any],
+    param: Tensor,
+    coordinates: StateSpec,
+    tensors: StateSpec,
+    context: StateSpec,
+    others: Collection[str] = (),
+    foreign: bool = True,
+) -> None:
+    """Does a parameter's saved state, which may be empty, fit a rule? What others keep there under other names does.
+
+    Args:
+        state: of a parameter, mostly with the context's.
+        param: the parameter.
+        coordinates, tensors, context: the rule's states.
+        others: what else of ours there may be.
+        foreign: whether there may be states of others, under names that are not ours.
+
+    Raises:
+        ValueError: it does not.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    if "step" in state:
+        wanted |= {key: (*param.shape, *shape) for key, (shape, _) in coordinates.items()} | {"step": ()}
+        wanted |= {key: shape for key, (shape, _) in tensors.items()}
+    wanted |= {CONTEXT + key: shape for key, (shape, _) in context.items() if CONTEXT + key in state}
+    known = {"step", *coordinates, *tensors, *(CONTEXT + key for key in context), *others}
+    unknown = sorted(key for key in map(str, state.keys() - known) if not foreign or OWN_NAMES.match(key))
+    if unknown:
+        raise ValueError(f"unknown state {', '.join(unknown)}: it was saved with another rule, or another optimizer")
+    for key, shape in wanted.items():
+        found = tuple(state[key].shape) if key in state else None
+        if found != shape:
+            raise ValueError(
+                f"state {key} is {found or 'missing'}, expected {shape}: it was saved with another rule, or another "
+                "optimizer, or for another model"
+            )

@@ -1,0 +1,1 @@
+"""Wrappers: optimizers around another optimizer."""

@@ -1,0 +1,217 @@
+"""The command line as a user meets it: outputs, and one clear line for every mistake."""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rules import RULES, make_rule
+from typer.testing import CliRunner
+
+from l2o_cli.lists import PURPOSES
+from l2o_cli.main import app
+from l2o_export.formats import WRITERS
+from l2o_runtime import RuleConfig, __version__, save_rule
+from l2o_runtime.files.artifact import ALIASES, bundled_rules
+from l2o_training.config import TrainConfig, load_preset
+from l2o_training.reproduction.plans import PLANS
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "epochs=2",
+    "horizon=20",
+    "unroll=10",
+    "batch=1",
+    "validate_every=1",
+    "validation_runs=2",
+    "rule.context.window=5",
+]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_the_whole_way(cli, tmp_path):
+    result = cli("train", "--preset", "demo", "--out", "run", "--seed", 5, *(f"--set={x}" for x in TINY))
+    assert result.exit_code == 0, result.output
+    written = {p.name for p in (tmp_path / "run").iterdir()}
+    assert written >= {"config.json", "checkpoints", "metrics.jsonl", "rule.safetensors", "learning-curve.png"}
+    facts = json.loads(cli("inspect", "run/rule.safetensors", "--json").stdout)
+    assert facts["provenance"]["config"]["seed"] == 5
+    result = cli("export", "run/rule.safetensors", "--to", "torchscript", "--out", "out", "--json")
+    assert json.loads(result.stdout)["files"]["rule.pt"]["parity"]["step_error"] <= 1e-5
+    result = cli(
+        "eval", "run/rule.safetensors", "default", "--suite", "quadratics", "--steps", 12, "--runs", 2, "--out", "ev"
+    )
+    assert result.exit_code == 0, result.output
+    assert "adam tuned" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrases"),
+    [
+        ({}, ["they go on where a gradient is gone"]),
+        ({"noise_floor": 1e-3}, ["they fade where a gradient is gone"]),
+        ({"features": "normalized", "output": "tanh", "cell": "lstm"}, ["at most 0.1 · lr"]),
+        ({"known_parameters": 30_000}, ["30,000 parameters"]),
+        ({"growth": 1.5, "known_parameters": 7}, ["1.5 times", "7 parameters"]),
+    ],
+)
+def test_inspect_says_what_bounds_steps(cli, tmp_path, changes, phrases):
+    config = RuleConfig(**{"features": "moments", "output": "adam", "cell": "scale", "layers": 1} | changes)
+    save_rule(tmp_path / "rule.safetensors", make_rule(config))
+    text = " ".join(cli("inspect", "rule.safetensors").stdout.split())
+    assert all(phrase in text for phrase in phrases)
+
+
+@pytest.mark.parametrize("command", ["presets", "rules", "suites"])
+def test_lists(cli, command):
+    listed = json.loads(cli(command, "--json").stdout)
+    assert listed
+    text = cli(command).stdout
+    assert all(name in text for name in listed)
+
+
+def test_every_bundled_rule_has_a_purpose(cli):
+    listed = json.loads(cli("rules", "--json").stdout)
+    assert listed.keys() == {*bundled_rules(), *ALIASES}
+    assert PURPOSES.keys() == set(bundled_rules())
+
+
+def test_the_keys_are_those_of_the_configuration(cli):
+    """Each default, where it is no table, can be given again, and leaves the default configuration as it was."""
+    text = cli("train", "--keys").stdout
+    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()[1:] if line[:1].strip()]
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == {re.split(r"\W", row[0])[0] for row in rows}
+    plain = [f"{key}={default}" for key, _, default in rows if not re.search(r"[\[(]", key) and default != "absent"]
+    assert "epochs=100" in plain
+    assert 'rule.context.kind="none"' in plain
+    own = Path("own.toml")
+    own.write_text("")
+    assert load_preset("own.toml", plain) == TrainConfig()
+    assert any(row[0] == "rule.context.rank (dmd)" for row in rows)
+    assert "tasks[].hidden (mlp)" in text
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "reproduce", "bench", "export"])
+def test_help_flows_and_keeps_defaults(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    above = re.split("─ (Arguments|Options) ─", result.stdout)[0]
+    paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", above.strip())]
+    assert max(len(lines) for lines in paragraphs) <= 2, "a line breaks where the source does"
+    shown = {"eval": "300; unseen: 100", "train": "runs/PRESET", "reproduce": "the plan's", "bench": "nine tenths"}
+    assert shown.get(command, "runs/export") in result.stdout
+
+
+def test_the_help_names_all_plans(cli):
+    text = cli("reproduce", "--help").stdout
+    assert [name for name in PLANS if name not in text] == []
+
+
+def test_version_and_help(cli):
+    assert cli("--version").stdout == f"l2o {__version__}\n"
+    for command in ("train", "export", "eval", "reproduce", "bench", "inspect", "presets", "rules", "suites"):
+        assert cli(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere.safetensors"], "does not exist"),
+        (["inspect", "."], "is a folder"),
+        (["inspect", "damaged.safetensors"], "cut short"),
+        (["inspect", "exported.pt"], "give the .safetensors rule that it was exported from"),
+        (["export", "defualt"], "bundled name"),
+        (["export", "default", "--to", "onx"], "did you mean onnx"),
+        (["export", "default", "--to", "torchscript", "--out", "a-file/out"], "a-file"),
+        (["train", "--preset", "dmo"], "did you mean demo"),
+        (["train", "--preset", "demo", "--set", "epcohs=3"], "did you mean epochs"),
+        (["train", "--preset", "demo", "--set", "rule.context.window=500"], "larger than the horizon"),
+        (["train", "--preset", "demo", "--set", "rule.context.rank=16", "--set", "rule.context.window=5"], "rank: 16"),
+        (["train", "--preset", "demo", "--out", "a-file"], "a-file is no folder: choose another --out"),
+        (["train", "--preset", "demo", "--out", "a-file/x"], "choose another --out"),
+        (["train", "--preset", "demo", "--max-restarts", "2"], "only with --nproc"),
+        (["train", "--preset", "demo", "--out", "new", "--resume"], "no run to resume"),
+        (["train", "--preset", "mnist-l2o", "--data-root", "none"], "--download"),
+        (["train", "--preset", "own.toml"], "own.toml"),
+        (["train", "--preset", "bad.toml"], "unknown key task"),
+        (["eval", "default", "--suite", "digit"], "did you mean digits"),
+        (["eval", "default", "--baselines", "adm"], "did you mean adam"),
+        (["train", "--preset", "demo", "--set", "clip=inf"], "clip: expected a finite number, got inf"),
+        (["eval", "default", "scale"], "scale: this rule is given twice"),
+        (["inspect", "[/x]/rule.safetensors"], "[/x]/rule.safetensors"),
+        (["reproduce", "table1", "--rule", "default", "--rule", "scale"], "the name 'scale' is taken"),
+        (["reproduce", "table1", "--out", "README"], "would take the place of"),
+        (["eval", "default", "--suite", "table1", "--data-root", "none"], "--download"),
+        (["eval", "default", "--suite", "quadratics", "--out", "a-file/x", "--steps", "5", "--runs", "1"], "a-file"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(cli, tmp_path, arguments, message):
+    (tmp_path / "a-file").write_text("")
+    for name in ("damaged.safetensors", "exported.pt"):
+        (tmp_path / name).write_bytes(b"\x00" * 5)
+    (tmp_path / "bad.toml").write_text("task = 3")
+    (tmp_path / "README.md").write_text("# Mine")
+    before = sorted(tmp_path.rglob("*"))
+    result = cli(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+    assert "Traceback" not in result.output
+    assert sorted(tmp_path.rglob("*")) == before, "nothing half-written is left"
+
+
+def test_unknown_tasks_are_refused(cli, tmp_path):
+    (tmp_path / "own.toml").write_text('[[tasks]]\nkind = "mpl"\n')
+    result = cli("train", "--preset", "own.toml")
+    assert result.exit_code == 2
+    assert "tasks[0].kind: 'mpl' is not one of autoencoder, conv, mlp, quadratic, regression, text" in result.stderr
+
+
+def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, monkeypatch):
+    save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
+
+    def write_another(rule, provenance, target):
+        WRITERS["torchscript"][1](make_rule(RULES["none-log_sign"], seed=1), provenance, target)
+
+    monkeypatch.setitem(WRITERS, "pt2", (".pt", write_another))
+    result = cli("export", "rule.safetensors", "--to", "pt2,safetensors", "--out", "out")
+    assert result.exit_code == 1
+    assert "rule.safetensors" in result.stdout
+    assert result.stderr.startswith("error: pt2 was not written: from equal states it differs from eager in ")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"rule.safetensors", "manifest.json", "README.md"}
+
+
+@pytest.mark.parametrize("name", bundled_rules())
+def test_inspect_fits_a_terminal_and_provenance_is_at_hand(cli, name):
+    text = cli("inspect", name).stdout
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"tasks +\d+ \(", text)
+    full = cli("inspect", name, "--provenance").stdout
+    assert '"inner_steps"' in full
+
+
+ALLOWED = {
+    "l2o_runtime": set(),
+    "training/l2o_training": {"l2o_runtime"},
+    "export/l2o_export": {"l2o_runtime"},
+    "cli/l2o_cli": {"l2o_runtime", "l2o_training", "l2o_export"},
+}
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_packages_import_only_what_they_may(folder):
+    own = Path(folder).name
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            used = {name.split(".")[0] for name in names if name.startswith("l2o_")}
+            assert used <= ALLOWED[folder] | {own}, f"{path}: {used}"

@@ -1,0 +1,75 @@
+"""The table of rules that the invariants are checked on."""
+
+import dataclasses
+
+import torch
+
+from l2o_runtime import Rule, RuleConfig, rules
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig
+from l2o_runtime.layout import Layout
+from l2o_runtime.state import zeros
+
+CONTEXTS = {
+    "none": NoneConfig(),
+    "placebo": PlaceboConfig(width=3),
+    "flag": FlagConfig(window=4),
+    "dmd-exact": DMDConfig(window=6, rank=2),
+    "dmd-raw": DMDConfig(window=5, rank=1, features="raw"),
+    "dmd-sketch": DMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3),
+    "dmd-gradient": DMDConfig(window=5, rank=2, snapshots="gradient"),
+    "dmd-gradient-sketch": DMDConfig(window=5, rank=1, snapshots="gradient", sketch=32),
+    "dmd-loss": DMDConfig(window=4, rank=2, snapshots="loss", delay=3),
+    "kae": KAEConfig(window=5, latent=4, hidden=8),
+    "kae-sketch": KAEConfig(window=5, latent=4, hidden=8, sketch=32),
+}
+RULES = {
+    f"{context}-{features}": RuleConfig(context=config, features=features)
+    for context, config in CONTEXTS.items()
+    for features in ("log_sign", "normalized")
+} | {
+    f"{context}-moments": RuleConfig(
+        context=CONTEXTS[context], features="moments", output="adam", layers=1, output_scale=0.01
+    )
+    for context in ("none", "dmd-sketch")
+}
+RULES |= {
+    name.replace("moments", "scale"): dataclasses.replace(config, cell="scale", output_scale=0.003, hidden=8)
+    for name, config in RULES.items()
+    if name.endswith("moments")
+}
+RULES["bounded-scale"] = dataclasses.replace(RULES["none-scale"], growth=1.02, known_parameters=16)
+RULES |= {
+    f"restrained-{kind}": dataclasses.replace(RULES[name], noise_floor=0.1)
+    for kind, name in (
+        ("scale", "none-scale"),
+        ("moments", "dmd-sketch-moments"),
+        ("normalized", "dmd-sketch-normalized"),
+    )
+}
+RULES |= {
+    f"layers-{window}-scale": dataclasses.replace(
+        RULES["none-scale"], context=dataclasses.replace(CONTEXTS[f"dmd-{window}"], scope="tensor")
+    )
+    for window in ("exact", "sketch")
+}
+
+
+def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):
+    """States and layout before the first step, as the last arguments of `Rule.forward`."""
+    shapes = [torch.Size(shape) for shape in shapes]
+    coordinates = zeros(rule.coordinate_spec, (*lead, sum(shape.numel() for shape in shapes)))
+    optimization = zeros(rule.context_spec, lead) | zeros(rule.tensor_spec, (*lead, len(shapes)))
+    return [coordinates, optimization], [Layout.of(shapes)] if rule.tensor_spec else []
+
+
+def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
+    torch.manual_seed(seed)
+    rule = rules.make_rule(config).eval().requires_grad_(False)
+    if config.features == "moments":  # its heads are zero at first, and the networks without effect
+        torch.manual_seed(seed + 1)
+        rule.cell.head.weight.normal_(std=0.05)
+        if config.cell == "scale":
+            rule.out.weight.normal_(std=0.05)
+        if config.growth is not None:  # so that some directions are cut
+            rule.out.bias[0] = 0.8
+    return rule

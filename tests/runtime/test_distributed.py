@@ -1,0 +1,131 @@
+"""DDP, FSDP2 and DTensor over gloo processes started by torchrun; distributed_worker.py is what each rank does."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from l2o_runtime import LearnedOptimizer
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
+
+PARALLEL = {
+    2: [
+        "DDP",
+        "DDP, safeguard",
+        "FSDP2",
+        "FSDP2, safeguard",
+        "FSDP2, exact window",
+        "FSDP2, bfloat16 state",
+        "columns and copies",
+        "columns and copies, bfloat16 state",
+    ],
+    4: ["DDP", "FSDP2", "FSDP2, exact window", "FSDP2, KAE", "FSDP2 over copies", "columns and copies"],
+}
+FAULT = "a bad batch on one rank"
+
+TOGETHER = [
+    "blind rule",
+    "DDP, no group",
+    "DDP, no group, window",
+    "FSDP2, unused layers",
+    "FSDP2, unused layers, window",
+]
+"""Ranks that step together: afterwards they are equal."""
+
+COLLECTIVES = [
+    "frozen stage",
+    "frozen stage, window",
+    "frozen stage, no group",
+    "no parameters",
+    "one trainer",
+    "unequal steps",
+    "ZeroRedundancyOptimizer",
+    "undecided safeguard",
+    "FSDP1",
+    "unused on one rank",
+    "unused on one rank, window",
+    "several meshes",
+    "a mesh of some",
+]
+"""Ranks of which some have less to do than others; each asserts by itself what should be."""
+
+
+def launch(
+    world: int, folder: Path, *scenarios: str, worker: str = "distributed_worker"
+) -> dict[str, dict[str, float]]:
+    """Run scenarios of a worker on `world` ranks; their figures."""
+    here = Path(__file__).parents[1] / "helpers"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [*torchrun, str(here / f"{worker}.py"), str(folder), *scenarios]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[:6000]
+    return json.loads((folder / f"figures-{world}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def figures(request, tmp_path_factory):
+    world = request.param
+    return world, launch(world, tmp_path_factory.mktemp("ranks"), *PARALLEL[world], FAULT)
+
+
+def test_ranks_agree_bit_for_bit_and_with_one_process(figures):
+    world, found = figures
+    assert list(found) == [*PARALLEL[world], FAULT]
+    for name, figure in found.items():
+        assert figure["between ranks"] == 0, name
+        # A sum in another order rounds a number of the state the other way now and then.
+        assert figure["to one process"] <= (1e-2 if "bfloat16" in name else 1e-5), name
+        assert figure["travelled"] > 0.05, f"{name}: nothing moved"
+
+
+def test_every_coordinate_is_counted_once(figures):
+    """A tensor that is summed twice, or a shard that is left out, would show in the Gram matrix."""
+    _, found = figures
+    exact = {name: figure for name, figure in found.items() if "bfloat16" not in name}
+    windows = {name: figure["of the window"] for name, figure in exact.items() if "of the window" in figure}
+    assert len(windows) >= 4
+    assert max(windows.values()) <= 1e-6, windows
+
+
+def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(tmp_path):
+    """Through torch.distributed.checkpoint: bit for bit on as many ranks; else up to the order of sums."""
+    narrow = ["save in bfloat16", "resume in bfloat16"]
+    four = launch(4, tmp_path, "save", "resume", "save in a trial", "resume in a trial", *narrow)
+    two = launch(2, tmp_path, "resume", "resume in a trial")
+    assert four["resume in bfloat16"]["to the uninterrupted run"] == 0
+    for name in ("resume", "resume in a trial"):
+        assert four[name]["to the uninterrupted run"] == 0, name
+        assert two[name]["to the uninterrupted run"] <= 1e-5, name
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_exchange_what_they_must_and_nothing_else(world, tmp_path):
+    """Nobody waits for a rank that does not come, nor is a script's collective paired with the optimizer's."""
+    found = launch(world, tmp_path, *TOGETHER, *COLLECTIVES, worker="collectives_worker")
+    assert list(found) == [*TOGETHER, *COLLECTIVES]
+    for name in TOGETHER:
+        assert found[name]["between ranks"] == 0, name
+        assert found[name]["to one process"] <= 1e-5, name
+        assert found[name]["travelled"] > 0.05, name
+    assert found["unused on one rank"]["between ranks"] == 0
+    assert found["unused on one rank, window"]["between ranks"] == 0
+    assert min(found["ZeroRedundancyOptimizer"].values()) > 0.05
+
+
+def test_process_group_is_a_group_or_self():
+    param = torch.nn.Parameter(torch.ones(3))
+    for wrong in ("world", 0, [0, 1]):
+        with pytest.raises(
+            ValueError, match=r"process_group: expected a torch\.distributed\.ProcessGroup, 'self' or None"
+        ):
+            LearnedOptimizer([param], process_group=wrong)
+    optimizer = LearnedOptimizer([param], process_group="self")
+    assert copy.deepcopy(optimizer)._process_group == "self"

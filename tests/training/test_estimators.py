@@ -1,0 +1,249 @@
+"""Estimators of the meta-gradient: es and pes against differentiation of the smoothed loss; checkpoints; settings."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+from l2o_runtime import ConfigError
+from l2o_runtime.config import KAEConfig, RuleConfig
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.state import zeros
+from l2o_training.config import TrainConfig, load_preset
+from l2o_training.meta.curriculum import Lane
+from l2o_training.meta.estimators import make_estimator
+from l2o_training.meta.estimators.es import antithetic_gradient, draw_perturbation
+from l2o_training.meta.trainer import Trainer
+from l2o_training.tasks import QuadraticConfig, make_task
+from l2o_training.tasks.data import load_dataset
+
+PAIRS = 160
+SIGMA = 0.03
+RULE = RuleConfig(hidden=2, layers=1, output_scale=0.1)
+TINY = TrainConfig(
+    rule=RULE, tasks=(QuadraticConfig(size=4),), horizon=12, unroll=3, sigma=SIGMA, particles=2 * PAIRS, epochs=4
+)
+
+
+def setting(estimator, tail=None):
+    """A trained-a-little rule, its only lane, and the estimator; the problem is the same for all."""
+    config = dataclasses.replace(TINY, estimator=estimator, tail=tail)
+    torch.manual_seed(0)
+    rule, made = Rule(config.rule), make_estimator(config)
+    tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
+    lane = Lane(config, tasks, 0, made.copies)
+    return config, rule, made, lane
+
+
+def samples(estimator, truncations, tail=None):
+    """Estimates (PAIRS, P), each the sum over an episode's truncations of what one pair says."""
+    _, rule, made, lane = setting(estimator, tail)
+    total = 0.0
+    for _ in range(truncations):
+        lane.tick()
+        made.count(rule, [lane])
+        differences = made.share(rule, lane).message
+        whole = made.gradient(rule, [lane], differences)
+        each = [
+            antithetic_gradient(made.weight(rule, lane, i)[None], differences[i : i + 1], SIGMA) for i in range(PAIRS)
+        ]
+        each = torch.stack(each)
+        torch.testing.assert_close(each.mean(0), whole)
+        total = total + each
+    return total
+
+
+def smoothed(truncations, count=40, tail=None):
+    """Gradients (count, P) of Σ L for perturbed parameters, through everything, the optimizee's gradient included."""
+    config, rule, _, lane = setting("tbptt")
+    lane.tick()
+    (inner,) = lane.begun(rule)
+    matrix, target = inner.instances._batches()
+    shapes = {name: p.shape for name, p in rule.named_parameters()}
+    phi = torch.cat([p.detach().flatten() for p in rule.parameters()])
+    rng = torch.Generator().manual_seed(1)
+
+    def value(theta):
+        return ((matrix @ theta.unsqueeze(-1)).squeeze(-1) - target).square().sum(-1)
+
+    def gradient():
+        leaf = phi.clone().requires_grad_()
+        theta, total, steps = inner.instances.params, 0.0, 0
+        mean = theta
+        state = zeros(rule.coordinate_spec, tuple(theta.shape)), zeros(rule.context_spec, (1,))
+        for _ in range(truncations):
+            pieces = (leaf + SIGMA * torch.randn(phi.shape, generator=rng)).split([s.numel() for s in shapes.values()])
+            named = {name: piece.view(s) for (name, s), piece in zip(shapes.items(), pieces, strict=True)}
+            for _ in range(config.unroll):
+                residual = (matrix @ theta.unsqueeze(-1)).squeeze(-1) - target
+                slope = 2 * (matrix.mT @ residual.unsqueeze(-1)).squeeze(-1)
+                delta, *state = functional_call(rule, named, (theta, slope, value(theta), *state))
+                theta, steps = theta + delta, steps + 1
+                if tail is None:
+                    total = total + value(theta).mean()
+                else:
+                    mean = mean + (theta - mean) / (1 + tail * steps)
+                    total = total + (value(theta) + value(mean)).mean() / 2
+        return torch.autograd.grad(total, leaf)[0].double()
+
+    return torch.stack([gradient() for _ in range(count)])
+
+
+def along(estimates, direction):
+    """Mean and standard error of estimates (N, P) along a direction (P,)."""
+    values = estimates @ (direction / direction.norm())
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def test_es_is_unbiased_for_the_smoothed_truncation():
+    truth = smoothed(truncations=1)
+    expected = truth.mean(0)
+    estimates = samples("es", truncations=1)
+    mean, error = along(estimates, expected)
+    target, own = along(truth, expected)
+    assert error < 0.15 * target, "the test could not tell"
+    assert abs(mean - target) < 3 * (error**2 + own**2) ** 0.5
+    across = (estimates.mean(0) - expected).norm()
+    assert across < 2 * estimates.std(0).norm() / PAIRS**0.5
+
+
+@pytest.mark.parametrize("tail", [None, 0.5])
+def test_pes_is_unbiased_for_the_whole_horizon_where_es_is_not(tail):
+    truth = smoothed(truncations=4, tail=tail)
+    expected = truth.mean(0)
+    target, own = along(truth, expected)
+    mean, error = along(samples("pes", 4, tail), expected)
+    assert error < 0.2 * target, "the test could not tell"
+    assert abs(mean - target) < 3 * (error**2 + own**2) ** 0.5
+    short, short_error = along(samples("es", 4, tail), expected)
+    assert target - short > 5 * (short_error**2 + own**2) ** 0.5
+    _, rule, made, lane = setting("tbptt", tail)
+    backward = 0.0
+    for _ in range(4):
+        lane.tick()
+        backward = backward + made.share(rule, lane).message
+    assert target - float(backward @ (expected / expected.norm())) > 5 * own
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0, 100.0])
+def test_lanes_are_clipped_one_by_one(share):
+    """No lane says more than clip / lanes; what it says keeps its direction, and is left out where it is not finite."""
+
+    def message(change=lambda inner: None, **settings):
+        config = dataclasses.replace(TINY, lanes=4, **settings)
+        torch.manual_seed(0)
+        rule, made = Rule(config.rule), make_estimator(config)
+        lane = Lane(config, [make_task(config.tasks[0], load_dataset, torch.device("cpu"))], 0)
+        lane.tick()
+        change(lane.begun(rule)[0])
+        return made.share(rule, lane).message
+
+    plain = message()
+    clip = float(plain.norm()) * 4 * share
+    clipped = message(clip=clip, clip_lanes=True)
+    torch.testing.assert_close(clipped, plain * min(1.0, share))
+    torch.testing.assert_close(message(clip=clip), plain)
+    broken = message(lambda inner: inner.params.fill_(torch.inf), clip=clip, clip_lanes=True)
+    assert torch.equal(broken, torch.zeros_like(plain))
+
+
+def mixed_up(change=lambda message: message):
+    """What lanes say each to tbptt and to es (4, P), and the mixture of it, its message changed."""
+    made = {}
+    for name in ("tbptt", "es", "mixed"):
+        config = dataclasses.replace(TINY, estimator=name, lanes=4, particles=6)
+        torch.manual_seed(0)
+        rule, made[name] = Rule(config.rule), make_estimator(config)
+        tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
+        lanes = [Lane(config, tasks, index) for index in range(4)]
+        for lane in lanes:
+            lane.tick()
+        messages = [made[name].share(rule, lane).message for lane in lanes]
+        if name == "tbptt":
+            through = torch.stack(messages) * 4
+        if name == "es":
+            around = torch.stack(list(made[name].gradients(rule, lanes, sum(messages))))
+    return through, around, made["mixed"].gradient(rule, lanes, change(sum(messages)))
+
+
+def test_a_mixture_weighs_by_what_varies_less():
+    through, around, mixture = mixed_up()
+    first, second = (np.var(each.numpy(), axis=0, ddof=1).sum() for each in (through, around))
+    weight = second / (first + second)
+    assert 0.01 < weight < 0.99, "the test could not tell"
+    torch.testing.assert_close(mixture, weight * through.mean(0) + (1 - weight) * around.mean(0))
+
+
+def test_a_mixture_does_without_gradients_that_exploded():
+    through, _, _ = mixed_up()
+    broken = torch.tensor([3, through.shape[1]])  # a sum over lanes, and that of the squares
+    _, around, mixture = mixed_up(lambda message: message.index_fill(0, broken, torch.nan))
+    torch.testing.assert_close(mixture, around.mean(0))
+    through, _, mixture = mixed_up(lambda message: message.index_fill(0, torch.tensor([-1]), torch.inf))
+    torch.testing.assert_close(mixture, through.mean(0))
+
+
+def test_perturbations_are_the_same_whoever_draws_them():
+    config, _, _, lane = setting("es")
+    drawn = [draw_perturbation(config, lane, 3, pair, 1000) for pair in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], draw_perturbation(config, lane, 6, 0, 1000))
+    assert drawn[0].std().item() == pytest.approx(SIGMA, rel=0.1)
+
+
+@pytest.mark.parametrize("estimator", ["es", "pes", "mixed"])
+def test_perturbed_rules_are_put_back_and_learn(estimator, tmp_path):
+    config = load_preset(
+        "quadratics", ["lr=0.02", f"estimator={estimator}", "particles=4", "horizon=40", "validation_runs=5", "lanes=2"]
+    )
+    trainer = Trainer(config, tmp_path)
+    first = trainer.validate()
+    before = {key: value.clone() for key, value in trainer.rule.state_dict().items()}
+    trainer.meta_gradient()
+    for key, value in trainer.rule.state_dict().items():
+        assert torch.equal(value, before[key])
+    for _ in range(12):
+        trainer.train_epoch()
+    assert trainer.validate() < 0.9 * first
+
+
+@pytest.mark.parametrize("estimator", ["es", "pes", "mixed"])
+def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_path):
+    config = dataclasses.replace(
+        load_preset("demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=40", "unroll=10"]),
+        tasks=(QuadraticConfig(size=5), QuadraticConfig(size=3)),
+        rule=RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
+        **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 4},
+    )
+    whole = Trainer(config, tmp_path / "whole").run()
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.epoch == 2:
+            raise Stop
+
+    trainer = Trainer(config, tmp_path / "parts")
+    with pytest.raises(Stop):
+        trainer.run(stop)
+    assert any(lane.under_way for lane in trainer.lanes)
+    resumed = Trainer(config, tmp_path / "parts", resume=True).run()
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("particles=3", "even"),
+        ("sigma=0", "sigma"),
+        ("estimator=nes", "estimator"),
+        ("estimator=mixed", "lanes: must be 2 or more"),
+    ],
+)
+def test_bad_settings_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_preset("demo", [override])

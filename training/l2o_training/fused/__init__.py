@@ -1,0 +1,1 @@
+"""Compiled cells for meta-training on CPUs: forward and gradient."""

@@ -1,0 +1,269 @@
+"""The two-tier rule for meta-training on the CPU: its sums, its steps and their gradient in compiled code.
+
+Features of coordinates are constants of the rule, so that the network per coordinate is differentiated by its
+weights alone. These are a tensor's: gains, biases and magnitude are in them, and torch takes the gradient on from
+there, through an LSTM with a handful of rows.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, store, widest
+from l2o_runtime.kernels.features import combine
+from l2o_runtime.kernels.threads import share
+from l2o_runtime.kernels.tiered_code import (
+    AVERAGES,
+    BETAS,
+    SCALARS,
+    TOTALS,
+    WEIGHTS,
+    Averages,
+    look,
+    module_of_pieces,
+    scale_module,
+)
+from l2o_runtime.layout import Layout
+from l2o_runtime.rules.features import lowest_root
+from l2o_runtime.rules.restraint import share as restrained_share
+from l2o_runtime.rules.tiered import INPUTS, UNITS, ScaleRule
+from l2o_runtime.rules.tiered import SCALARS as IN_CONTEXT
+from l2o_runtime.state import State
+
+PIECE = 8192
+"""Coordinates of a tensor that are summed up in one go, at most."""
+
+DECAYS = torch.tensor(BETAS)
+
+SLOPES = 1 + WEIGHTS
+"""Derivatives that a piece gives: by the magnitude, then by the weights."""
+
+
+class FusedScaleRule(ScaleRule):
+    """A `ScaleRule` whose coordinates are compiled; float32 on the CPU."""
+
+    def sums(self, param: Tensor, grad: Tensor, state: State, layout: Layout) -> Tensor:
+        """As `ScaleRule.sums`; nothing is differentiated."""
+        pieces = Pieces.of(layout, param.shape[:-1])
+        numbers = param.new_zeros(*param.shape[:-1], 1, SCALARS + WEIGHTS)
+        numbers[..., : len(BETAS)] = _corrections(state)
+        arrays = _arrays(param, grad, state)
+        results = torch.zeros(pieces.count, TOTALS, widest(), dtype=torch.float64)
+        pieces.run("observe", False, numbers.expand(*param.shape[:-1], pieces.tensors, -1), arrays, results)
+        return pieces.collect(results)[..., 1:]
+
+    def forward(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, State, State]:
+        """As `Rule.forward`."""
+        assert layout is not None
+        context, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
+        arrays = _arrays(param, grad, coordinates)
+        numbers = self.numbers(context, _corrections(coordinates))
+        restrained = self.config.noise_floor is not None
+        delta, *averages = _Step.apply(Pieces.of(layout, param.shape[:-1]), restrained, numbers, *arrays)
+        new = dict(zip(AVERAGES, averages, strict=True)) | {"step": coordinates["step"] + 1}
+        return delta, new | self.context.remember(param, grad, coordinates), optimization
+
+    def numbers(self, context: Tensor, corrections: Tensor) -> Tensor:
+        """What the code reads besides coordinates, for every tensor: (..., S, SCALARS + WEIGHTS).
+
+        Args:
+            context: (..., S, c).
+            corrections: (..., 1, k) 1 − βᵗ of every average.
+        """
+        size_root, size_fast, rho, noise, longest, magnitude = context[..., :IN_CONTEXT].unbind(-1)
+        constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), noise, longest]
+        gain, bias = context[..., IN_CONTEXT:].chunk(2, dim=-1)
+        first = torch.cat([self.into.weight, self.into.bias.unsqueeze(-1)], dim=-1) * (1 + gain).unsqueeze(-1)
+        first = torch.cat([first[..., :-1], first[..., -1:] + bias.unsqueeze(-1)], dim=-1)
+        last = torch.cat([self.out.weight, self.out.bias.unsqueeze(-1)], dim=-1).flatten()
+        parts = [
+            corrections.expand(*magnitude.shape, -1),
+            torch.stack([*(x.detach() for x in constants), magnitude], dim=-1),
+            first.flatten(-2),
+            last.expand(*magnitude.shape, -1),
+        ]
+        return torch.cat(parts, dim=-1)
+
+
+def _arrays(param: Tensor, grad: Tensor, state: State) -> list[Tensor]:
+    """What the code reads of coordinates: gradients, parameters and averages, (..., n) each, contiguous."""
+    return [array.detach().contiguous() for array in (grad, param, *(state[key] for key in AVERAGES))]
+
+
+def _corrections(state: State) -> Tensor:
+    """1 − βᵗ of every average with the newest gradient in: (..., 1, k)."""
+    step = state["step"][..., :1, None] + 1
+    return 1 - DECAYS**step
+
+
+class Pieces:
+    """The tensors of all instances, cut up.
+
+    Args:
+        sizes: of the tensors of an instance.
+        lead: leading dimensions, of instances.
+
+    Attributes:
+        owners, starts, counts: of every piece the number of its tensor among all of them, its first coordinate among
+            all, and how many there are.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], lead: torch.Size):
+        self.lead, self.tensors = lead, len(sizes)
+        firsts = [sum(sizes[:index]) for index in range(len(sizes))]
+        cuts = [
+            (owner, first + low, min(PIECE, size - low))
+            for owner, (first, size) in enumerate(zip(firsts, sizes, strict=True))
+            for low in range(0, size, PIECE)
+        ]
+        owners, starts, counts = np.array(cuts).T
+        copies = np.arange(lead.numel())[:, None]
+        self.owners = (owners + self.tensors * copies).ravel()
+        self.starts = (starts + sum(sizes) * copies).ravel()
+        self.counts = np.tile(counts, len(copies))
+
+    @classmethod
+    def of(cls, layout: Layout, lead: torch.Size) -> "Pieces":
+        """The pieces of a layout, which are the same in every step."""
+        return _pieces(tuple(layout.shapes[:, 1].long().tolist()), lead)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.counts)
+
+    def run(
+        self, name: str, restrained: bool, numbers: Tensor, arrays: Sequence[Tensor], results: Tensor | None = None
+    ) -> None:
+        """Call the code for all pieces.
+
+        Args:
+            name: of the function.
+            restrained: whether steps are.
+            numbers: (..., S, k) float32.
+            arrays: (..., n) float32 each, contiguous.
+            results: (pieces, …), a row for each, if there are sums.
+        """
+        numbers = numbers.detach().contiguous()
+        columns = [self.counts, numbers.data_ptr() + 4 * numbers.shape[-1] * self.owners]
+        columns += [array.data_ptr() + 4 * self.starts for array in arrays]
+        if results is not None:
+            columns.append(results.data_ptr() + results[0].nbytes * np.arange(self.count))
+        table = np.stack(columns, axis=1)
+        size = -(-self.count // torch.get_num_threads())
+        run = _compile(restrained)[0][name]
+
+        def work(first: int, _: int) -> None:
+            run(min(size, self.count - first), table[first:].ctypes.data)
+
+        share(work, range(0, self.count, size))
+
+    def collect(self, results: Tensor) -> Tensor:
+        """Sums over the pieces of every tensor: (..., S, k), from (pieces, k, width)."""
+        total = results.new_zeros(self.lead.numel() * self.tensors, results.shape[1])
+        return total.index_add_(0, torch.from_numpy(self.owners), results.sum(-1)).view(*self.lead, self.tensors, -1)
+
+
+_pieces = functools.lru_cache(maxsize=256)(Pieces)
+
+
+class _Step(torch.autograd.Function):
+    """Steps (..., n) and new averages, from numbers (..., S, k), gradients, parameters and averages (..., n)."""
+
+    @staticmethod
+    def forward(ctx: Any, pieces: Pieces, restrained: bool, numbers: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
+        grad, param, *averages = arrays
+        delta, new = torch.empty_like(param), [average.clone() for average in averages]
+        pieces.run("update", restrained, numbers, [grad, param, *new, delta])
+        ctx.pieces, ctx.restrained = pieces, restrained
+        ctx.save_for_backward(numbers, *arrays)
+        ctx.mark_non_differentiable(*new)
+        return delta, *new
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_delta: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        pieces, (numbers, *arrays) = ctx.pieces, ctx.saved_tensors
+        results = numbers.new_zeros(pieces.count, SLOPES, widest())
+        pieces.run("gradient", ctx.restrained, numbers, [*arrays, grad_delta.contiguous()], results)
+        slopes, total = pieces.collect(results), torch.zeros_like(numbers)
+        total[..., SCALARS - 1 :] = slopes
+        return None, None, total, *[None] * len(arrays)
+
+
+@functools.cache
+def _compile(restrained: bool) -> tuple[dict[str, Callable[[int, int], None]], list[Compiled]]:
+    """The functions by name, and what keeps them alive; once per process."""
+    dtypes = (torch.float32,) * len(AVERAGES)
+    kinds = [POINTER] * (3 + len(AVERAGES) + 2)
+    gradient = functools.partial(_gradient, restrained)
+    modules = [scale_module(widest(), dtypes, restrained), module_of_pieces(widest(), {"gradient": (kinds, gradient)})]
+    compiled = [Compiled(module) for module in modules]
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
+    names = {"observe": 0, "update": 0, "gradient": 1}
+    return {name: kind(compiled[index].address(name)) for name, index in names.items()}, compiled
+
+
+def _gradient(
+    restrained: bool, builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int
+) -> None:
+    """Add to the derivatives by the magnitude and the weights, `size` coordinates at a time.
+
+    ∂L/∂W of both layers are sums over coordinates, kept in memory that stays in the first cache: there are more than
+    registers for them.
+    """
+    numbers, grad, param, *states, slopes, sums = arguments
+    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS)]
+
+    def weight(index: int) -> Vector:
+        return broadcast(builder, builder.gep(numbers, [I64(SCALARS + index)]), size)
+
+    def add(index: int, factor: Vector, value: Vector | None = None) -> None:
+        place = builder.gep(sums, [I64(index * width)])
+        total = load(builder, place, size)
+        store(builder, total + factor if value is None else factor.fma(value, total), place)
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        at = [builder.add(start, builder.mul(index, I64(size)))]
+        g, theta, *old, through = (
+            load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states, slopes)
+        )
+        *others, noise, longest, magnitude = scalars[len(BETAS) :]
+        seen = look(theta, Averages(g, old, scalars[: len(BETAS)]), others, weight)
+        if restrained:
+            through = through * restrained_share(*seen.relative, noise)[0]
+        delta = combine(seen.output, seen.directions)
+        add(0, through, delta.clamp(longest * -1.0, longest))
+        size_of, through = seen.output[0], delta.abs().where_less(longest, through * magnitude, 0.0)
+        scale = through * (size_of.clamp(-4, 4) * 2.0).exp() * -2.0
+        within = size_of.abs().where_less(4.0, through * delta * 2.0, 0.0)
+        back = [g.like(0.0)] * UNITS
+        for row, slope in enumerate([within, *(scale * direction for direction in seen.directions[1:])]):
+            first = UNITS * (INPUTS + 1) + row * (UNITS + 1)
+            for unit, hidden in enumerate(seen.hidden):
+                add(1 + first + unit, slope, hidden)
+                back[unit] = slope.fma(weight(first + unit), back[unit])
+            add(1 + first + UNITS, slope)
+        for unit, (slope, hidden) in enumerate(zip(back, seen.hidden, strict=True)):
+            active = hidden.like(0.0).where_less(hidden, slope, 0.0)
+            first = 1 + unit * (INPUTS + 1)
+            for column, feature in enumerate(seen.features):
+                add(first + column, active, feature)
+            add(first + INPUTS, active)
+        return []
+
+    loop(builder, blocks, [], body)

@@ -1,0 +1,87 @@
+"""Where a rule comes from: what is compared and kept of a run, and what decides about a rule's bits."""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import l2o_runtime
+from l2o_runtime.config import ConfigError, to_dict
+from l2o_runtime.files.artifact import read_rule
+from l2o_runtime.rules.lstm import Rule
+from l2o_training.config import TrainConfig
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides about a rule's bits."""
+    return {
+        "l2o-runtime": l2o_runtime.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def comparable(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as plain data (its description aside), to be compared and kept."""
+    return {key: value for key, value in to_dict(config).items() if key != "description"}
+
+
+def differences(one: Any, other: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two pieces of plain data differ: a name such as tasks[0].kind, and what each has, None for nothing."""
+    if isinstance(one, list) and isinstance(other, list):
+        one, other = ({f"[{i}]": part for i, part in enumerate(parts)} for parts in (one, other))
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [(key, one, other)]
+    names = {name: f"{key}{name}" if not key or name.startswith("[") else f"{key}.{name}" for name in {**one, **other}}
+    return [found for name, path in names.items() for found in differences(one.get(name), other.get(name), path)]
+
+
+def spell(value: Any) -> str:
+    """A value of plain data, for messages."""
+    return "nothing" if value is None else json.dumps(value)
+
+
+def git_revision() -> str:
+    """Revision of the working copy this package runs from; empty for an installed one, wherever that lies."""
+    here = Path(__file__)
+
+    def ask(*words: str) -> str:
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        ask("ls-files", "--error-unmatch", here.name)
+        return ask("describe", "--always", "--dirty")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def inherit(rule: Rule, start: str) -> dict[str, Any]:
+    """Give a rule the weights of another one.
+
+    Returns:
+        The other one's provenance.
+
+    Raises:
+        ConfigError: the other one is of another architecture.
+        ArtifactError: it cannot be read.
+    """
+    other, provenance = read_rule(start)
+    if _architecture(other) != _architecture(rule):
+        raise ConfigError(
+            f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
+            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
+        )
+    rule.load_state_dict(other.state_dict())
+    return provenance
+
+
+def _architecture(rule: Rule) -> str:
+    """What has to be equal for weights to fit."""
+    config = rule.config
+    context = json.dumps(to_dict(config.context))
+    return f"{config.cell} {config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"

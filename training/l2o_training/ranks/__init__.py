@@ -1,0 +1,1 @@
+"""Ranks that meta-train together: how they are started, meet, sum and agree."""
