@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from golden import checkpoints, meta
 from golden.trajectories import HERE, MODELS, RULES, amplified, last_bits, processor, train, upwards
 
-from l2o_runtime.artifact import BUNDLED
+from l2o_runtime.files.artifact import BUNDLED
 
 
 def trajectories() -> None:

@@ -37,7 +37,7 @@ from l2o_export.export import export_rule
 from l2o_export.formats import WRITERS
 from l2o_export.verify import FREE_TOLERANCE
 from l2o_runtime import load_rule
-from l2o_runtime.artifact import find_rule
+from l2o_runtime.files.artifact import find_rule
 
 FACTOR, LEAST, CHAOS = 30.0, 1e-5, 1e-3
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
-from l2o_runtime.artifact import bundled_rules
+from l2o_runtime.files.artifact import bundled_rules
 
 HERE = Path(__file__).parent
 RULES = bundled_rules()
