@@ -1,10 +1,11 @@
 """How far an optimization has come, and how large its gradients are: what rules see besides their context."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from l2o_runtime.arithmetic import quotients
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 SPANS = (10, 50)
@@ -53,6 +54,13 @@ def advance_level(count: Tensor, square: Tensor, state: State) -> tuple[Tensor, 
     return level, {"steps": steps, "energy": energy}
 
 
+def normalized_products(grad: Any, momentum: Any, square: Any) -> list[Any]:
+    """g m/v, g²/v and m²/v, 0 where v = 0; for tensors and for vectors of compiled code."""
+    root = square.sqrt()
+    g, m = (x.clamp(-100, 100).where(root > 0, 0.0) for x in quotients([grad, momentum], root))
+    return [g * m, g * g, m * m]
+
+
 class Progress:
     """Size of the gradients, time, whether gradients agree, and what became of the loss.
 
@@ -82,11 +90,8 @@ class Progress:
             momentum, square: averages of gradients (over 10 steps) and of their squares, before this step.
         """
         grad = grad.nan_to_num().clamp(-LARGEST, LARGEST)
-        root = square.sqrt()
-        there = root > 0
-        root = torch.where(there, root, torch.ones_like(root))
-        g, m = (torch.where(there, (x / root).clamp(-100, 100), torch.zeros_like(x)) for x in (grad, momentum))
-        return [x.double() for x in (torch.ones_like(grad), grad.double().square(), g * m, g * g, m * m)]
+        products = normalized_products(grad, momentum, square)
+        return [x.double() for x in (torch.ones_like(grad), grad.double().square(), *products)]
 
     def observe(self, grad: Tensor, momentum: Tensor, square: Tensor) -> Tensor:
         """The sums of `terms`: (..., 5)."""

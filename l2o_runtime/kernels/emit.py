@@ -32,7 +32,7 @@ MAGIC = 1.5 * 2**23
 
 
 class Vector:
-    """A vector of float32, or a single one, with arithmetic."""
+    """A vector of float32, or a single one, with arithmetic under torch's names, so that formulas serve both."""
 
     def __init__(self, builder: Any, value: Any):
         self.builder = builder
@@ -52,11 +52,35 @@ class Vector:
         return Vector(self.builder, self.builder.fmul(self.value, self.like(other).value))
 
     def __truediv__(self, other: Number) -> "Vector":
+        """By a number: times its reciprocal, as divisions take the longest of all."""
+        return self.div(other) if isinstance(other, Vector) else self * (1 / other)
+
+    def div(self, other: Number) -> "Vector":
+        """The quotient, rounded once."""
         return Vector(self.builder, self.builder.fdiv(self.value, self.like(other).value))
+
+    def __neg__(self) -> "Vector":
+        return self * -1.0
+
+    def __lt__(self, other: Number) -> Any:
+        """Condition for `where`; false where either is NaN."""
+        return self.builder.fcmp_ordered("<", self.value, self.like(other).value)
+
+    def __gt__(self, other: Number) -> Any:
+        """Condition for `where`; false where either is NaN."""
+        return self.like(other) < self
 
     def fma(self, factor: Number, term: Number) -> "Vector":
         """self · factor + term, in one instruction where there is one."""
         return self._call("llvm.fmuladd", self.like(factor), self.like(term))
+
+    def reciprocal(self) -> "Vector":
+        """1 / self."""
+        return self.like(1.0) / self
+
+    def square(self) -> "Vector":
+        """self · self."""
+        return self * self
 
     def sqrt(self) -> "Vector":
         """Square root."""
@@ -66,23 +90,25 @@ class Vector:
         """Magnitude."""
         return self._call("llvm.fabs")
 
-    def sign_of(self, other: "Vector") -> "Vector":
-        """This magnitude with the sign of another."""
-        return self._call("llvm.copysign", other)
+    def where(self, condition: Any, other: Number) -> "Vector":
+        """This where the condition holds, `other` elsewhere."""
+        return Vector(self.builder, self.builder.select(condition, self.value, self.like(other).value))
 
-    def where_less(self, than: Number, one: Number, other: Number) -> "Vector":
-        """`one` where self < than, `other` elsewhere and where either is NaN."""
-        less = self.builder.fcmp_ordered("<", self.value, self.like(than).value)
-        return Vector(self.builder, self.builder.select(less, self.like(one).value, self.like(other).value))
-
-    def at_least(self, low: Number) -> "Vector":
+    def clamp_min(self, low: Number) -> "Vector":
         """The larger of both; NaN stays NaN."""
-        return self.where_less(low, low, self)
+        return self.like(low).where(self < low, self)
+
+    def clamp_max(self, high: Number) -> "Vector":
+        """The smaller of both; NaN stays NaN."""
+        return self.like(high).where(self > high, self)
 
     def clamp(self, low: Number, high: Number) -> "Vector":
         """Between two bounds; NaN stays NaN."""
-        cut = self.at_least(low)
-        return cut.like(high).where_less(cut, high, cut)
+        return self.clamp_min(low).clamp_max(high)
+
+    def relu(self) -> "Vector":
+        """The larger of this and zero; NaN stays NaN."""
+        return self.clamp_min(0.0)
 
     def polynomial(self, coefficients: Sequence[float]) -> "Vector":
         """Σ c_k selfᵏ, by Horner's rule."""

@@ -14,6 +14,7 @@ from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
+from l2o_runtime.rules.features import AVERAGES
 from l2o_runtime.rules.lstm import Rule
 from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.stepping.parts import Part, full_precision
@@ -96,7 +97,7 @@ class CPUKernel:
         self.fixed_bias = self.first_bias.clone()
         columns = [pack(column, shape).reshape(-1) for column in cell.weight_context.unbind(1)]
         self.weight_context = torch.stack(columns, 1).detach() if columns else None
-        averages = features.AVERAGES[config.features]
+        averages = AVERAGES[config.features]
         self.keys = averages + [f"{name}{layer}" for layer in range(config.layers) for name in "hc"]
         self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
         self.scratch: list[Scratch] = []

@@ -17,7 +17,6 @@ from llvmlite import ir
 from torch import Tensor
 
 from l2o_runtime.config import RuleConfig
-from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import (
     BF16,
     F32,
@@ -32,7 +31,8 @@ from l2o_runtime.kernels.emit import (
     shuffle,
     store,
 )
-from l2o_runtime.rules.features import WIDTHS
+from l2o_runtime.kernels.features import SHARED
+from l2o_runtime.rules.features import AVERAGES, WIDTHS, Look, combine, look
 from l2o_runtime.rules.restraint import restrain
 
 ROWS = 4
@@ -122,19 +122,19 @@ class Tile:
         """index · step."""
         return self.builder.mul(index, I64(step))
 
-    def look(self, grad: Any, param: Any, averages: list[Any], numbers: list[Vector]) -> features.Look:
+    def look(self, grad: Any, param: Any, averages: list[Any], numbers: list[Vector]) -> Look:
         """Write the features of four coordinates to `self.features`, (f, 4); the averages are advanced.
 
         Args:
             grad, param: addresses of (4,).
             averages: addresses of (4,) each.
-            numbers: of `features.shared`.
+            numbers: of `shared`, each as a vector.
 
         Returns:
             What was seen, vectors of (4,).
         """
         g, theta, *old = (load(self.builder, pointer, ROWS) for pointer in (grad, param, *averages))
-        seen = features.look(self.config.features, g, theta, old, numbers)
+        seen = look(self.config.features, g, theta, old, numbers[:-1])
         for average, pointer in zip(seen.averages, averages, strict=True):
             store(self.builder, average, pointer)
         for row, feature in enumerate(seen.features):
@@ -240,7 +240,7 @@ class Tile:
             self.copy(target, h)
         return target
 
-    def head(self, h: Any, weights: Any, seen: features.Look, noise: Vector) -> Vector:
+    def head(self, h: Any, weights: Any, seen: Look, noise: Vector) -> Vector:
         """The step of each coordinate, (4,): scale · output, of which there are as many as directions, if any."""
         directions = seen.directions
         outputs = len(directions) or 1
@@ -248,7 +248,7 @@ class Tile:
         rows = [(self.at(weights, o * self.shape.hidden), self.at(biases, o)) for o in range(outputs)]
         output = [self.linear(h, weight, bias) for weight, bias in rows]
         if directions:
-            delta = features.combine(output, directions)
+            delta = cast("Vector", combine(output, directions))
         else:
             delta = output[0].tanh() if self.config.output == "tanh" else output[0]
         delta = delta * self.config.output_scale
@@ -295,7 +295,7 @@ def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, .
     All are float32 but for the states, averages and those of the layers, each of which has one of `dtypes`.
     """
     module = ir.Module(name="l2o")
-    averages = len(features.AVERAGES[config.features])
+    averages = len(AVERAGES[config.features])
     kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
     function = ir.Function(module, ir.FunctionType(VOID, [I64] + [POINTER] * 6 + kept), name="update")
     for argument in function.args[1:]:
@@ -307,7 +307,7 @@ def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, .
     start = builder.append_basic_block()
     builder.branch(start)
     builder.position_at_end(start)
-    numbers = [broadcast(builder, tile.at(shared, i), ROWS) for i in range(features.SHARED[config.features])]
+    numbers = [broadcast(builder, tile.at(shared, i), ROWS) for i in range(SHARED[config.features])]
 
     def body(index: Any, _: list[Any]) -> list[Any]:
         row = tile.times(index, ROWS)

@@ -17,10 +17,11 @@ from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, chunk_size, gradient, move, parameter, push
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.kernels.tiered_code import AVERAGES, BETAS, FIELDS, SCALARS, TOTALS, WEIGHTS, scale_module
+from l2o_runtime.kernels.tiered_code import FIELDS, SCALARS, TOTALS, WEIGHTS, scale_module
 from l2o_runtime.rules.features import lowest_root
 from l2o_runtime.rules.tiered import SCALARS as IN_CONTEXT
 from l2o_runtime.rules.tiered import ScaleRule
+from l2o_runtime.rules.tiered_features import AVERAGES, BETAS
 from l2o_runtime.stepping.parts import Part
 
 Code = dict[str, Callable[[int, int], None]]

@@ -5,18 +5,18 @@ There is no state to be transposed, so that vectors go along the coordinates, as
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from llvmlite import ir
 
-from l2o_runtime.contexts.progress import Progress
-from l2o_runtime.kernels import features
+from l2o_runtime.contexts.progress import Progress, normalized_products
 from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, store
+from l2o_runtime.rules.features import combine
 from l2o_runtime.rules.lstm import OUTPUTS
 from l2o_runtime.rules.restraint import restrain
-from l2o_runtime.rules.tiered import INPUTS, SPANS, TERMS, UNITS
-from l2o_runtime.state import LARGEST
+from l2o_runtime.rules.tiered import UNITS
+from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, TERMS, average, look, terms
 
 F64 = ir.DoubleType()
 
@@ -25,11 +25,6 @@ Weight: TypeAlias = Callable[[int], Vector]
 
 Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
 """Writes the code for some coordinates of a piece; see `module_of_pieces`."""
-
-AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
-"""States, in the order in which they are handed over."""
-
-BETAS = [1 - 1 / span for spans in SPANS.values() for span in spans]
 
 TOTALS = 1 + Progress.STATISTICS + TERMS
 """Σ|g|, then the sums of `terms`."""
@@ -46,75 +41,10 @@ WEIGHTS = UNITS * (INPUTS + 1) + OUTPUTS * (UNITS + 1)
 """Of both layers, rows of weights with their bias last."""
 
 
-class Averages:
-    """As `rules.tiered.average`: `grad`, and of the averages with it in `new`, `fast`, `slow` and `root`."""
-
-    def __init__(self, grad: Vector, old: Sequence[Vector], corrections: Sequence[Vector]):
-        self.grad = grad.clamp(-LARGEST, LARGEST)
-        values = [self.grad, self.grad, self.grad * self.grad]
-        self.new = [s + (x - s) * (1 - beta) for s, x, beta in zip(old, values, BETAS, strict=True)]
-        self.fast, self.slow, square = (s / c for s, c in zip(self.new, corrections, strict=True))
-        self.root = square.sqrt()
-
-
-def terms(param: Vector, old: Sequence[Vector], new: Averages) -> list[Vector]:
-    """As `l2o_runtime.rules.tiered.ScaleRule.terms`."""
-    g, fast, slow, root = new.grad, new.fast, new.slow, new.root
-    before = old[2].sqrt()
-    zero, one = g.like(0.0), g.like(1.0)
-    inverse = zero.where_less(before, one / before, zero)
-    normal, averaged = ((x * inverse).clamp(-100, 100) for x in (g, old[0]))
-    u = zero.where_less(root, fast / root, zero)
-    progress = [one, g * g, normal * averaged, normal * normal, averaged * averaged]
-    products = [root * root, param * param, fast * fast, slow * slow, fast * slow, fast * param, u * u, g * param]
-    return [*progress, *products]
-
-
-class Look(NamedTuple):
-    """What the network of coordinates sees and says.
-
-    Attributes:
-        features: its inputs.
-        hidden: its hidden units.
-        output, directions: as `l2o_runtime.rules.lstm.combine` takes them.
-        relative: g/r, m̂₁₀/r and r, as `restrain` takes them.
-    """
-
-    features: Sequence[Vector]
-    hidden: Sequence[Vector]
-    output: Sequence[Vector]
-    directions: Sequence[Vector]
-    relative: tuple[Vector, Vector, Vector]
-
-
-def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight) -> Look:
-    """As in `l2o_runtime.rules.tiered.ScaleRule.update`.
-
-    Args:
-        param: θ.
-        new: averages.
-        numbers: lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀.
-        weight: of either layer.
-    """
-    floor, size_root, inverse_rho, inverse_fast = numbers
-    root = new.root + floor
-    inverse = root.like(1.0) / root
-    g, fast, slow = ((x * inverse).clamp(-5, 5) for x in (new.grad, new.fast, new.slow))
-    relative = param * inverse_rho
-    seen = [
-        g,
-        fast,
-        slow,
-        (g * fast).clamp(-3, 3),
-        (root.log() - size_root).clamp(-6, 6) * (1 / 3),
-        (slow.abs() + 1e-3).log() * (1 / 3) + 1.0,
-        (relative.abs() + 1e-3).log() * (1 / 3) + 1.0,
-        relative.clamp(-3, 3),
-    ]
-    hidden = [total.at_least(0.0) for total in layer(seen, UNITS, weight, 0)]
-    output = layer(hidden, OUTPUTS, weight, UNITS * (INPUTS + 1))
-    plain = (new.fast * inverse_fast).clamp(-5, 5)
-    return Look(seen, hidden, output, [fast, plain, slow, g], (g, fast, root))
+def network(features: Sequence[Vector], weight: Weight) -> tuple[list[Vector], list[Vector]]:
+    """Hidden units and outputs of the network of coordinates, from its features and the weights of either layer."""
+    hidden = [total.relu() for total in layer(features, UNITS, weight, 0)]
+    return hidden, layer(hidden, OUTPUTS, weight, UNITS * (INPUTS + 1))
 
 
 def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list[Vector]:
@@ -205,7 +135,9 @@ def _observe(builder: Any, arguments: Sequence[Any], size: int, start: Any, bloc
         # What is not finite is found by the sum of |g|; elsewhere it counts as zero, as in the plain loop.
         finite = builder.fcmp_ordered("ord", g.value, g.value)
         there = Vector(builder, builder.select(finite, g.value, constant(g.value.type, 0.0)))
-        seen = [g.abs(), *terms(theta, old, Averages(there, old, corrections))]
+        new = average(there, old, corrections)
+        progress = [g.like(1.0), new.grad.square(), *normalized_products(new.grad, old[0], old[2])]
+        seen = [g.abs(), *progress, *terms(theta, *new[:-1])]
         return [builder.fadd(total, builder.fpext(term.value, wide)) for total, term in zip(totals, seen, strict=True)]
 
     totals = loop(builder, blocks, [builder.load(place, align=8) for place in places], body)
@@ -229,12 +161,13 @@ def _update(
         g, theta, *old = (
             load(builder, pointer, size) for pointer in (builder.gep(grad, at), builder.gep(param, at), *places)
         )
-        new = Averages(g, old, scalars[: len(BETAS)])
+        new = average(g, old, scalars[: len(BETAS)])
         for value, place in zip(new.new, places, strict=True):
             store(builder, value, place)
-        *others, noise, longest, magnitude = scalars[len(BETAS) :]
-        seen = look(theta, new, others, weight)
-        step = magnitude * features.combine(seen.output, seen.directions).clamp(longest * -1.0, longest)
+        floor, size_root, inverse_rho, inverse_fast, noise, longest, magnitude = scalars[len(BETAS) :]
+        seen = look(theta * inverse_rho, new, floor, size_root, inverse_fast)
+        _, output = network(seen.features, weight)
+        step = magnitude * combine(output, seen.directions).clamp(-longest, longest)
         store(builder, restrain(step, *seen.relative, noise) if restrained else step, builder.gep(delta, at))
         return []
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.features import FEATURES
 from l2o_runtime.rules.lstm import Rule
 from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State
@@ -27,7 +26,7 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 def supported(rule: Rule) -> bool:
     """Whether the kernel takes a rule: one tier, the papers' features, unrestrained; not on AMD's GPUs."""
     small = rule.config.cell == "lstm" and rule.config.hidden <= MAX_HIDDEN
-    plain = rule.config.features in FEATURES and rule.config.noise_floor is None
+    plain = rule.config.features != "moments" and rule.config.noise_floor is None
     return small and plain and torch.version.hip is None
 
 

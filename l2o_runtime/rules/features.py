@@ -1,12 +1,18 @@
-"""What a coordinate sees of its own gradient: pure feature maps (..., n) → (..., n, f)."""
+"""What a coordinate sees of its own gradient, and how a network's outputs become its step.
+
+Every formula is written once, for tensors and for the vectors of `l2o_runtime.kernels.emit`. It takes and gives either,
+or lists of them, of shapes that broadcast. Vectors multiply with the reciprocal of a number where tensors divide by it;
+what else differs is in `l2o_runtime.arithmetic`.
+"""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from l2o_runtime.arithmetic import multiply_add
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 LOG_SIGN_P = 10.0
@@ -18,140 +24,8 @@ SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 SMALLEST_ROOT = math.sqrt(SMALLEST_SQUARE)
 """Gradients that are smaller than this fade out: what is left of their squares in float32 is no measure of them."""
 
-
-def log_sign(grad: Tensor, state: State) -> tuple[Tensor, State]:
-    """[log|g| / p, sign g] where |g| ≥ e^−p, else [−1, e^p g]; p = 10.
-
-    Args:
-        grad: (..., n).
-        state: unused; the map has no memory.
-
-    Returns:
-        (..., n, 2) and an empty state.
-
-    Source: Andrychowicz et al. 2016, appendix A.
-
-    >>> log_sign(torch.tensor([1.0, -1e-6]), {})[0]
-    tensor([[ 0.0000,  1.0000],
-            [-1.0000, -0.0220]])
-    """
-    threshold = math.exp(-LOG_SIGN_P)
-    magnitude = grad.abs()
-    large = magnitude >= threshold
-    logarithm = magnitude.clamp_min(threshold).log() / LOG_SIGN_P
-    sign = torch.where(large, grad.sign(), grad / threshold)
-    return torch.stack([logarithm, sign], dim=-1), {}
-
-
-def normalized(grad: Tensor, state: State) -> tuple[Tensor, State]:
-    """[m̂/(√v̂ + ε), g/(√v̂ + ε)] with bias-corrected averages, β₁ = β₂ = 0.95.
-
-    Args:
-        grad: (..., n).
-        state: m, v (..., n) and step (..., n) or (..., 1), the number of steps taken before this one.
-
-    Returns:
-        (..., n, 2) and the new state.
-
-    Source: Lv, Jiang & Li 2017 (RNNprop), section 4.
-
-    >>> zeros = torch.zeros(1)
-    >>> normalized(torch.tensor([-3.0]), {"m": zeros, "v": zeros, "step": zeros})[0].round(decimals=3)
-    tensor([[-1., -1.]])
-    """
-    step = state["step"] + 1
-    grad = grad.clamp(-LARGEST, LARGEST)
-    m = BETA * state["m"] + (1 - BETA) * grad
-    v = BETA * state["v"] + (1 - BETA) * grad.square()
-    new = {"m": m, "v": v, "step": step}
-    root = normalized_root(new)
-    return torch.stack([m / (1 - BETA**step) / root, grad / root], dim=-1), new
-
-
-def normalized_root(state: State) -> Tensor:
-    """√v̂ + ε (..., n) of a state that `normalized` gave."""
-    return (state["v"] / (1 - BETA ** state["step"])).sqrt() + EPSILON
-
-
-class Moments(NamedTuple):
-    """What the `moments` rule sees of its gradients.
-
-    Attributes:
-        features: (..., n, 11) for the network.
-        directions: (..., n, 4) that its output combines: m̂/√v̂, 1, m̂'/√v̂, g/√v̂, each 0 where there was no gradient yet.
-        root: r (..., n).
-        state: new averages.
-    """
-
-    features: Tensor
-    directions: Tensor
-    root: Tensor
-    state: State
-
-
-def moments(grad: Tensor, param: Tensor, level: Tensor, state: State) -> Moments:
-    """Averages of gradients over 10 and 100 steps, of their squares over 10, 100 and 1000, and the parameter.
-
-    With r = √v̂₁₀₀₀ + 10⁻⁶ e^level the features are g/r, m̂₁₀/r, m̂₁₀₀/r, their product g m̂₁₀/r², ½ log(v̂₁₀/v̂₁₀₀),
-    ½ log(v̂₁₀₀/v̂₁₀₀₀), log r − level, log |m̂₁₀₀/r|, log |θ|, θ, and whether there was a gradient yet; scaled to the
-    order of 1 and clipped. Nothing changes with the scale of all gradients.
-
-    Args:
-        grad, param: (..., n).
-        level: (..., 1) log of the root mean square of all gradients, over some 100 steps.
-        state: m10, m100, v10, v100, v1000 (..., n) and step (..., n) or (..., 1).
-
-    Source: features as in Metz et al. 2020 (arXiv 2009.11243), section 3.3, and Adam's direction.
-    """
-    step = state["step"] + 1
-    grad = grad.clamp(-LARGEST, LARGEST)
-    square, new, hat = grad.square(), {"step": step}, {}
-    for kind, value in (("m", grad), ("v", square)):
-        for span in MOMENT_SPANS[kind]:
-            beta, key = 1 - 1 / span, f"{kind}{span}"
-            new[key] = beta * state[key] + value / span
-            hat[key] = new[key] / (1 - beta**step)
-    floor = lowest_root(level)
-    root = hat["v1000"].sqrt()
-    seen = root / (root + floor)
-    root = root + floor
-    g, m, slow = ((x / root).clamp(-5, 5) for x in (grad, hat["m10"], hat["m100"]))
-    sizes = [(hat[key] + floor.square()).clamp_min(SMALLEST_SQUARE).log() / 2 for key in ("v10", "v100", "v1000")]
-    features = [
-        g,
-        m,
-        slow,
-        (g * m).clamp(-3, 3),
-        (sizes[0] - sizes[1]).clamp(-3, 3),
-        (sizes[1] - sizes[2]).clamp(-3, 3),
-        ((sizes[2] - level) / 4).clamp(-3, 3),
-        (slow.abs() + 1e-3).log() / 3 + 1,
-        ((param.abs() + 1e-4).log() / 3 + 1).clamp(-3, 3),
-        (10 * param).clamp(-3, 3),
-        seen,
-    ]
-    directions = [m, seen, slow, g]
-    return Moments(torch.stack(features, dim=-1), torch.stack(directions, dim=-1), root, new)
-
-
-def lowest_root(level: Tensor) -> Tensor:
-    """What is added to roots of mean squares, so that none is zero: far below the size of all gradients, but for those
-    whose squares vanish.
-
-    Args:
-        level: (...) log of that size.
-    """
-    return 1e-6 * level.exp() + SMALLEST_ROOT
-
-
 MOMENT_SPANS = {"m": (10, 100), "v": (10, 100, 1000)}
 """Averages are over about so many steps: β = 1 − 1/span."""
-
-FEATURES: dict[str, Callable[[Tensor, State], tuple[Tensor, State]]] = {
-    "log_sign": log_sign,
-    "normalized": normalized,
-}
-"""The papers' maps, of the gradient alone."""
 
 WIDTHS = {"log_sign": 2, "normalized": 2, "moments": 11}
 """Numbers per coordinate that the network sees."""
@@ -164,3 +38,176 @@ FEATURE_SPECS: dict[str, StateSpec] = {
     "moments": {f"{kind}{span}": _SCALAR for kind, spans in MOMENT_SPANS.items() for span in spans} | {"step": _SCALAR},
 }
 """State of every feature map, per coordinate."""
+
+AVERAGES = {kind: [key for key in spec if key != "step"] for kind, spec in FEATURE_SPECS.items()}
+"""States that are averages, in the order in which the formulas take and give them."""
+
+BETAS = {
+    "log_sign": [],
+    "normalized": [BETA, BETA],
+    "moments": [1 - 1 / span for spans in MOMENT_SPANS.values() for span in spans],
+}
+"""Of these averages."""
+
+
+class Look(NamedTuple):
+    """What a coordinate sees of its gradient.
+
+    Attributes:
+        features: for the network.
+        averages: new ones.
+        directions: that its output combines; only `moments` has them.
+        relative: g/r, m̂/r and r, as `restrain` takes them; `log_sign` has none.
+    """
+
+    features: list[Any]
+    averages: list[Any]
+    directions: list[Any]
+    relative: list[Any]
+
+
+def log_sign(grad: Any) -> Look:
+    """[log|g| / p, sign g] where |g| ≥ e^−p, else [−1, e^p g]; p = 10.
+
+    Source: Andrychowicz et al. 2016, appendix A.
+
+    >>> log_sign(torch.tensor([1.0, -1e-6])).features
+    [tensor([ 0., -1.]), tensor([ 1.0000, -0.0220])]
+    """
+    threshold = math.exp(-LOG_SIGN_P)
+    logarithm = grad.abs().clamp_min(threshold).log().div(LOG_SIGN_P)
+    return Look([logarithm, grad.div(threshold).clamp(-1, 1)], [], [], [])
+
+
+def normalized(grad: Any, averages: Sequence[Any], corrections: Sequence[Any]) -> Look:
+    """[m̂/(√v̂ + ε), g/(√v̂ + ε)] with bias-corrected averages, β₁ = β₂ = 0.95.
+
+    Args:
+        grad: g.
+        averages: m and v before this step.
+        corrections: 1 − βᵗ of both.
+
+    Source: Lv, Jiang & Li 2017 (RNNprop), section 4.
+
+    >>> zero, correction = torch.zeros(1), torch.tensor([1 - BETA])
+    >>> torch.cat(normalized(torch.tensor([-3.0]), [zero, zero], [correction, correction]).features).round(decimals=3)
+    tensor([-1., -1.])
+    """
+    grad = grad.clamp(-LARGEST, LARGEST)
+    values = zip(averages, (grad, grad.square()), strict=True)
+    m, v = (multiply_add(x, 1 - BETA, average * BETA) for average, x in values)
+    root = (v / corrections[1]).sqrt() + EPSILON
+    mean, relative = m / corrections[0] / root, grad / root
+    return Look([mean, relative], [m, v], [], [relative, mean, root])
+
+
+def moments(grad: Any, param: Any, averages: Sequence[Any], corrections: Sequence[Any], level: Any, floor: Any) -> Look:
+    """Averages of gradients over 10 and 100 steps, of their squares over 10, 100 and 1000, and the parameter.
+
+    With r = √v̂₁₀₀₀ + 10⁻⁶ e^level the features are g/r, m̂₁₀/r, m̂₁₀₀/r, their product g m̂₁₀/r², ½ log(v̂₁₀/v̂₁₀₀),
+    ½ log(v̂₁₀₀/v̂₁₀₀₀), log r − level, log |m̂₁₀₀/r|, log |θ|, θ, and whether there was a gradient yet; scaled to the
+    order of 1 and clipped. The directions are m̂₁₀/r, 1, m̂₁₀₀/r and g/r, each 0 where there was no gradient yet. Nothing
+    changes with the scale of all gradients.
+
+    Args:
+        grad, param: g and θ.
+        averages: m10, m100, v10, v100 and v1000 before this step.
+        corrections: 1 − βᵗ of each.
+        level: log of the root mean square of all gradients, over some 100 steps.
+        floor: `lowest_root` of it.
+
+    Source: features as in Metz et al. 2020 (arXiv 2009.11243), section 3.3, and Adam's direction.
+    """
+    grad = grad.clamp(-LARGEST, LARGEST)
+    spans = [(x, span) for kind, x in (("m", grad), ("v", grad.square())) for span in MOMENT_SPANS[kind]]
+    # Products are rounded before they are added: squares of 1e-21 are subnormal, and there it makes a difference.
+    new = [average * (1 - 1 / span) + x / span for average, (x, span) in zip(averages, spans, strict=True)]
+    m10, m100, v10, v100, v1000 = (average / correction for average, correction in zip(new, corrections, strict=True))
+    root = v1000.sqrt()
+    seen = root / (root + floor)
+    root = root + floor
+    g, m, slow = ((x / root).clamp(-5, 5) for x in (grad, m10, m100))
+    sizes = [(v + floor.square()).clamp_min(SMALLEST_SQUARE).log() / 2 for v in (v10, v100, v1000)]
+    features = [
+        g,
+        m,
+        slow,
+        (g * m).clamp(-3, 3),
+        (sizes[0] - sizes[1]).clamp(-3, 3),
+        (sizes[1] - sizes[2]).clamp(-3, 3),
+        ((sizes[2] - level) / 4).clamp(-3, 3),
+        (slow.abs() + 1e-3).log() / 3 + 1,
+        ((param.abs() + 1e-4).log() / 3 + 1).clamp(-3, 3),
+        (param * 10).clamp(-3, 3),
+        seen,
+    ]
+    return Look(features, new, [m, seen, slow, g], [g, m, root])
+
+
+def lowest_root(level: Any) -> Any:
+    """What is added to roots of mean squares, so that none is zero: far below the size of all gradients, but for those
+    whose squares vanish.
+
+    Args:
+        level: log of that size.
+    """
+    return level.exp() * 1e-6 + SMALLEST_ROOT
+
+
+def look(kind: str, grad: Any, param: Any, averages: Sequence[Any], numbers: Sequence[Any]) -> Look:
+    """What a coordinate sees.
+
+    Args:
+        kind: of features.
+        grad, param: g and θ.
+        averages: in the order of `AVERAGES`.
+        numbers: 1 − βᵗ of each; for `moments` also the level and its `lowest_root`.
+    """
+    if kind == "log_sign":
+        return log_sign(grad)
+    if kind == "normalized":
+        return normalized(grad, averages, numbers)
+    *corrections, level, floor = numbers
+    return moments(grad, param, averages, corrections, level, floor)
+
+
+def features_of(kind: str, grad: Tensor, param: Tensor, level: Tensor, state: State) -> tuple[Look, State]:
+    """`look` from a state, and the new state.
+
+    Args:
+        kind: of features.
+        grad, param: (..., n).
+        level: (..., 1), only for `moments`.
+        state: averages (..., n), and step (..., n) or (..., 1), the number of steps taken before this one.
+    """
+    if kind == "log_sign":
+        return log_sign(grad), {}
+    step = state["step"] + 1
+    numbers = [1 - beta**step for beta in BETAS[kind]]
+    if kind == "moments":
+        numbers += [level, lowest_root(level)]
+    seen = look(kind, grad, param, [state[key] for key in AVERAGES[kind]], numbers)
+    return seen, {"step": step} | dict(zip(AVERAGES[kind], seen.averages, strict=True))
+
+
+def combine(output: Sequence[Any], directions: Sequence[Any]) -> Any:
+    """−e^(2 o₁) (d₁ + 2 o₂ d₂ + 2 o₃ d₃ + 2 o₄ d₄): Adam's step if all outputs are zero.
+
+    Args:
+        output, directions: four each.
+    """
+    size, *factors = output
+    first, *others = directions
+    total = factors[0] * 2 * others[0]
+    for factor, direction in zip(factors[1:], others[1:], strict=True):
+        total = multiply_add(factor * 2, direction, total)
+    return -step_size(size) * (first + total)
+
+
+def step_size(output: Any) -> Any:
+    """e^(2 o₁), |o₁| at most `LARGEST_SIZE`."""
+    return (output.clamp(-LARGEST_SIZE, LARGEST_SIZE) * 2).exp()
+
+
+LARGEST_SIZE = 4.0
+"""Where outputs that tell the size of a step are cut."""

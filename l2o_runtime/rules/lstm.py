@@ -13,25 +13,12 @@ from l2o_runtime.contexts import make_context
 from l2o_runtime.contexts.progress import Level, Progress
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.features import FEATURE_SPECS, FEATURES, WIDTHS, moments, normalized_root
+from l2o_runtime.rules.features import FEATURE_SPECS, WIDTHS, combine, features_of
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.state import State, StateSpec
 
 OUTPUTS = 4
 """What the network of a `moments` rule says: the size of the step, and three factors of directions."""
-
-
-def combine(output: Tensor, directions: Tensor) -> Tensor:
-    """−e^(2 o₁) (d₁ + 2 o₂ d₂ + 2 o₃ d₃ + 2 o₄ d₄): Adam's step if all outputs are zero.
-
-    Args:
-        output, directions: (..., n, 4).
-
-    Returns:
-        (..., n).
-    """
-    size, factors = output[..., 0].clamp(-4, 4), 2 * output[..., 1:]
-    return -(2 * size).exp() * (directions[..., 0] + (factors * directions[..., 1:]).sum(-1))
 
 
 def _make_progress(config: RuleConfig) -> Progress | Level | None:
@@ -130,20 +117,16 @@ class Rule(nn.Module):
         """
         remembered = self.context.remember(param, grad, state)
         level, context = (context[..., :1], context[..., 1:]) if self.progress else (context[..., :0], context)
+        seen, feature_state = features_of(self.config.features, grad, param, level, state)
+        output, cell_state = self.cell(torch.stack(seen.features, dim=-1), context, state)
         if self.combines:
-            features, directions, root, feature_state = moments(grad, param, level, state)
-            output, cell_state = self.cell(features, context, state)
-            delta = combine(output, directions)
-            mean, _, _, relative = directions.unbind(-1)
+            delta = combine(output.unbind(-1), seen.directions)
         else:
-            features, feature_state = FEATURES[self.config.features](grad, state)
-            output, cell_state = self.cell(features, context, state)
             delta = output.squeeze(-1).tanh() if self.config.output == "tanh" else output.squeeze(-1)
-            mean, relative = features.unbind(-1)
-            root = normalized_root(feature_state) if self.progress else relative
         delta = self.config.output_scale * delta
         if self.config.noise_floor is not None:
-            delta = restrain(delta, relative, mean, root, self.config.noise_floor * level.exp())
+            gradient, mean, root = seen.relative
+            delta = restrain(delta, gradient, mean, root, self.config.noise_floor * level.exp())
         return delta, feature_state | cell_state | remembered
 
     def perceive(

@@ -5,8 +5,6 @@ bias for every unit of the network) is the tensor's context. The three phases st
 contexts have a row per tensor.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -16,19 +14,14 @@ from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.features import SMALLEST_SQUARE, lowest_root
-from l2o_runtime.rules.lstm import OUTPUTS, Rule, combine
+from l2o_runtime.rules.features import SMALLEST_SQUARE, combine, lowest_root
+from l2o_runtime.rules.lstm import OUTPUTS, Rule
 from l2o_runtime.rules.restraint import restrain
+from l2o_runtime.rules.tiered_features import AVERAGES, INPUTS, TERMS, averages_of, look, terms
 from l2o_runtime.state import LARGEST, State, StateSpec
-
-SPANS = {"m": (10, 100), "v": (100,)}
-"""Averages of gradients and of their squares, per coordinate: over about so many steps."""
 
 UNITS = 8
 """Hidden units of the network per coordinate."""
-
-INPUTS = 8
-"""Numbers per coordinate that it sees."""
 
 TENSOR_INPUTS = 13
 """Numbers per tensor that the LSTM sees, besides what is the same for all of them."""
@@ -41,9 +34,6 @@ KNOWN_SIZE = 8192
 
 GROWTH = 10.0
 """Steps grow with their parameters, until these are 1 and so many times the initial ones."""
-
-TERMS = 8
-"""Sums over a tensor's coordinates, after those of `Progress`."""
 
 FADING = 25.0
 """In networks larger than it knows steps may fade after so many of them, with the root of their number."""
@@ -62,41 +52,6 @@ SMALLEST_SIZE = 1e-3
 
 SMALLEST_DIRECTION = 0.1
 """Directions are scaled to a root mean square of 1, but no more than tenfold: of an embedding few rows have moved."""
-
-
-class Averages(NamedTuple):
-    """Averages of a coordinate's gradients with the newest one in, all (..., n).
-
-    Attributes:
-        grad: clipped.
-        fast, slow: m̂₁₀ and m̂₁₀₀.
-        root: √v̂₁₀₀.
-        state: m10, m100, v100, step.
-    """
-
-    grad: Tensor
-    fast: Tensor
-    slow: Tensor
-    root: Tensor
-    state: State
-
-
-def average(grad: Tensor, state: State) -> Averages:
-    """Bias-corrected averages over 10 and 100 steps, and of squares over 100.
-
-    Args:
-        grad: (..., n).
-        state: m10, m100, v100 (..., n) and step (..., n) or (..., 1), zero at the start.
-    """
-    step = state["step"] + 1
-    grad = grad.clamp(-LARGEST, LARGEST)
-    new, hat = {"step": step}, {}
-    for kind, value in (("m", grad), ("v", grad.square())):
-        for span in SPANS[kind]:
-            key = f"{kind}{span}"
-            new[key] = state[key] + (value - state[key]) * (1 / span)
-            hat[key] = new[key] / (1 - (1 - 1 / span) ** step)
-    return Averages(grad, hat["m10"], hat["m100"], hat["v100"].sqrt(), new)
 
 
 def log_root(square: Tensor, count: Tensor | float) -> Tensor:
@@ -158,8 +113,7 @@ class ScaleRule(Rule):
     @property
     def coordinate_spec(self) -> StateSpec:
         """Averages (12 bytes), and what an exact window keeps."""
-        keys = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
-        return dict.fromkeys([*keys, "step"], ((), torch.float32)) | self.context.coordinate_spec
+        return dict.fromkeys([*AVERAGES, "step"], ((), torch.float32)) | self.context.coordinate_spec
 
     @property
     def tensor_spec(self) -> StateSpec:
@@ -179,10 +133,8 @@ class ScaleRule(Rule):
             state: before this step; the averages here have the newest gradient in.
         """
         assert isinstance(self.progress, Progress)
-        new = average(grad.nan_to_num(), state)
-        g, fast, slow, root, theta = (x.double() for x in (new.grad, new.fast, new.slow, new.root, param))
-        u = torch.where(root > 0, fast / torch.where(root > 0, root, 1.0), 0.0)
-        own = [root * root, theta * theta, fast * fast, slow * slow, fast * slow, fast * theta, u * u, g * theta]
+        averages, _ = averages_of(grad.nan_to_num(), state)
+        own = terms(param.double(), *(x.double() for x in averages[:-1]))
         return torch.stack([*self.progress.terms(grad, state["m10"], state["v100"]), *own], dim=-1)
 
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
@@ -323,27 +275,14 @@ class ScaleRule(Rule):
         remembered = self.context.remember(param, grad, state)
         size_root, size_fast, rho, noise, longest, magnitude = context[..., :SCALARS].unbind(-1)
         gain, bias = context[..., SCALARS:].chunk(2, dim=-1)
-        new = average(grad, state)
-        root = new.root + lowest_root(size_root)
-        g, fast, slow = ((x / root).clamp(-5, 5) for x in (new.grad, new.fast, new.slow))
-        relative = param / rho
-        features = [
-            g,
-            fast,
-            slow,
-            (g * fast).clamp(-3, 3),
-            (root.log() - size_root).clamp(-6, 6) / 3,
-            (slow.abs() + 1e-3).log() / 3 + 1,
-            (relative.abs() + 1e-3).log() / 3 + 1,
-            relative.clamp(-3, 3),
-        ]
-        hidden = (self.into(torch.stack(features, dim=-1)) * (1 + gain) + bias).relu()
-        plain = (new.fast * (-size_fast).exp()).clamp(-5, 5)
-        delta = combine(self.out(hidden), torch.stack([fast, plain, slow, g], dim=-1))
+        averages, new = averages_of(grad, state)
+        seen = look(param / rho, averages, lowest_root(size_root), size_root, (-size_fast).exp())
+        hidden = (self.into(torch.stack(seen.features, dim=-1)) * (1 + gain) + bias).relu()
+        delta = combine(self.out(hidden).unbind(-1), seen.directions)
         delta = magnitude * delta.clamp(-longest, longest)
         if self.config.noise_floor is not None:
-            delta = restrain(delta, g, fast, root, noise)
-        return delta, new.state | remembered
+            delta = restrain(delta, *seen.relative, noise)
+        return delta, new | remembered
 
 
 def _of_tensors(state: State, spec: StateSpec) -> State:

@@ -276,30 +276,23 @@ def change_features(change):
     """A mutant of what is computed of a coordinate's gradients: `change` gets the function, its arguments and state."""
 
     def apply(monkeypatch, name):
-        if name == "normalized-dmd":
-            monkeypatch.setitem(features.FEATURES, "normalized", partial(change, features.FEATURES["normalized"]))
-        elif name == "moments":
-            monkeypatch.setattr(rule_module, "moments", partial(change, features.moments))
-        else:
-            monkeypatch.setattr(scale, "average", partial(change, scale.average))
+        owner, attribute = (scale, "averages_of") if name in TIERED else (rule_module, "features_of")
+        monkeypatch.setattr(owner, attribute, partial(change, getattr(owner, attribute)))
 
     return apply
 
 
-def with_state(result, state):
-    return result._replace(state=state) if hasattr(result, "_replace") else (result[0], state)
-
-
 def uncorrected(function, *arguments):
     *others, state = arguments
-    result = function(*others, state | {"step": torch.full_like(state["step"], 1e9)})
-    return with_state(result, result[-1] | {"step": state["step"] + 1})
+    result, new = function(*others, state | {"step": torch.full_like(state["step"], 1e9)})
+    return result, new | {"step": state["step"] + 1}
 
 
-def decayed(function, grad, *others):
-    result, old = function(grad, *others), others[-1]
+def decayed(function, *arguments):
+    result, new = function(*arguments)
+    grad, old = next(x for x in arguments if isinstance(x, torch.Tensor)), arguments[-1]
     key, beta = ("m", 0.951) if "m" in old else ("m10", 0.901)
-    return with_state(result, result[-1] | {key: beta * old[key] + (1 - beta) * grad})
+    return result, new | {key: beta * old[key] + (1 - beta) * grad}
 
 
 def no_epsilon(monkeypatch, name):

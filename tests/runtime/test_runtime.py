@@ -20,7 +20,7 @@ from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.contexts.sketch import count_sketch
 from l2o_runtime.files.artifact import save_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.features import FEATURE_SPECS, log_sign, moments, normalized
+from l2o_runtime.rules.features import FEATURE_SPECS, features_of, log_sign
 from l2o_runtime.state import LARGEST, zeros
 
 
@@ -80,8 +80,8 @@ def test_sketch_keeps_inner_products():
 
 def test_log_sign_against_its_definition():
     grads = torch.tensor([0.0, 1e-6, -1e-3, 1.0, -20.0])
-    features, _ = log_sign(grads, {})
-    for g, (a, b) in zip(grads.tolist(), features.tolist(), strict=True):
+    logarithms, signs = (feature.tolist() for feature in log_sign(grads).features)
+    for g, a, b in zip(grads.tolist(), logarithms, signs, strict=True):
         large = abs(g) >= math.exp(-10)
         assert a == pytest.approx(math.log(abs(g)) / 10 if large else -1, abs=1e-6)
         assert b == pytest.approx(math.copysign(1, g) if large else math.exp(10) * g, abs=1e-6)
@@ -92,11 +92,11 @@ def test_normalized_equals_adam_statistics():
     m = v = np.zeros(4)
     for t in range(1, 20):
         g = torch.randn(4, generator=torch.Generator().manual_seed(t))
-        features, state = normalized(g, state)
+        seen, state = features_of("normalized", g, torch.zeros(4), torch.zeros(1), state)
         m, v = 0.95 * m + 0.05 * g.numpy(), 0.95 * v + 0.05 * g.numpy() ** 2
         root = np.sqrt(v / (1 - 0.95**t)) + 1e-8
-        np.testing.assert_allclose(features[:, 0], m / (1 - 0.95**t) / root, rtol=2e-5)
-        np.testing.assert_allclose(features[:, 1], g.numpy() / root, rtol=2e-5)
+        np.testing.assert_allclose(seen.features[0], m / (1 - 0.95**t) / root, rtol=2e-5)
+        np.testing.assert_allclose(seen.features[1], g.numpy() / root, rtol=2e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
@@ -108,8 +108,8 @@ def test_moments_against_their_definition_whatever_the_scale_of_gradients(scale)
     state = {key: torch.zeros(5) for key in FEATURE_SPECS["moments"]}
     for grad in grads:
         level = torch.tensor([np.log(scale)], dtype=torch.float32)
-        seen = moments(torch.tensor(scale * grad).float(), torch.tensor(theta).float(), level, state)
-        state = seen.state
+        g, param = torch.tensor(scale * grad).float(), torch.tensor(theta).float()
+        seen, state = features_of("moments", g, param, level, state)
 
     def average(values, span):
         weights = (1 - 1 / span) ** np.arange(len(values))[::-1] / span
@@ -131,9 +131,9 @@ def test_moments_against_their_definition_whatever_the_scale_of_gradients(scale)
         np.clip(10 * theta, -3, 3),
         grads[0] != 0,
     ]
-    np.testing.assert_allclose(seen.features.numpy(), np.stack(expected, -1), rtol=2e-4, atol=2e-5)
-    directions = np.stack([m / root, grads[0] != 0, slow / root, grads[-1] / root], -1)
-    np.testing.assert_allclose(seen.directions.numpy(), directions, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(np.stack(seen.features), np.stack(expected), rtol=2e-4, atol=2e-5)
+    directions = np.stack([m / root, grads[0] != 0, slow / root, grads[-1] / root])
+    np.testing.assert_allclose(np.stack(seen.directions), directions, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-18, 1e-30, 1e30])
@@ -142,10 +142,11 @@ def test_moments_are_finite_whatever_the_size_of_gradients(scale):
     state = {key: torch.zeros(3) for key in FEATURE_SPECS["moments"]}
     level = torch.tensor([max(scale, 1e-18)]).clamp_max(LARGEST).log()
     for _ in range(3):
-        features, directions, _, state = moments(torch.tensor([scale, 0.0, -scale]), torch.ones(3), level, state)
+        seen, state = features_of("moments", torch.tensor([scale, 0.0, -scale]), torch.ones(3), level, state)
+        features, directions = torch.stack(seen.features), torch.stack(seen.directions)
         assert features.isfinite().all()
         assert directions.isfinite().all()
-        assert (directions[1] == 0).all()
+        assert (directions[:, 1] == 0).all()
 
 
 def test_a_new_moments_rule_is_adam(tmp_path):

@@ -19,7 +19,8 @@ from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import load_exported
 from l2o_runtime.rules.features import WIDTHS
 from l2o_runtime.rules.lstm import OUTPUTS
-from l2o_runtime.rules.tiered import INPUTS, UNITS
+from l2o_runtime.rules.tiered import UNITS
+from l2o_runtime.rules.tiered_features import INPUTS
 from l2o_training.benchmark.reference import PlainLSTM
 
 FOREACH, FUSED, NO_CONTEXT = "Adam foreach", "Adam fused", "2×20, no context"

@@ -45,7 +45,7 @@ class PlainLSTM(Optimizer):
         params = [param for param in group["params"] if param.grad is not None]
         grad = torch.cat([param.grad.flatten() for param in params])
         state = self.state[params[0]]
-        x, _ = log_sign(grad, {})
+        x = torch.stack(log_sign(grad).features, dim=-1)
         for layer, cell in enumerate(self._cells):
             if f"h{layer}" not in state:
                 for key in "hc":

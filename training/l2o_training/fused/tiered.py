@@ -16,24 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, store, widest
-from l2o_runtime.kernels.features import combine
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.kernels.tiered_code import (
-    AVERAGES,
-    BETAS,
-    SCALARS,
-    TOTALS,
-    WEIGHTS,
-    Averages,
-    look,
-    module_of_pieces,
-    scale_module,
-)
+from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, module_of_pieces, network, scale_module
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.features import lowest_root
+from l2o_runtime.rules.features import LARGEST_SIZE, combine, lowest_root, step_size
 from l2o_runtime.rules.restraint import share as restrained_share
-from l2o_runtime.rules.tiered import INPUTS, UNITS, ScaleRule
 from l2o_runtime.rules.tiered import SCALARS as IN_CONTEXT
+from l2o_runtime.rules.tiered import UNITS, ScaleRule
+from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, average, look
 from l2o_runtime.state import State
 
 PIECE = 8192
@@ -242,24 +232,26 @@ def _gradient(
         g, theta, *old, through = (
             load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states, slopes)
         )
-        *others, noise, longest, magnitude = scalars[len(BETAS) :]
-        seen = look(theta, Averages(g, old, scalars[: len(BETAS)]), others, weight)
+        floor, size_root, inverse_rho, inverse_fast, noise, longest, magnitude = scalars[len(BETAS) :]
+        new = average(g, old, scalars[: len(BETAS)])
+        seen = look(theta * inverse_rho, new, floor, size_root, inverse_fast)
+        hidden, output = network(seen.features, weight)
         if restrained:
             through = through * restrained_share(*seen.relative, noise)[0]
-        delta = combine(seen.output, seen.directions)
-        add(0, through, delta.clamp(longest * -1.0, longest))
-        size_of, through = seen.output[0], delta.abs().where_less(longest, through * magnitude, 0.0)
-        scale = through * (size_of.clamp(-4, 4) * 2.0).exp() * -2.0
-        within = size_of.abs().where_less(4.0, through * delta * 2.0, 0.0)
+        delta = combine(output, seen.directions)
+        add(0, through, delta.clamp(-longest, longest))
+        through = (through * magnitude).where(delta.abs() < longest, 0.0)
+        scale = through * step_size(output[0]) * -2.0
+        within = (through * delta * 2.0).where(output[0].abs() < LARGEST_SIZE, 0.0)
         back = [g.like(0.0)] * UNITS
         for row, slope in enumerate([within, *(scale * direction for direction in seen.directions[1:])]):
             first = UNITS * (INPUTS + 1) + row * (UNITS + 1)
-            for unit, hidden in enumerate(seen.hidden):
-                add(1 + first + unit, slope, hidden)
+            for unit, value in enumerate(hidden):
+                add(1 + first + unit, slope, value)
                 back[unit] = slope.fma(weight(first + unit), back[unit])
             add(1 + first + UNITS, slope)
-        for unit, (slope, hidden) in enumerate(zip(back, seen.hidden, strict=True)):
-            active = hidden.like(0.0).where_less(hidden, slope, 0.0)
+        for unit, (slope, value) in enumerate(zip(back, hidden, strict=True)):
+            active = slope.where(value > 0.0, 0.0)
             first = 1 + unit * (INPUTS + 1)
             for column, feature in enumerate(seen.features):
                 add(first + column, active, feature)

@@ -1,0 +1,118 @@
+"""What the two-tier rule averages, sums up over a tensor, and shows to the network of a coordinate.
+
+As in `l2o_runtime.rules.features` every formula is written once, for tensors and for vectors of compiled code.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from l2o_runtime.arithmetic import quotients
+from l2o_runtime.state import LARGEST, State
+
+SPANS = {"m": (10, 100), "v": (100,)}
+"""Averages of gradients and of their squares, per coordinate: over about so many steps."""
+
+AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
+"""Names of these states, in the order in which the formulas take and give them."""
+
+BETAS = [1 - 1 / span for spans in SPANS.values() for span in spans]
+"""Of these averages."""
+
+INPUTS = 8
+"""Numbers per coordinate that its network sees."""
+
+TERMS = 8
+"""Sums over a tensor's coordinates, after those of `Progress`."""
+
+
+class Averages(NamedTuple):
+    """Averages of a coordinate's gradients with the newest one in.
+
+    Attributes:
+        grad: clipped.
+        fast, slow: m̂₁₀ and m̂₁₀₀.
+        root: √v̂₁₀₀.
+        new: m10, m100, v100.
+    """
+
+    grad: Any
+    fast: Any
+    slow: Any
+    root: Any
+    new: list[Any]
+
+
+def average(grad: Any, averages: Sequence[Any], corrections: Sequence[Any]) -> Averages:
+    """Bias-corrected averages over 10 and 100 steps, and of squares over 100.
+
+    Args:
+        grad: g.
+        averages: m10, m100 and v100 before this step.
+        corrections: 1 − βᵗ of each.
+    """
+    grad = grad.clamp(-LARGEST, LARGEST)
+    spans = [(x, span) for kind, x in (("m", grad), ("v", grad.square())) for span in SPANS[kind]]
+    new = [old + (x - old) * (1 / span) for old, (x, span) in zip(averages, spans, strict=True)]
+    fast, slow, square = (value / correction for value, correction in zip(new, corrections, strict=True))
+    return Averages(grad, fast, slow, square.sqrt(), new)
+
+
+def averages_of(grad: Tensor, state: State) -> tuple[Averages, State]:
+    """`average` from a state, and the new state.
+
+    Args:
+        grad: (..., n).
+        state: averages (..., n) and step (..., n) or (..., 1), zero at the start.
+    """
+    step = state["step"] + 1
+    averages = average(grad, [state[key] for key in AVERAGES], [1 - beta**step for beta in BETAS])
+    return averages, {"step": step} | dict(zip(AVERAGES, averages.new, strict=True))
+
+
+def terms(param: Any, grad: Any, fast: Any, slow: Any, root: Any) -> list[Any]:
+    """What is summed over a tensor, u = m̂₁₀/√v̂₁₀₀: v̂₁₀₀, θ², m̂₁₀², m̂₁₀₀², m̂₁₀ m̂₁₀₀, m̂₁₀ θ, u², g θ."""
+    u = (fast / root).where(root > 0, 0.0)
+    return [root * root, param * param, fast * fast, slow * slow, fast * slow, fast * param, u * u, grad * param]
+
+
+class Look(NamedTuple):
+    """What a coordinate sees.
+
+    Attributes:
+        features: for its network.
+        directions: that its output combines: Adam's, m̂₁₀ beside its root mean square, m̂₁₀₀/r and g/r.
+        relative: g/r, m̂₁₀/r and r, as `restrain` takes them.
+    """
+
+    features: list[Any]
+    directions: list[Any]
+    relative: tuple[Any, Any, Any]
+
+
+def look(relative: Any, averages: Averages, floor: Any, size: Any, inverse_fast: Any) -> Look:
+    """With r = √v̂₁₀₀ + floor: g/r, m̂₁₀/r, m̂₁₀₀/r, the product of the first two, log r − size, log |m̂₁₀₀/r|, log |θ/ρ|
+    and θ/ρ; scaled to the order of 1 and clipped.
+
+    Args:
+        relative: θ/ρ.
+        averages: of the gradients.
+        floor: `lowest_root` of the size.
+        size: log of the root of the mean v̂₁₀₀ over the tensor.
+        inverse_fast: 1 / RMS(m̂₁₀) over the tensor.
+    """
+    root = averages.root + floor
+    g, fast, slow = (x.clamp(-5, 5) for x in quotients([averages.grad, averages.fast, averages.slow], root))
+    features = [
+        g,
+        fast,
+        slow,
+        (g * fast).clamp(-3, 3),
+        (root.log() - size).clamp(-6, 6) / 3,
+        (slow.abs() + 1e-3).log() / 3 + 1,
+        (relative.abs() + 1e-3).log() / 3 + 1,
+        relative.clamp(-3, 3),
+    ]
+    plain = (averages.fast * inverse_fast).clamp(-5, 5)
+    return Look(features, [fast, plain, slow, g], (g, fast, root))
