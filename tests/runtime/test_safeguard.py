@@ -12,7 +12,8 @@ from problems import Regression, flat, minibatches
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, load_rule, save_rule
-from l2o_runtime.wrappers.safeguard import HISTORY, PATIENCE, REACH, WINDOW, Referee, predict
+from l2o_runtime.wrappers.guard import REACH
+from l2o_runtime.wrappers.referee import HISTORY, PATIENCE, WINDOW, Referee, predict
 
 HORIZON = 200
 
