@@ -1,6 +1,6 @@
 """A guarded step: Adam's or the one of the optimizer inside, as the referee says, or back to where we were.
 
-All that a guard keeps lies in the states of the optimizer inside, as in `STATE`.
+What it keeps, `STATE`, lies in the states of the optimizer inside.
 """
 
 from collections.abc import Callable, Collection
@@ -41,7 +41,7 @@ class Guarded(Protocol):
 
     @property
     def state(self) -> Any:
-        """By parameter."""
+        """By parameter; the guard's states lie there."""
 
     @property
     def whole_spec(self) -> StateSpec:
@@ -62,6 +62,9 @@ class Guarded(Protocol):
 
     def decay(self, group: dict[str, Any]) -> float:
         """The part of itself that a parameter of a group loses in a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the guard's states."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but nothing is cast to the parameters' dtype."""

@@ -4,8 +4,11 @@
 `referee` decides by the losses alone whose step is taken, the `guard` does what it says.
 """
 
+import copy
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +18,11 @@ from torch.optim import Optimizer
 from l2o_runtime.state import StateSpec
 from l2o_runtime.stepping.distributed import check_process_group
 from l2o_runtime.stepping.losses import Loss
-from l2o_runtime.stepping.whole import around_load, listed, saved_states, share, whole
+from l2o_runtime.stepping.whole import listed, share, whole
 from l2o_runtime.wrappers.guard import STATE, Guard, Guarded
 
 INSIDE = "inside_"
-"""Prefix of the states of a torch optimizer: a guard has states beside them, some of the same name."""
+"""Prefix of the states of a torch optimizer in a state dict: a guard has some of the same name."""
 
 HOOKS = ("state_dict_pre_hooks", "state_dict_post_hooks")
 
@@ -27,7 +30,7 @@ HOOKS = ("state_dict_pre_hooks", "state_dict_post_hooks")
 class Safeguard(Optimizer):
     """Take Adam's steps until the optimizer inside has shown that it does better, and again once it does not.
 
-    Groups, states and hooks of the state dict are those of the optimizer inside. Each group gets an entry
+    Groups and hooks of the state dict are those of the optimizer inside. Each group gets an entry
     `safeguard_lr`, unless it has one: Adam's learning rate is lr · safeguard_lr, so that schedules act on whoever
     steps. A step of the optimizer inside is cut, in every coordinate, to `REACH` times that.
 
@@ -66,7 +69,8 @@ class Safeguard(Optimizer):
             raise ValueError(f"lr: expected a finite number, 0 or more, got {lr!r}")
         check_process_group(process_group)
         # What torch makes in `__init__` besides groups and states, which are not ours.
-        self.__setstate__({"optimizer": optimizer, "lr": lr, "guard": Guard(process_group)})
+        inside = optimizer if isinstance(optimizer, Guarded) else Torch(optimizer)
+        self.__setstate__({"optimizer": optimizer, "inside": inside, "lr": lr, "guard": Guard(process_group)})
         self._set_rates()
 
     @property
@@ -74,18 +78,10 @@ class Safeguard(Optimizer):
         """Those of the optimizer inside."""
         return self.optimizer.param_groups
 
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = groups
-
     @property
-    def state(self) -> Any:
-        """That of the optimizer inside, with the guard's beside it."""
-        return self.optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.optimizer.state = state
+    def state(self) -> Any:  # type: ignore[override]
+        """The guard's states, by parameter; with those of a `LearnedOptimizer` inside, which has them in one."""
+        return self.inside.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters to the optimizer inside."""
@@ -117,11 +113,11 @@ class Safeguard(Optimizer):
         return self.guard.health(self.inside)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the optimizer inside, with the guard's states; states of a torch optimizer have names `inside_…`."""
+        """That of the optimizer inside, with the guard's states; states of a torch optimizer are named `inside_…`."""
         params = listed(self.param_groups)
         if whole(params, self.state):
             share(params, self.state, self.inside.whole_spec)
-        return self.optimizer.state_dict()
+        return self.inside.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state that `state_dict` gave.
@@ -139,14 +135,13 @@ class Safeguard(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Groups and states are copied with the optimizer inside."""
-        return {"optimizer": self.optimizer, "lr": self.lr, "guard": self.guard}
+        return {"optimizer": self.optimizer, "inside": self.inside, "lr": self.lr, "guard": self.guard}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make what torch's methods need, and share the hooks of the state dict with the optimizer inside."""
         optimizer = state["optimizer"]
         hooks = {key: value for key, value in vars(optimizer).items() if key.endswith(HOOKS)}
         super().__setstate__(state | hooks | {"defaults": dict(optimizer.defaults)})
-        self.inside = optimizer if isinstance(optimizer, Guarded) else Torch(optimizer)
 
     def _set_rates(self) -> None:
         """Give groups their `safeguard_lr` where they have none."""
@@ -158,82 +153,69 @@ class Safeguard(Optimizer):
 
 
 class Torch:
-    """A torch optimizer as a guard wants it: in its own steps it sees nothing but its own states."""
+    """A torch optimizer as a guard wants it, whose states lie beside: torch's optimizers stumble over others' states.
+
+    Attributes:
+        optimizer: with its own states.
+        state: the guard's, by parameter.
+    """
 
     horizon = sys.maxsize
     whole_spec: ClassVar[StateSpec] = {}
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
+        self.state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of the optimizer."""
         return self.optimizer.param_groups
 
-    @property
-    def state(self) -> Any:
-        """That of the optimizer, with the guard's."""
-        return self.optimizer.state
-
     def prepare(self) -> None:
         """Nothing: torch's optimizers make states when they need them."""
 
     def take(self, loss: Tensor) -> Tensor:
         """A step; torch's optimizers take all."""
-        beside = {param: pick(state, inside=False) for param, state in self.state.items()}
-        for state in self.state.values():
-            own = {key.removeprefix(INSIDE): value for key, value in pick(state, inside=True).items()}
-            state.clear()
-            state |= own
-        try:
-            self.optimizer.step()
-        finally:
-            for param, state in self.state.items():
-                own = {INSIDE + key: value for key, value in state.items()}
-                state.clear()
-                state |= own | beside.get(param, {})
+        self.optimizer.step()
         return torch.ones_like(loss, dtype=torch.bool)
 
     def restart(self) -> None:
         """Forget all states."""
-        for state in self.state.values():
-            beside = pick(state, inside=False)
-            state.clear()
-            state |= beside
+        self.optimizer.state.clear()
 
     def decay(self, group: dict[str, Any]) -> float:
         """As AdamW at Adam's learning rate."""
         return float(group["lr"]) * float(group["safeguard_lr"]) * float(group.get("weight_decay", 0.0))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as it is: torch casts it to the parameters' dtype, which the referee would not survive."""
-        exact: dict[Tensor, dict[str, Any]] = {}
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with both states in one."""
+        saved = self.optimizer.state_dict()
+        for index, param in self._numbered(saved):
+            own = {INSIDE + key: value for key, value in saved["state"].get(index, {}).items()}
+            if own or param in self.state:
+                saved["state"][index] = own | self.state.get(param, {})
+        return saved
 
-        def before(_: Optimizer, saved: dict[str, Any]) -> None:
-            exact.update(saved_states(listed(self.param_groups), saved))
-            if unknown := {key for state in exact.values() for key in beside_keys(state)} - {"health", *STATE}:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The optimizer's as torch does; the guard's as they are, for the referee would not survive torch's casts."""
+        guards, inside = {}, {}
+        for index, state in state_dict["state"].items():
+            guards[index] = {key: value for key, value in state.items() if not key.startswith(INSIDE)}
+            own = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
+            if own:
+                inside[index] = copy.deepcopy(own)  # torch may keep the very tensors that it is given
+            if unknown := guards[index].keys() - {"health", *STATE}:
                 names = ", ".join(sorted(unknown))
                 raise ValueError(f"unknown state {names}: it was saved with another optimizer, or without a safeguard")
+        self.optimizer.load_state_dict(state_dict | {"state": inside})
+        self.state.clear()
+        for index, param in self._numbered(state_dict):
+            for key, value in guards.get(index, {}).items():
+                self.state[param][key] = value.to(param.device if value.dim() else value.device, copy=True)
+        share(listed(self.param_groups), self.state, {})
 
-        def after(_: Optimizer) -> None:
-            for param, state in exact.items():
-                for key, value in state.items():
-                    if isinstance(value, Tensor):
-                        device = param.device if value.dim() else value.device
-                        self.state[param][key] = value.to(device, copy=True)
-            if any(exact.values()):
-                share(listed(self.param_groups), self.state, {})
-
-        with around_load(self.optimizer, before, after):
-            self.optimizer.load_state_dict(state_dict)
-
-
-def beside_keys(state: dict[str, Any]) -> set[str]:
-    """The names of states that are not of the torch optimizer inside."""
-    return {key for key in state if not key.startswith(INSIDE)}
-
-
-def pick(state: dict[str, Any], *, inside: bool) -> dict[str, Any]:
-    """Those states that are, or are not, of the torch optimizer inside."""
-    return {key: value for key, value in state.items() if key.startswith(INSIDE) == inside}
+    def _numbered(self, saved: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """The parameters with their numbers in a state dict."""
+        numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+        return zip(numbers, listed(self.param_groups), strict=True)
