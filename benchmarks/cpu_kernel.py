@@ -70,7 +70,7 @@ def part_of(rule: Rule, n: int) -> Part:
     torch.manual_seed(0)
     param = nn.Parameter(torch.randn(n))
     param.grad = torch.randn(n)
-    group = {"lr": 1.0, "weight_decay": 0.0, "maximize": False, "safeguard_lr": 1e-3}
+    group = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
     return make_part(group, param, {}, rule.coordinate_spec, {}, 0)
 
 

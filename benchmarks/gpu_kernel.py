@@ -22,7 +22,7 @@ from l2o_runtime.stepping.parts import Part
 
 DEFAULT: Precision = "tf32x3"
 PRECISIONS: tuple[Precision, ...] = ("tf32x3", "tf32", "ieee")
-GROUP = {"lr": 1.0, "weight_decay": 0.01, "maximize": False, "safeguard_lr": 1e-3}
+GROUP = {"lr": 1.0, "weight_decay": 0.01, "maximize": False}
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 20) -> float:

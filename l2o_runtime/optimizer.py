@@ -1,10 +1,8 @@
 """LearnedOptimizer: a frozen rule as a drop-in torch.optim.Optimizer."""
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -17,48 +15,19 @@ from torch.optim.optimizer import ParamsT
 from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
 from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.state import State, zeros
-from l2o_runtime.stepping.distributed import ALONE, Groups, check_process_group, loss_groups, mean_loss, meeting_place
-from l2o_runtime.stepping.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
-from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, awaited, check_state, kept_in, make_part
-from l2o_runtime.wrappers import safeguard as guard
+from l2o_runtime.rules.restraint import ADAM_LR
+from l2o_runtime.state import State, StateSpec
+from l2o_runtime.stepping.advice import Advice, outside
+from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
+from l2o_runtime.stepping.engine import Replicas, advance, advance_exported, diagnose, observe
+from l2o_runtime.stepping.losses import common_loss, evaluate
+from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, acts, check_state, kept_in, make_part
+from l2o_runtime.stepping.whole import around_load, count, counters, listed, saved_states, share, whole
+from l2o_runtime.wrappers.guard import STATE, Guard
 
-HEALTH = ("steps", *REASONS)
-"""What is counted, in the order of the state `health`."""
-
-FIRST_STEPS = 10
-"""So many steps a learning rate may be low, as in a warm-up, before it is taken for one that was meant for Adam."""
-
-LOW_LR = 0.05
-"""Learning rates below this train next to nothing."""
-
-RANKS = (
-    "pass process_group=torch.distributed.group.WORLD if they step together (DDP), for the mean of their losses; "
-    f"or process_group={ALONE!r} if this one trains by itself"
-)
-"""What to do where it is not known which ranks step together."""
-
-
-class HorizonWarning(UserWarning):
-    """A run has become longer than those that its rule was meta-trained for."""
-
-
-LEFT_OVER = (
-    "lr has been at most {:g} for ten steps, which trains next to nothing: it multiplies the learned step, and 1.0 is "
-    "what rules are meta-trained with; is this value left over from another optimizer?"
-)
 NOT_SAVED = (
     "the state has parameters, but nothing of the whole optimization (context, counters, referee): these start again"
 )
-
-
-def _outside() -> int:
-    """The `stacklevel` of a caller of this function's caller that is neither ours nor torch's."""
-    ours = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
-    frame, level = sys._getframe(1), 0
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
-        frame, level = frame.f_back, level + 1
-    return level + 1
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -110,7 +79,7 @@ class LearnedOptimizer(Optimizer):
             0.001, for which lr = 1 stands: in a step parameters shrink by 0.001 · lr · weight_decay of themselves.
         maximize: go up the objective instead of down.
         safeguard: "adam" takes Adam's steps until the rule has shown that it does better, and again as soon as
-            it does not; see `l2o_runtime.wrappers.safeguard`. It needs the loss at every step.
+            it does not, as `l2o_runtime.wrappers.safeguard.Safeguard` does. It needs the loss at every step.
         safeguard_lr: learning rate of that Adam; it is multiplied by lr.
         state_dtype: `torch.bfloat16` keeps the network's memory in half the space; the step is still computed in
             float32. A state that is loaded is cast to it.
@@ -151,7 +120,8 @@ class LearnedOptimizer(Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         defaults["momentum"] = 0.0  # for schedulers; nothing here reads it
         _check_group(defaults)
-        self._safeguard = safeguard
+        if safeguard is None:
+            del defaults["safeguard_lr"]
         if not isinstance(rule, str | Path):
             raise TypeError(f"rule: expected a name or a path, got {rule!r}; the learning rate goes by keyword, lr=")
         path = find_rule(rule)
@@ -163,10 +133,8 @@ class LearnedOptimizer(Optimizer):
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         check_process_group(process_group)
         self._process_group = process_group
-        self._calls = 0
-        self._told: set[str] = set()
-        self._lrs: list[float] = []
-        self._left: dict[Tensor, tuple[float, float]] = {}
+        self.guard = None if safeguard is None else Guard(process_group)
+        self._advice = Advice()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -210,34 +178,68 @@ class LearnedOptimizer(Optimizer):
             ValueError: the loss is more than one number, or missing where a safeguard needs it; or a safeguard does not
                 know with which ranks this one steps.
         """
-        returned = None
-        if closure is not None:
-            if not callable(closure):
-                raise TypeError("step: expected a closure; pass the loss by keyword, step(loss=loss)")
-            with torch.enable_grad():
-                returned = closure()
-            if not (returned is None or isinstance(returned, (Tensor, Real))):
-                raise TypeError(f"closure: expected it to return the loss, got a {type(returned).__name__}")
-            loss = returned if loss is None else loss
-        groups = loss_groups(self._params(), self._process_group)
+        if self.guard is not None:
+            guarded: float | None = self.guard.step(self, closure, loss)
+            return guarded
+        returned: float | None
+        returned, loss = evaluate(closure, loss)
+        groups = loss_groups(listed(self.param_groups), self._process_group)
+        parts = self.prepare()
+        if parts:
+            self._advice.on_loss(loss, groups, self._rule.config)
+        near = [*(part.param for part in parts), *listed(self.param_groups)]
+        sees_loss = self._rule.config.sees_loss
+        value = common_loss(loss, self.param_groups, near, groups, sees_loss)  # by every rank, for others may wait
+        if parts:
+            found = self._share()
+            count(found["health"], *self._advance(parts, value, found))
+        return returned
+
+    @property
+    def whole_spec(self) -> StateSpec:
+        """For wrappers: the states that belong to the whole optimization."""
+        return {CONTEXT + key: spec for key, spec in self._context_spec.items()}
+
+    @property
+    def horizon(self) -> int:
+        """The number of steps for which the rule was meta-trained."""
+        return self._rule.config.horizon
+
+    def prepare(self) -> list[Part]:
+        """For wrappers, first in every step: make all states that the step needs, tell of a low lr.
+
+        Returns:
+            What will be stepped.
+
+        Raises:
+            RuntimeError: a gradient is sparse; or a gradient or a state does not fit its parameter.
+        """
         parts = list(self._parts())
         if parts:
-            self._warn(loss, groups)
-        value = self._loss_value(loss, groups, parts)  # by every rank, for others may wait
-        if parts:
-            statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
-            good, reasons = diagnose(pulse, value, statistics)
-            self._share_overall()
-            if self._safeguard is None:
-                self._learned_step(parts, statistics, value, good)
-            else:
-                self._prepare_safeguard()
-                if bool(pulse):
-                    if loss is None:
-                        raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
-                    good = good & self._guarded_step(parts, value, bool(good))
-            self._count(good, reasons)
-        return returned
+            self._advice.on_step(self.param_groups)
+        return parts
+
+    def take(self, loss: Tensor) -> Tensor:
+        """For wrappers: a step of the rule, which counts nothing, and exchanges no loss.
+
+        Args:
+            loss: () of all ranks that step together.
+
+        Returns:
+            () bool, whether it was taken: all numbers were finite, and some gradient not zero.
+        """
+        return self._advance(list(self._parts()), loss, whole(listed(self.param_groups), self.state))[0]
+
+    def restart(self) -> None:
+        """For wrappers: begin afresh, from zero states, as rules are meta-trained to; counters go on."""
+        keys = {"step", *self._coordinate_spec, *self._tensor_spec, *self.whole_spec}
+        for param in listed(self.param_groups):
+            for key in keys & self.state.get(param, {}).keys():
+                self.state[param][key].zero_()
+
+    def decay(self, group: dict[str, Any]) -> float:
+        """For wrappers: the part of itself that a parameter of a group loses in a step."""
+        return float(group["lr"]) * ADAM_LR * float(group["weight_decay"])
 
     def health(self) -> dict[str, int]:
         """How often a step was taken, and how often it was skipped for what reason.
@@ -249,162 +251,43 @@ class LearnedOptimizer(Optimizer):
             was given, and how many windows were `undone`. Counted since the start of training: the counters travel
             in the state dict.
         """
-        overall = self._overall()
-        counters = overall["health"].tolist() if "health" in overall else [0] * len(HEALTH)
-        found = dict(zip(HEALTH, counters, strict=True))
-        if self._safeguard is not None:
-            referee = guard.Referee.from_tensor(overall["safeguard"]) if "safeguard" in overall else guard.Referee()
-            found |= {key: getattr(referee, key) for key in guard.COUNTERS}
-        return found
+        return counters(whole(listed(self.param_groups), self.state)) if self.guard is None else self.guard.health(self)
 
     def __repr__(self) -> str:
         """The groups, and what rule they are optimized with."""
-        guarded = f", safeguard {self._safeguard}" if self._safeguard else ""
-        kind = f"rule {self._name}, made for {self._rule.config.horizon:,} steps{guarded}"
+        guarded = "" if self.guard is None else ", safeguard adam"
+        kind = f"rule {self._name}, made for {self.horizon:,} steps{guarded}"
         return super().__repr__().replace("(", f"({kind}", 1)
 
-    def _overall(self) -> dict[str, Any]:
-        """What belongs to the whole optimization, by the first parameter that has it; empty before the first step."""
-        keys = ("health", "safeguard", *(CONTEXT + key for key in self._context_spec))
-        for param in self._params():
-            state = self.state.get(param, {})
-            if "health" in state:
-                return {key: state[key] for key in keys if key in state}
-        return {}
-
-    def _share_overall(self) -> dict[str, Any]:
-        """Put what belongs to the whole optimization beside every state, made anew where it is missing."""
-        overall = self._overall()
-        device = next(self._params()).device
-        if "health" not in overall:
-            overall["health"] = torch.zeros(len(HEALTH), dtype=torch.int64, device=device)
-        missing = {key: spec for key, spec in self._context_spec.items() if CONTEXT + key not in overall}
-        overall |= {CONTEXT + key: value for key, value in zeros(missing, (), device).items()}
-        if self._safeguard is not None and "safeguard" not in overall:
-            overall["safeguard"] = guard.Referee().to_tensor()
-        for param in self._params():
-            state = self.state.get(param, {})
-            if state:
-                state.update(overall)
-        return overall
-
-    def _params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
-
-    def _trainable(self) -> Iterator[Tensor]:
-        return (param for param in self._params() if param.requires_grad)
+    def _share(self) -> State:
+        """Put what belongs to the whole optimization beside every state; all of it."""
+        return share(listed(self.param_groups), self.state, self.whole_spec)
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
         start = 0
         for group in self.param_groups:
             for param in group["params"]:
-                if (param.grad is not None or awaited(param)) and param.numel() > 0:
+                if acts(param):
                     yield make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)
                 start += param.numel()
 
-    def _context_state(self) -> State:
-        """The context's state."""
-        overall = self._overall()
-        return {key: overall[CONTEXT + key] for key in self._context_spec}
-
-    def _warn(self, loss: Tensor | float | None, groups: Groups | None) -> None:
-        """Say once that the rule misses its loss or may not see it, that lr is low, that the horizon has passed."""
-        if torch.compiler.is_compiling():
-            return
-        config = self._rule.config
-        if groups is None and loss is not None and config.sees_loss and self._safeguard is None:
-            needed = ", with which it was meta-trained" if config.needs_loss else ""
-            self._tell("ranks", f"there are several ranks, so the rule does not see the loss{needed}: {RANKS}")
-        if loss is None and config.needs_loss:
-            self._tell("loss", "this rule was meta-trained with the loss at every step: call step(loss=loss)")
-        self._calls += 1
-        if self._calls <= FIRST_STEPS or not self._lrs:
-            self._lrs.append(max(float(group["lr"]) for group in self.param_groups))
-        rises = self._lrs[-1] > self._lrs[0]
-        if self._calls == FIRST_STEPS == len(self._lrs) and max(self._lrs) < LOW_LR and not rises:
-            self._tell("lr", LEFT_OVER.format(max(self._lrs)))
-        if self._calls == config.horizon + 1 and self._safeguard is None:
-            reached = f"step {self._calls}: the rule was meta-trained for runs of {config.horizon:,} steps"
-            advice = "let lr fall, with torch.optim.lr_scheduler.CosineAnnealingLR for one, or take fewer steps"
-            self._tell("horizon", f"{reached} and extrapolates from here; {advice}", HorizonWarning)
-
-    def _tell(self, subject: str, message: str, kind: type[Warning] = UserWarning) -> None:
-        """Warn, once for every subject, at the line of the script."""
-        if subject not in self._told:
-            self._told.add(subject)
-            warnings.warn(message, kind, stacklevel=_outside())
-
-    def _loss_value(self, loss: Tensor | float | None, groups: Groups | None, parts: list[Part]) -> Tensor:
-        """The mean loss of the ranks that step together, () float32; 0 where there is none.
-
-        There is none either where it is not known who steps together: with losses of their own ranks would drift apart.
-        """
-        if groups is None and self._safeguard is not None:
-            raise ValueError(f"there are several ranks, and the safeguard has to know whose losses to compare: {RANKS}")
-        device = parts[0].param.device if parts else meeting_place(self._params(), groups or ())
-        if not (loss is None or isinstance(loss, (Tensor, Real))):
-            raise TypeError(f"loss: expected a number or a tensor of one element, got a {type(loss).__name__}")
-        value = torch.as_tensor(0.0 if loss is None else loss, dtype=torch.float32, device=device).detach()
-        if value.numel() != 1:
-            raise ValueError(f"loss: expected one number, got shape {tuple(value.shape)}")
-        value = value.reshape(())
-        sees_loss = self._rule.config.sees_loss or self._safeguard is not None
-        if groups is None or (groups and not sees_loss):
-            return torch.zeros_like(value)
-        value = mean_loss(value, loss is not None, groups)
-        return -value if self.param_groups[0]["maximize"] else value
-
-    def _count(self, good: Tensor, reasons: list[Tensor]) -> None:
-        counted = torch.stack([good, *reasons]).long()
-        self._overall()["health"].add_(counted)
-
-    def _learned_step(self, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
-        reach = None if self._safeguard is None else guard.REACH
+    def _advance(self, parts: list[Part], loss: Tensor, found: State) -> tuple[Tensor, list[Tensor]]:
+        """A step of the rule, where `found` belongs to the whole; whether it was taken, and the reasons why not."""
+        context_state = {key: found[CONTEXT + key] for key in self._context_spec}
+        statistics, pulse = observe(parts, self._replicas)
+        good, reasons = diagnose(pulse, loss, statistics)
         if self._replicas is not None:
-            advance(self._replicas, parts, statistics, loss, self._context_state(), good, reach)
+            advance(self._replicas, parts, statistics, loss, context_state, good)
         else:
             assert isinstance(self._rule, ExportedRule)
-            advance_exported(self._rule, parts, loss, self._context_state(), good, reach)
-
-    def _prepare_safeguard(self) -> None:
-        """Make all of the state in the first step: checkpoints are loaded into what a step without gradients makes."""
-        for param in self._trainable():
-            guard.prepare(param, self.state[param])
-        self._share_overall()
-
-    def _guarded_step(self, parts: list[Part], loss: Tensor, good: bool) -> bool:
-        """The learned step or Adam's, as the referee says; whether one was taken."""
-        overall = self._overall()
-        referee = guard.Referee.from_tensor(overall["safeguard"])
-        for param, left in self._left.items():
-            if guard.fingerprint(param) != left:
-                guard.accept(param, self.state[param])
-        self._left = {}
-        verdict = referee.judge(float(loss), self._rule.config.horizon) if good else referee.fail()
-        overall["safeguard"].copy_(referee.to_tensor())
-        states = {param: self.state[param] for param in self._params() if param in self.state}
-        for param, state in states.items():
-            guard.follow(verdict, param, state)
-        if verdict.restore or not good:
-            return False
-        for group in self.param_groups:
-            guard.adam_step(group, self.state, move=not verdict.learned)
-        if verdict.restart:
-            keys = {"step", *self._coordinate_spec, *self._tensor_spec}
-            own = ((v for k, v in state.items() if k in keys) for state in states.values())
-            for tensor in chain(self._context_state().values(), *own):
-                tensor.zero_()
-        if verdict.learned:
-            statistics, _ = observe(parts, self._replicas)
-            self._learned_step(parts, statistics, loss, torch.ones_like(loss, dtype=torch.bool))
-            self._left = {param: guard.fingerprint(param) for param in self._trainable()}
-        return True
+            advance_exported(self._rule, parts, loss, context_state, good)
+        return good, reasons
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; what belongs to the whole optimization is beside every parameter's state."""
         if self.state:
-            self._share_overall()
+            self._share()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -419,45 +302,36 @@ class LearnedOptimizer(Optimizer):
         exact: dict[Tensor, dict[str, Any]] = {}
 
         def check(_: Optimizer, saved: dict[str, Any]) -> None:
-            """The last pre-hook sees what the others made of the argument, before anything is changed."""
-            indices = chain.from_iterable(group["params"] for group in saved["param_groups"])
+            exact.update(saved_states(listed(self.param_groups), saved))
             ours = any("step" in state for state in saved["state"].values())
-            for index, param in zip(indices, self._params(), strict=False):  # torch reports a wrong number of them
-                exact[param] = saved["state"].get(index, {}).copy()
-                if isinstance(exact[param].get("step"), int | float):
-                    exact[param]["step"] = torch.tensor(float(exact[param]["step"]), dtype=torch.float32)
+            for param, state in exact.items():
+                if isinstance(state.get("step"), int | float):
+                    state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
                 specs = self._coordinate_spec, self._tensor_spec, self._context_spec
-                check_state(exact[param], param, *specs, others=("health", *guard.STATE), foreign=ours)
+                check_state(state, param, *specs, others=("health", *STATE), foreign=ours)
 
         def restore(_: Optimizer) -> None:
-            """The first post-hook undoes torch's casts of all but `step` to the parameter's dtype."""
             for param, state in exact.items():
                 for key, value in state.items():
                     if isinstance(value, Tensor):
                         kept = self._coordinate_spec[key][1] if key in self._coordinate_spec else value.dtype
                         value = value.to(param.device, kept, copy=True)
                     self.state[param][key] = value
-            self._left = {}
             if any("step" in state for state in exact.values()):
-                if not self._overall():
-                    warnings.warn(NOT_SAVED, stacklevel=_outside())
-                self._share_overall()
-            self._calls = max((int(state["step"]) for state in exact.values() if "step" in state), default=0)
+                if not whole(listed(self.param_groups), self.state):
+                    warnings.warn(NOT_SAVED, stacklevel=outside())
+                self._share()
+            self._advice.calls = max((int(state["step"]) for state in exact.values() if "step" in state), default=0)
+            if self.guard is not None:
+                self.guard.left = {}
 
-        hooks = (
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
-        )
-        try:
+        with around_load(self, check, restore):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_name", "_replicas", *specs, "_safeguard", "_calls", "_told", "_lrs", "_left")
+        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice")
         copied = {key: getattr(self, key) for key in own}
         group = self._process_group if self._process_group == ALONE else None
         return super().__getstate__() | copied | {"_process_group": group}
@@ -467,5 +341,6 @@ class LearnedOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("maximize", False)
-            group.setdefault("safeguard_lr", 1e-3)
+            if "safeguard_lr" in self.defaults:
+                group.setdefault("safeguard_lr", self.defaults["safeguard_lr"])
             group.setdefault("momentum", 0.0)

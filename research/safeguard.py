@@ -29,7 +29,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer, load_rule, save_rule
-from l2o_runtime.wrappers.safeguard import Referee
+from l2o_runtime.wrappers.referee import Referee
 
 BOUND = 1.05
 LAST = 50

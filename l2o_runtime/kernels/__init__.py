@@ -21,14 +21,13 @@ from l2o_runtime.stepping.parts import STATE_DTYPES, Part
 class Kernel(Protocol):
     """A fast `update` of one rule."""
 
-    def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+    def __call__(self, part: Part, context: Tensor, good: Tensor) -> None:
         """Advance the recurrent state, the features' state and the parameter of a part in place, if good.
 
         Args:
             part: of which `fits` holds; `Part.finish` is left to the caller.
             context: (c,), on the part's device.
             good: () bool, on the part's device.
-            reach: as in `Part.move`.
         """
 
 
@@ -38,7 +37,7 @@ class TensorKernel(Protocol):
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the sums of `ScaleRule.terms` over every part: (parts, 1 + k) float64."""
 
-    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor, reach: float | None) -> None:
+    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor) -> None:
         """As `Kernel`, for many parts at once, each with its context (1, c)."""
 
 

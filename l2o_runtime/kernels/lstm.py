@@ -103,7 +103,7 @@ class CPUKernel:
         self.scratch: list[Scratch] = []
         self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
 
-    def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+    def __call__(self, part: Part, context: Tensor, good: Tensor) -> None:
         """Advance a part; its chunks are dealt out to as many threads as torch uses."""
         n = len(part.theta)
         if n == 0 or not bool(good):
@@ -117,7 +117,7 @@ class CPUKernel:
         shared = features.shared(config.features, float(part.state["step"]), level, config.noise_floor or 0.0)
         states = [part.state[key] for key in self.keys]
         strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]
-        job = _Job(part, states, strides, self._update(states), shared, reach)
+        job = _Job(part, states, strides, self._update(states), shared)
         threads = torch.get_num_threads()
         size = chunk_size(n, threads)
         while len(self.scratch) < threads:
@@ -148,7 +148,7 @@ class CPUKernel:
             self._tail(job, [column[full * ROWS :] for column in columns], start + full * ROWS, scratch)
         if job.window is not None and isinstance(self.rule.context, WindowContext):
             push(job.window[piece], self.rule.context.snapshot(theta, grad))
-        move(job.part, theta, delta, job.reach, scratch)
+        move(job.part, theta, delta, scratch)
 
     def _tail(self, job: "_Job", columns: list[Tensor], start: int, scratch: Scratch) -> None:
         """The last coordinates, fewer than a tile's, on a padded copy."""
@@ -195,9 +195,8 @@ class _Job:
         strides: list[int],
         update: Callable[..., None],
         shared: Tensor,
-        reach: float | None,
     ):
-        self.part, self.update, self.shared, self.reach = part, update, shared, reach
+        self.part, self.update, self.shared = part, update, shared
         self.addresses = [state.data_ptr() for state in states]
         self.strides = strides
         self.window = part.state.get("window")
@@ -241,15 +240,12 @@ def parameter(theta: Tensor, scratch: Scratch, start: int = 0) -> Tensor:
     return scratch.wide(torch.float32)[start : start + len(theta)].copy_(theta)
 
 
-def move(part: Part, theta: Tensor, delta: Tensor, reach: float | None, scratch: Scratch) -> None:
+def move(part: Part, theta: Tensor, delta: Tensor, scratch: Scratch) -> None:
     """`Part.move` of a good step, without new memory."""
     group: dict[str, Any] = part.group
     lr, decay = float(group["lr"]), ADAM_LR * float(group["weight_decay"])
     if decay:
         theta.mul_(1 - lr * decay)
-    if reach is not None:
-        bound = reach * float(group["safeguard_lr"])
-        delta.clamp_(-bound, bound)
     if theta.dtype == torch.float32:
         theta.add_(delta, alpha=lr)
     elif theta.dtype == torch.float64:

@@ -115,7 +115,7 @@ class ScaleKernel:
         self._share(work, batches)
         return torch.zeros(len(parts), TOTALS, dtype=torch.float64).index_add_(0, owners, sums.sum(-1))
 
-    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor, reach: float | None) -> None:
+    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor) -> None:
         """Advance parts."""
         if not bool(good):
             return
@@ -130,7 +130,7 @@ class ScaleKernel:
                 theta, window = piece.part.theta[piece.where], piece.part.state.get("window")
                 if window is not None and isinstance(self.rule.context, WindowContext):
                     push(window[piece.where], self.rule.context.snapshot(theta, grad))
-                move(piece.part, theta, delta, reach, scratch)
+                move(piece.part, theta, delta, scratch)
 
         self._share(work, _batches(parts))
 

@@ -5,7 +5,6 @@ be captured in a CUDA graph; run one step before the capture, for the first laun
 (TRITON_INTERPRET=1) it runs on CPU tensors. It has not been timed on a GPU yet.
 """
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -112,14 +111,13 @@ class TritonKernel:
         self.head[-1] = cell.head.bias.detach()[0]
 
     @torch.no_grad()
-    def __call__(self, part: Part, context: Tensor, good: Tensor, reach: float | None = None) -> None:
+    def __call__(self, part: Part, context: Tensor, good: Tensor) -> None:
         """Advance all coordinates of a part in place, if the step is good; `part.finish` counts it.
 
         Args:
             part: its parameter and state are written.
             context: (c,).
             good: () bool.
-            reach: cut Δ to ± reach · safeguard_lr of the group.
         """
         if len(part.theta) == 0:
             return
@@ -127,9 +125,9 @@ class TritonKernel:
             bias = torch.addmv(self.bias[0], self.weight_context, context) if len(context) else self.bias[0]
         remember(self.rule, part, good)
         own = {key: part.state[key] for key in (*self.rule.cell.coordinate_spec, "m", "v") if key in part.state}
-        self._launch(part, {"theta": part.theta} | own, bias, good, reach)
+        self._launch(part, {"theta": part.theta} | own, bias, good)
 
-    def _launch(self, part: Part, written: State, bias: Tensor, good: Tensor, reach: float | None) -> None:
+    def _launch(self, part: Part, written: State, bias: Tensor, good: Tensor) -> None:
         """Run the kernel on contiguous tensors, and write back where that took copies."""
         import triton.language as tl
 
@@ -137,8 +135,7 @@ class TritonKernel:
 
         config, group, device = self.rule.config, part.group, part.theta.device
         flat = {key: value.contiguous() for key, value in written.items()}
-        bound = math.inf if reach is None else reach * group["safeguard_lr"]
-        values, on_device = numbers([group["lr"], ADAM_LR * group["weight_decay"], bound], device)
+        values, on_device = numbers([group["lr"], ADAM_LR * group["weight_decay"]], device)
         count = len(part.theta)
         with torch.cuda.device_of(part.theta):
             code.advance[(-(-count // self.block),)](

@@ -139,7 +139,6 @@ def advance(
     head,
     lr,
     decay,
-    bound,
     n,
     HIDDEN: tl.constexpr,
     PADDED: tl.constexpr,
@@ -164,7 +163,7 @@ def advance(
         more_bias: (LAYERS, 4, PADDED), of which the first layer's are not read.
         weights: (LAYERS, 2, 4, PADDED, PADDED): of the input and of h, gate by gate, transposed.
         head: (PADDED + 1,), the head's bias last.
-        lr, decay, bound: numbers, or () each if ON_DEVICE.
+        lr, decay: numbers, or () each if ON_DEVICE.
         WIDE: the dtype in which θ is moved.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -208,10 +207,8 @@ def advance(
         delta = tanh(delta)
     delta *= SCALE
     if ON_DEVICE:
-        lr, decay, bound = tl.load(lr), tl.load(decay), tl.load(bound)
+        lr, decay = tl.load(lr), tl.load(decay)
     else:
-        lr, decay, bound = tl.full((), lr, tl.float64), tl.full((), decay, tl.float64), tl.full((), bound, tl.float64)
-    limit = bound.to(tl.float32)
-    delta = tl.where(delta > limit, limit, tl.where(delta < -limit, -limit, delta))
+        lr, decay = tl.full((), lr, tl.float64), tl.full((), decay, tl.float64)
     old = tl.load(theta + rows, mask=live, other=0.0)
     tl.store(theta + rows, moved(old, delta, lr, decay, theta.dtype.element_ty, WIDE), mask=live)

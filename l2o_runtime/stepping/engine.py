@@ -139,7 +139,6 @@ def advance(
     loss: Tensor,
     context_state: State,
     good: Tensor,
-    reach: float | None = None,
 ) -> None:
     """One step of a rule.
 
@@ -150,7 +149,6 @@ def advance(
         loss: ().
         context_state: written.
         good: () bool; else nothing is written.
-        reach: cut Δ to ± reach · safeguard_lr of the group.
     """
     with full_precision(loss.device):
         statistics, loss = torch.where(good, statistics, 0.0), torch.where(good, loss, 0.0)
@@ -164,27 +162,27 @@ def advance(
     for kernel, members in rule.together(parts).items():
         device = parts[members[0]].param.device
         here = [contexts[index].to(device) for index in members]
-        kernel([parts[index] for index in members], here, good.to(device), reach)
+        kernel([parts[index] for index in members], here, good.to(device))
         done.update(members)
     for index, (part, context) in enumerate(zip(parts, contexts, strict=True)):
         fine = good.to(part.param.device)
         if index not in done:
-            _advance(rule, part, context.to(fine.device), fine, reach)
+            _advance(rule, part, context.to(fine.device), fine)
         part.finish(fine)
 
 
-def _advance(rule: Replicas, part: Part, context: Tensor, good: Tensor, reach: float | None) -> None:
+def _advance(rule: Replicas, part: Part, context: Tensor, good: Tensor) -> None:
     """One step of one part; everything is on its device."""
     kernel = rule.kernel(part)
     if kernel is not None:
-        kernel(part, context, good, reach)
+        kernel(part, context, good)
         return
     for piece in part.chunks():
         with full_precision(good.device):
             wide = {key: value.float() for key, value in piece.state.items()}
             delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), context, wide)
         _write(piece.state, new, good)
-        part.move(piece.theta, delta, good, reach)
+        part.move(piece.theta, delta, good)
 
 
 def _tensor_contexts(
@@ -201,9 +199,7 @@ def _tensor_contexts(
     return list(contexts.split(1))
 
 
-def advance_exported(
-    rule: ExportedRule, parts: list[Part], loss: Tensor, context_state: State, good: Tensor, reach: float | None = None
-) -> None:
+def advance_exported(rule: ExportedRule, parts: list[Part], loss: Tensor, context_state: State, good: Tensor) -> None:
     """As `advance`, with an exported file, which takes all coordinates at once and computes its own statistics.
 
     Raises:
@@ -229,7 +225,7 @@ def advance_exported(
     for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
         fine = good.to(part.param.device)
         _write(part.state, {key: split[i] for key, split in pieces.items()}, fine)
-        part.move(part.theta, move.to(fine.device), fine, reach)
+        part.move(part.theta, move.to(fine.device), fine)
         part.finish(fine)
 
 

@@ -85,22 +85,18 @@ class Part:
     def _chunk(self, theta: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Chunk:
         return Chunk(theta, -grad.float() if self.group["maximize"] else grad.float(), state, offset)
 
-    def move(self, theta: Tensor, delta: Tensor, good: Tensor, reach: float | None = None) -> None:
+    def move(self, theta: Tensor, delta: Tensor, good: Tensor) -> None:
         """θ ← θ · (1 − 0.001 · lr · weight_decay) + lr · Δ, in place, if the step is good.
 
         Args:
             theta: (n,) a chunk of this part.
             delta: (n,) float32.
             good: () bool.
-            reach: where given, Δ is cut to ± reach · safeguard_lr.
         """
         lr, decay = self.group["lr"], ADAM_LR * self.group["weight_decay"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
         if decay:
             theta.mul_(1 - good.double() * (lr * decay))
-        if reach is not None:
-            bound = reach * self.group["safeguard_lr"]
-            delta = delta.clamp(-bound, bound)
         delta = delta.to(torch.promote_types(theta.dtype, torch.float32))  # half precision is rounded once, at the end
         theta.add_(torch.where(good, delta * lr, 0.0))
 
@@ -134,6 +130,11 @@ def kept_in(dtype: torch.dtype, spec: StateSpec) -> StateSpec:
 def awaited(param: Tensor) -> bool:
     """Whether other ranks, which hold the rest of a parameter, may wait for this one though it has no gradient."""
     return param.requires_grad and bool(shard_groups(param))
+
+
+def acts(param: Tensor) -> bool:
+    """Whether a parameter takes part in a step: it has coordinates, and a gradient, here or elsewhere."""
+    return (param.grad is not None or awaited(param)) and param.numel() > 0
 
 
 def make_part(

@@ -1,285 +1,221 @@
-"""What happens when the learned step is bad: Adam is the incumbent, the learned rule has to prove itself.
+"""The safeguard: Adam is the incumbent, another optimizer has to prove itself.
 
-`Referee` watches the losses and decides, step by step, whose step is taken; it knows nothing of parameters. The
-optimizer remembers parameters where it says so, and returns to them where it says so.
-
-Source: the guard by the training loss is that of Prémont-Schwarz et al., "A Simple Guard for Learned Optimizers"
-(arXiv 2201.12426), the fallback to a classical step that of Heaton et al., "Safeguarded Learned Convex Optimization"
-(2020). Both compare with losses at extra points; here there are none: trials take place in time, one after the other,
-so that `step(loss=loss)` is all that is needed.
+`Safeguard` goes around any torch optimizer; `LearnedOptimizer(..., safeguard="adam")` is the same guard inside one. The
+`referee` decides by the losses alone whose step is taken, the `guard` does what it says.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from statistics import fmean, variance
-from typing import Any
+import copy
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
+from torch.optim import Optimizer
 
-from l2o_runtime.rules.restraint import ADAM_LR
-from l2o_runtime.state import State
-from l2o_runtime.stepping.distributed import local
+from l2o_runtime.state import StateSpec
+from l2o_runtime.stepping.distributed import check_process_group
+from l2o_runtime.stepping.losses import Loss
+from l2o_runtime.stepping.whole import listed, share, whole
+from l2o_runtime.wrappers.guard import STATE, Guard, Guarded
 
-WINDOW = 10
-"""Losses in a window: what a decision is based on, its second half above all."""
+INSIDE = "inside_"
+"""Prefix of the states of a torch optimizer in a state dict: a guard has some of the same name."""
 
-HALF = WINDOW // 2
-
-HISTORY = 50
-"""Losses under Adam to which its trend is fitted, where it has taken so many steps since it took over."""
-
-REACH = 10.0
-"""A learned step is cut, in every coordinate, to so many times Adam's learning rate."""
-
-PATIENCE = 100
-"""Windows of Adam's steps after a failed trial; doubled after every further one."""
-
-CONFIDENCE = 3.0
-"""Standard errors by which losses under the rule must lie below those that Adam's trend predicts."""
-
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-
-COUNTERS = ("learned_steps", "adam_steps", "trials", "undone")
-"""What `Referee` counts."""
+HOOKS = ("state_dict_pre_hooks", "state_dict_post_hooks")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What to do in a step.
+class Safeguard(Optimizer):
+    """Take Adam's steps until the optimizer inside has shown that it does better, and again once it does not.
 
-    Attributes:
-        learned: take the learned step; else Adam's.
-        save: first remember where we are.
-        restart: the rule starts afresh, from zero states.
-        restore: return to where we were; take no step.
+    Groups and hooks of the state dict are those of the optimizer inside. Each group gets an entry
+    `safeguard_lr`, unless it has one: Adam's learning rate is lr · safeguard_lr, so that schedules act on whoever
+    steps. A step of the optimizer inside is cut, in every coordinate, to `REACH` times that.
+
+    What an optimizer inside knew is forgotten when it is tried again; a torch optimizer has its `step()` called,
+    without a closure. Nobody takes a step whose loss, gradients or parameters are not all finite.
+
+    Args:
+        optimizer: the one inside; it must not be stepped by itself any more.
+        lr: of Adam, at the present learning rates of the groups, from which schedules go on; for a
+            `LearnedOptimizer`, whose lr is a factor, at lr = 1.
+        process_group: the ranks that step together, as in `LearnedOptimizer`.
+
+    Raises:
+        TypeError: what is inside is no optimizer.
+        ValueError: it is guarded already; a learning rate is out of range; or this rank not in the group.
+
+    >>> param = torch.nn.Parameter(torch.ones(3))
+    >>> optimizer = Safeguard(torch.optim.SGD([param], lr=0.1), lr=0.001)
+    >>> param.grad = torch.ones(3)
+    >>> optimizer.step(loss=param.sum())
+    >>> optimizer.health()["adam_steps"]
+    1
     """
 
-    learned: bool
-    save: bool = False
-    restart: bool = False
-    restore: bool = False
+    optimizer: Optimizer
+    lr: float
+    guard: Guard
+    inside: Guarded
 
+    def __init__(self, optimizer: Optimizer, lr: float = 1e-3, *, process_group: Any = None):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        if isinstance(optimizer, Safeguard) or getattr(optimizer, "guard", None) is not None:
+            raise ValueError("optimizer: it has a safeguard already")
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"lr: expected a finite number, 0 or more, got {lr!r}")
+        check_process_group(process_group)
+        # What torch makes in `__init__` besides groups and states, which are not ours.
+        inside = optimizer if isinstance(optimizer, Guarded) else Torch(optimizer)
+        self.__setstate__({"optimizer": optimizer, "inside": inside, "lr": lr, "guard": Guard(process_group)})
+        self._set_rates()
 
-@dataclass
-class Referee:
-    """Compares losses under the learned rule with Adam's trend.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Those of the optimizer inside."""
+        return self.optimizer.param_groups
 
-    1. Adam steps. A line is fitted to its last losses, at most `HISTORY` of them.
-    2. Trial: the rule starts afresh and takes `WINDOW` steps. It passes if the mean of the window's second half is
-       below what the line predicts there, by `CONFIDENCE` standard errors of the difference. If it fails, the trial
-       is undone and Adam goes on for PATIENCE · 2^(failures − 1) windows, so that trials cost ever less.
-    3. While it passes it goes on, window after window, as long as each one gains more than Adam's line falls; then
-       Adam takes over and 1 starts again. A window in which the loss rose is undone.
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The guard's states, by parameter; with those of a `LearnedOptimizer` inside, which has them in one."""
+        return self.inside.state
 
-    Attributes:
-        learned: the rule is acting.
-        age: losses seen in this window, or since Adam took over.
-        wait: how many losses Adam sees before the next trial.
-        failures: trials that failed in a row.
-        steps: learned steps since the rule was started.
-        mean, slope, error: level of the window before (or, in a trial, Adam's prediction), slope of Adam's line per
-            step, standard error of the prediction.
-        worst: a loss above this ends the window at once.
-        learned_steps, adam_steps, trials, undone: counters for `health`.
-        losses: the latest `HISTORY`.
-    """
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters to the optimizer inside."""
+        self.optimizer.add_param_group(param_group)
+        self._set_rates()
 
-    learned: bool = False
-    age: int = 0
-    wait: int = HISTORY
-    failures: int = 0
-    steps: int = 0
-    mean: float = 0.0
-    slope: float = 0.0
-    error: float = 0.0
-    worst: float = 0.0
-    learned_steps: int = 0
-    adam_steps: int = 0
-    trials: int = 0
-    undone: int = 0
-    losses: list[float] = field(default_factory=lambda: [0.0] * HISTORY)
-
-    def judge(self, loss: float, horizon: int) -> Verdict:
-        """Take notice of the loss at the present parameters, and decide.
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None, *, loss: Loss = None) -> Any:
+        """Perform one step.
 
         Args:
-            loss: finite.
-            horizon: the longest run of the rule.
+            closure: reevaluates the model and returns the loss.
+            loss: the loss of this step; one of both is needed.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            TypeError: the closure cannot be called, or what it returned is no loss.
+            ValueError: the loss is missing or more than one number, or it is not known with which ranks this one steps.
         """
-        self.losses = [*self.losses[1:], loss]
-        self.age += 1
-        verdict = self._judge_learned(loss, horizon) if self.learned else self._judge_adam()
-        if not verdict.restore:
-            self.learned_steps += verdict.learned
-            self.adam_steps += not verdict.learned
-            self.steps += verdict.learned
-        return verdict
+        return self.guard.step(self.inside, closure, loss)
 
-    def fail(self) -> Verdict:
-        """A loss or gradient is not finite: undo what the rule did; Adam just skips the step."""
-        return self._undo() if self.learned else Verdict(learned=False)
+    def health(self) -> dict[str, int]:
+        """How often a step was taken, by whom, and how often it was skipped for what reason.
 
-    def _judge_adam(self) -> Verdict:
-        if self.age < max(self.wait, WINDOW):
-            return Verdict(learned=False)
-        recent = self.losses[-min(self.age, HISTORY) :]
-        self.mean, self.slope, self.error = predict(recent)
-        self.worst = limit(recent)
-        self.learned, self.age, self.steps = True, 0, 0
-        self.trials += 1
-        return Verdict(learned=True, save=True, restart=True)
+        As `LearnedOptimizer.health` with a safeguard.
+        """
+        return self.guard.health(self.inside)
 
-    def _judge_learned(self, loss: float, horizon: int) -> Verdict:
-        if loss > self.worst:
-            return self._undo()
-        if self.age < WINDOW:
-            return Verdict(learned=True)
-        recent = self.losses[-WINDOW:]
-        reached, deviation = fmean(recent[HALF:]), variance(recent[HALF:])
-        trial = self.steps == WINDOW
-        margin = CONFIDENCE * math.sqrt(self.error**2 + deviation / HALF)
-        expected = self.mean - margin if trial else self.mean + WINDOW * self.slope
-        if reached < expected and self.steps < horizon:
-            self.failures, self.age, self.mean = 0, 0, reached
-            self.worst = limit(recent)
-            return Verdict(learned=True, save=True)
-        if trial or reached > self.mean:
-            return self._undo()
-        return self._hand_over(WINDOW)
+    def state_dict(self) -> dict[str, Any]:
+        """That of the optimizer inside, with the guard's states; states of a torch optimizer are named `inside_…`."""
+        params = listed(self.param_groups)
+        if whole(params, self.state):
+            share(params, self.state, self.inside.whole_spec)
+        return self.inside.state_dict()
 
-    def _undo(self) -> Verdict:
-        self.undone += 1
-        if self.steps > WINDOW:
-            self._hand_over(WINDOW)
-        else:
-            self._hand_over(PATIENCE * WINDOW * 2**self.failures)
-            self.failures += 1
-        return Verdict(learned=False, restore=True)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that `state_dict` gave.
 
-    def _hand_over(self, wait: int) -> Verdict:
-        self.learned, self.age, self.wait = False, 0, wait
-        return Verdict(learned=False)
+        Raises:
+            ValueError: it belongs to another optimizer, or to other parameters.
+        """
+        self.inside.load_state_dict(state_dict)
+        self.guard.left = {}
+        self._set_rates()
 
-    def to_tensor(self) -> Tensor:
-        """All of it as numbers, for a state dict: (k,) float64 on the CPU."""
-        values = asdict(self)
-        return torch.tensor([*values.pop("losses"), *(float(v) for v in values.values())], dtype=torch.float64)
+    def __repr__(self) -> str:
+        """What is inside, with its groups."""
+        return f"Safeguard around {self.optimizer!r}"
 
-    @classmethod
-    def from_tensor(cls, tensor: Tensor) -> "Referee":
-        """What `to_tensor` gave."""
-        referee = cls(losses=tensor[:HISTORY].tolist())
-        names = [f.name for f in fields(cls) if f.name != "losses"]
-        for name, value in zip(names, tensor[HISTORY:].tolist(), strict=True):
-            setattr(referee, name, type(getattr(referee, name))(value))
-        return referee
+    def __getstate__(self) -> dict[str, Any]:
+        """Groups and states are copied with the optimizer inside."""
+        return {"optimizer": self.optimizer, "inside": self.inside, "lr": self.lr, "guard": self.guard}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make what torch's methods need, and share the hooks of the state dict with the optimizer inside."""
+        optimizer = state["optimizer"]
+        hooks = {key: value for key, value in vars(optimizer).items() if key.endswith(HOOKS)}
+        super().__setstate__(state | hooks | {"defaults": dict(optimizer.defaults)})
+
+    def _set_rates(self) -> None:
+        """Give groups their `safeguard_lr` where they have none."""
+        for group in self.param_groups:
+            unit = 1.0 if isinstance(self.optimizer, Guarded) else float(group.get("initial_lr", group["lr"]))
+            if "safeguard_lr" not in group and unit == 0:
+                raise ValueError("lr of the optimizer inside is 0: safeguard it before schedules change its lr")
+            group.setdefault("safeguard_lr", self.lr / unit)
 
 
-def limit(losses: list[float]) -> float:
-    """A loss that is clearly not among `losses`: three times their range above the highest."""
-    return max(losses) + 3 * (max(losses) - min(losses))
+class Torch:
+    """A torch optimizer as a guard wants it, whose states lie beside: torch's optimizers stumble over others' states.
 
-
-def predict(losses: list[float]) -> tuple[float, float, float]:
-    """Where losses will be in the second half of the next window, if they follow their trend, but do not rise.
-
-    Least squares line through equally spaced points; the prediction is for the mean of the second half of the
-    `WINDOW` points that follow.
-
-    Args:
-        losses: n values, the latest last.
-
-    Returns:
-        Predicted mean, slope per step (at most 0), and standard error of the prediction.
-
-    >>> predict([23.0, 22.0, 21.0, 20.0])  # 19, 18, … 10 are to come
-    (12.0, -1.0, 0.0)
+    Attributes:
+        optimizer: with its own states.
+        state: the guard's, by parameter.
     """
-    n = len(losses)
-    x = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
-    y = torch.tensor(losses, dtype=torch.float64)
-    spread = x.square().sum()
-    slope = (x * y).sum() / spread
-    residual = y - y.mean() - slope * x
-    noise = residual.square().sum() / (n - 2)
-    ahead = (n - 1) / 2 + WINDOW - (HALF - 1) / 2
-    error = (noise * (1 / n + ahead**2 / spread)).sqrt()
-    slope = slope.clamp_max(0)
-    return float(y.mean() + slope * ahead), float(slope), float(error)
 
+    horizon = sys.maxsize
+    whole_spec: ClassVar[StateSpec] = {}
 
-ADAM = ("adam_step", "exp_avg", "exp_avg_sq")
-"""Adam's state of a parameter; the averages have its dtype, as in torch.optim."""
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+        self.state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
 
-STATE = ("safeguard", "saved_param", *ADAM, *(f"saved_{key}" for key in ADAM))
-"""All that a safeguard keeps; `safeguard`, the referee, belongs to the whole optimization."""
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the optimizer."""
+        return self.optimizer.param_groups
 
+    def prepare(self) -> None:
+        """Nothing: torch's optimizers make states when they need them."""
 
-def prepare(param: Tensor, state: State) -> None:
-    """Make Adam's state of a parameter, and what it may return to, where they are missing."""
-    if "adam_step" not in state:
-        state["adam_step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        state["saved_param"] = param.detach().clone()
-        state |= {f"saved_{key}": state[key].clone() for key in ADAM}
+    def take(self, loss: Tensor) -> Tensor:
+        """A step; torch's optimizers take all."""
+        self.optimizer.step()
+        return torch.ones_like(loss, dtype=torch.bool)
 
+    def restart(self) -> None:
+        """Forget all states."""
+        self.optimizer.state.clear()
 
-def follow(verdict: Verdict, param: Tensor, state: State) -> None:
-    """Remember a parameter and its state of Adam, or return to what was remembered, if there was a step since then:
-    what has no gradients may change for other reasons.
-    """
-    if "saved_param" not in state:  # frozen from the start
-        return
-    stepped = verdict.restore and bool(state["adam_step"] != state["saved_adam_step"])
-    current = {"saved_param": param} | {f"saved_{key}": state[key] for key in ADAM}
-    for key, tensor in current.items():
-        if verdict.save:
-            state[key].copy_(tensor)
-        if stepped:
-            tensor.copy_(state[key])
+    def decay(self, group: dict[str, Any]) -> float:
+        """As AdamW at Adam's learning rate."""
+        return float(group["lr"]) * float(group["safeguard_lr"]) * float(group.get("weight_decay", 0.0))
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with both states in one."""
+        saved = self.optimizer.state_dict()
+        for index, param in self._numbered(saved):
+            own = {INSIDE + key: value for key, value in saved["state"].get(index, {}).items()}
+            if own or param in self.state:
+                saved["state"][index] = own | self.state.get(param, {})
+        return saved
 
-def accept(param: Tensor, state: State) -> None:
-    """Take where a parameter is for where it would return to: the script itself has put it there."""
-    if "saved_param" in state:
-        state["saved_param"].copy_(param)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The optimizer's as torch does; the guard's as they are, for the referee would not survive torch's casts."""
+        guards, inside = {}, {}
+        for index, state in state_dict["state"].items():
+            guards[index] = {key: value for key, value in state.items() if not key.startswith(INSIDE)}
+            own = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
+            if own:
+                inside[index] = copy.deepcopy(own)  # torch may keep the very tensors that it is given
+            if unknown := guards[index].keys() - {"health", *STATE}:
+                names = ", ".join(sorted(unknown))
+                raise ValueError(f"unknown state {names}: it was saved with another optimizer, or without a safeguard")
+        self.optimizer.load_state_dict(state_dict | {"state": inside})
+        self.state.clear()
+        for index, param in self._numbered(state_dict):
+            for key, value in guards.get(index, {}).items():
+                self.state[param][key] = value.to(param.device if value.dim() else value.device, copy=True)
+        share(listed(self.param_groups), self.state, {})
 
-
-def fingerprint(param: Tensor) -> tuple[float, float]:
-    """Σθ and Σθ² of this rank's part: they tell, but for luck, whether anybody has changed it."""
-    theta = local(param).detach().double()
-    return float(theta.sum()), float(theta.square().sum())
-
-
-def adam_step(group: dict[str, Any], states: Mapping[Tensor, State], *, move: bool) -> None:
-    """Adam (Kingma & Ba 2015), β = (0.9, 0.999), ε = 1e-8, by torch.optim, with the group's decoupled weight decay.
-
-    Args:
-        group: parameter group; Adam's learning rate is lr · safeguard_lr.
-        states: optimizer state of every parameter.
-        move: else only Adam's averages go on.
-    """
-    params = [param for param in group["params"] if param.grad is not None]
-    thetas = [local(param).detach() for param in params]
-    lr = float(group["lr"]) if move else 0.0
-    for theta in thetas:
-        theta.mul_(1 - lr * ADAM_LR * group["weight_decay"])
-    adam(
-        thetas,
-        [local(param.grad, like=param) for param in params],
-        [local(states[param]["exp_avg"]) for param in params],
-        [local(states[param]["exp_avg_sq"]) for param in params],
-        [],
-        [states[param]["adam_step"] for param in params],
-        amsgrad=False,
-        beta1=BETAS[0],
-        beta2=BETAS[1],
-        lr=lr * group["safeguard_lr"],
-        weight_decay=0.0,
-        eps=EPSILON,
-        maximize=group["maximize"],
-    )
+    def _numbered(self, saved: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """The parameters with their numbers in a state dict."""
+        numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+        return zip(numbers, listed(self.param_groups), strict=True)

@@ -19,7 +19,7 @@ from l2o_runtime.stepping.parts import Part
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 BLOCK = 16
-GROUP = {"lr": 0.3, "weight_decay": 0.0, "maximize": False, "safeguard_lr": 1e-3}
+GROUP = {"lr": 0.3, "weight_decay": 0.0, "maximize": False}
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # σ(−100) is 0
 ALL_FEATURES = [RuleConfig(), RuleConfig(features="normalized", output="tanh", context=PlaceboConfig(width=3))]
 
@@ -52,14 +52,14 @@ def random_part(rule, n, *, dtype=torch.float32, state_dtype=torch.float32, step
     return Part(GROUP | group, theta[:n], theta[:n], grad[:n], views, {}, theta[:n].shape, 0, ())
 
 
-def plain(rule, part: Part, context: Tensor, good: Tensor, reach: float | None = None) -> None:
+def plain(rule, part: Part, context: Tensor, good: Tensor) -> None:
     """What the engine does without a kernel; states of less than float32 are rounded when they are written."""
     for piece in part.chunks():
         state = {key: value.float() for key, value in piece.state.items()}
         delta, new = rule.update(piece.grad, piece.theta.float(), context, state)
         for key in new.keys() - {"step"}:
             piece.state[key].copy_(torch.where(good, new[key], state[key]))
-        part.move(piece.theta, delta, good, reach)
+        part.move(piece.theta, delta, good)
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
@@ -72,13 +72,13 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 
-def check(rule, n, *, good=True, reach=None, kernel=None, **kwargs) -> tuple[Part, Part]:
+def check(rule, n, *, good=True, kernel=None, **kwargs) -> tuple[Part, Part]:
     """One step by the plain loop and by the kernel."""
     parts = random_part(rule, n, **kwargs), random_part(rule, n, **kwargs)
     context = torch.randn(rule.config.context.width).to(DEVICE)
     flag = torch.tensor(good, device=DEVICE)
-    plain(rule, parts[0], context, flag, reach)
-    (kernel or TritonKernel(rule, block=BLOCK))(parts[1], context, flag, reach)
+    plain(rule, parts[0], context, flag)
+    (kernel or TritonKernel(rule, block=BLOCK))(parts[1], context, flag)
     for key, expected in parts[0].state.items():
         assert_same(parts[1].state[key], expected)
     assert_same(parts[1].theta, parts[0].theta)
@@ -123,11 +123,9 @@ def test_double_precision_is_kept():
         {"maximize": True},
         {"weight_decay": 0.5},
         {"lr": 0},
-        {"reach": 30.0},
-        {"reach": 30.0, "safeguard_lr": torch.tensor(2e-3)},
         {"lr": torch.tensor(0.2)},
         {"lr": torch.tensor([0.2], dtype=torch.float64), "weight_decay": 0.5},
-        {"lr": torch.tensor(0.2), "weight_decay": torch.tensor(0.5), "maximize": True, "reach": 20.0},
+        {"lr": torch.tensor(0.2), "weight_decay": torch.tensor(0.5), "maximize": True},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -143,7 +141,7 @@ def test_options_of_a_group(config, options):
 @pytest.mark.parametrize("name", ["none-log_sign", "dmd-exact-normalized"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_bad_step_writes_nothing(name, dtype):
-    check(strong_rule(RULES[name]), 40, good=False, dtype=dtype, state_dtype=dtype, weight_decay=0.5, reach=1.0)
+    check(strong_rule(RULES[name]), 40, good=False, dtype=dtype, state_dtype=dtype, weight_decay=0.5)
 
 
 def test_a_bad_step_writes_nothing_whatever_the_gradient():
@@ -240,7 +238,7 @@ def test_a_real_run(name, state_dtype, tmp_path, monkeypatch):
     results = []
     for use_kernel in (False, True):
 
-        def advance(rules, parts, statistics, loss, context_state, good, reach=None, use_kernel=use_kernel):
+        def advance(rules, parts, statistics, loss, context_state, good, use_kernel=use_kernel):
             rule = rules.on(DEVICE)
             context, new = rule.contextualise(statistics, loss, context_state)
             for key, value in new.items():
@@ -248,7 +246,7 @@ def test_a_real_run(name, state_dtype, tmp_path, monkeypatch):
             kernel = TritonKernel(rule) if use_kernel else lambda *args: plain(rule, *args)
             for part in parts:
                 assert fits(part)
-                kernel(part, context, good, reach)
+                kernel(part, context, good)
                 part.finish(good)
 
         monkeypatch.setattr("l2o_runtime.optimizer.advance", advance)

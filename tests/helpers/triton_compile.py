@@ -30,7 +30,7 @@ def source(state: str, param: str, normalized: bool, on_device: bool, precision:
     }
     constants |= {} if normalized else {"m": None, "v": None}
     special = {"theta": param, "grad": param, "m": state, "v": state, "h": (state,) * 2, "c": (state,) * 2}
-    special |= {"good": "*i1", "lr": number, "decay": number, "bound": number, "n": "i32"}
+    special |= {"good": "*i1", "lr": number, "decay": number, "n": "i32"}
     names = code.advance.arg_names
     signature = {name: "constexpr" if name in constants else special.get(name, "*fp32") for name in names}
     return ASTSource(code.advance, signature, {(names.index(key),): value for key, value in constants.items()})

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2o_runtime import LearnedOptimizer, load_rule
-from l2o_runtime.optimizer import HorizonWarning
+from l2o_runtime.stepping.advice import HorizonWarning
 
 RESTRAINED = ("scale", "mnist", "moments", "normalized-dmd")
 

@@ -2,17 +2,23 @@
 
 import copy
 import itertools
+import json
 import math
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Regression, flat, minibatches
+from safetensors import safe_open
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, load_rule, save_rule
-from l2o_runtime.wrappers.safeguard import HISTORY, PATIENCE, REACH, WINDOW, Referee, predict
+from l2o_runtime.wrappers.guard import REACH
+from l2o_runtime.wrappers.referee import HISTORY, PATIENCE, WINDOW, Referee, predict
+from l2o_runtime.wrappers.safeguard import Safeguard
 
 HORIZON = 200
 
@@ -312,3 +318,210 @@ def test_a_missing_loss_is_refused_and_a_bad_step_skipped():
 def test_unknown_safeguards_are_refused(arguments):
     with pytest.raises(ValueError, match="safeguard"):
         LearnedOptimizer([nn.Parameter(torch.ones(2))], **arguments)
+
+
+# States from before the safeguard was a wrapper
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1-safeguard-state.safetensors"
+"""The fifth step of a trial of `normalized-dmd`, and the end of that run: minibatches(80, size=256), of which 54 are
+done, with safeguard_lr = 0.001 and weight_decay = 1e-5.
+"""
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["sugar", "wrapper"])
+def test_a_state_from_before_the_wrapper_goes_on_in_its_trial(wrapped):
+    with safe_open(GOLDEN, "pt") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        groups, before, after = (json.loads(file.metadata()[k]) for k in ("param_groups", "health", "end_health"))
+    saved = {"state": {}, "param_groups": groups}
+    for key, value in kept.items():
+        if key.startswith("state."):
+            _, index, name = key.split(".", 2)
+            saved["state"].setdefault(int(index), {})[name] = value
+    model = Regression()
+    model.load_state_dict({key.removeprefix("weights."): kept[key] for key in kept if key.startswith("weights.")})
+    if wrapped:
+        optimizer = Safeguard(LearnedOptimizer(model.parameters(), rule="normalized-dmd"))
+    else:
+        optimizer = LearnedOptimizer(model.parameters(), rule="normalized-dmd", safeguard="adam")
+    optimizer.load_state_dict(saved)
+    assert optimizer.health() == before
+    run(model, optimizer, minibatches(80, size=256)[54:])
+    assert optimizer.health() == after
+    torch.testing.assert_close(flat(model), kept["end"], rtol=1e-4, atol=1e-5)
+
+
+# The wrapper around other optimizers
+
+
+def with_wrapper(model):
+    return Safeguard(LearnedOptimizer(model.parameters(), weight_decay=1e-5), lr=0.001)
+
+
+def test_the_wrapper_is_what_the_argument_asks_for():
+    """Bit for bit, states and counters too."""
+    models = Regression(), Regression()
+    sugar = LearnedOptimizer(models[0].parameters(), safeguard="adam", safeguard_lr=0.001, weight_decay=1e-5)
+    wrapper = with_wrapper(models[1])
+    for model, optimizer in zip(models, (sugar, wrapper), strict=True):
+        run(model, optimizer, minibatches(HISTORY + 2 * WINDOW, size=256))
+    assert sugar.health()["learned_steps"] > WINDOW
+    assert torch.equal(flat(models[0]), flat(models[1]))
+    assert sugar.health() == wrapper.health()
+    torch.testing.assert_close(sugar.state_dict()["state"], wrapper.state_dict()["state"], rtol=0, atol=0)
+
+
+def test_a_rule_without_a_safeguard_knows_nothing_of_it():
+    model = Regression()
+    optimizer = LearnedOptimizer(model.parameters())
+    run(model, optimizer, minibatches(3))
+    assert "safeguard_lr" not in optimizer.param_groups[0]
+    assert not any("safeguard" in key or "adam" in key for state in optimizer.state.values() for key in state)
+    assert optimizer.guard is None
+
+
+class Climbing(torch.optim.SGD):
+    """SGD the wrong way."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            param += self.param_groups[0]["lr"] * param.grad
+
+
+OTHERS = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.3, momentum=0.9),
+    "climbing": lambda params: Climbing(params, lr=0.3),
+    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01),
+    "Adam": lambda params: torch.optim.Adam(params, lr=0.03),
+    "LearnedOptimizer": lambda params: LearnedOptimizer(params, rule="normalized-dmd"),
+}
+"""Some of them have states of the same names as the guard."""
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_other_optimizers_are_guarded(make):
+    """Adam's steps first, then a trial: what climbs is undone, what is better than Adam goes on."""
+    model = Regression()
+    optimizer = Safeguard(make(model.parameters()), lr=1e-3)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    run(model, optimizer, minibatches(HISTORY + 3 * WINDOW, size=256))
+    health = optimizer.health()
+    assert health["trials"] == 1
+    assert health["steps"] == health["learned_steps"] + health["adam_steps"]
+    climbing = isinstance(optimizer.optimizer, Climbing)
+    assert health["undone"] == climbing
+    assert (health["learned_steps"] <= WINDOW) == climbing
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_steps_of_others_are_cut_too(make):
+    model = Regression()
+    optimizer = Safeguard(make(model.parameters()), lr=1e-5)
+    for batch in minibatches(HISTORY + 5, size=256):
+        before, learned = flat(model), optimizer.health()["learned_steps"]
+        run(model, optimizer, [batch])
+        if optimizer.health()["learned_steps"] > learned:
+            assert (flat(model) - before).abs().max() <= 1.01 * REACH * 1e-5
+    assert optimizer.health()["learned_steps"] == 6
+
+
+def through_state_dict(model, optimizer, make):
+    twin = copy.deepcopy(model)
+    resumed = Safeguard(make(twin.parameters()))
+    resumed.load_state_dict(optimizer.state_dict())
+    return twin, resumed
+
+
+COPIES = {
+    "state_dict": through_state_dict,
+    "deepcopy": lambda model, optimizer, _: copy.deepcopy((model, optimizer)),
+    "pickle": lambda model, optimizer, _: pickle.loads(pickle.dumps((model, optimizer))),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("copier", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_copies_of_a_wrapper_go_on_alike(make, copier, dtype):
+    """In the middle of a trial; no number of the referee is rounded to the parameters' dtype."""
+    model = Regression().to(dtype)
+    optimizer = Safeguard(make(model.parameters()), lr=1e-3)
+    batches = [(x.to(dtype), y) for x, y in minibatches(HISTORY + 2 * WINDOW, size=256)]
+    run(model, optimizer, batches[: HISTORY + 4])
+    assert optimizer.health()["trials"] == 1
+    twin, resumed = copier(model, optimizer, make)
+    run(model, optimizer, batches[HISTORY + 4 :])
+    run(twin, resumed, batches[HISTORY + 4 :])
+    assert torch.equal(flat(model), flat(twin))
+    assert optimizer.health() == resumed.health()
+
+
+def test_schedules_and_new_groups_reach_whoever_steps():
+    """Adam's learning rate follows that of the optimizer inside."""
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = Safeguard(torch.optim.SGD([first], lr=0.5), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+    optimizer.add_param_group({"params": [second], "lr": 0.1})
+    moved = []
+    for _ in range(2):
+        before = first.detach().clone(), second.detach().clone()
+        first.grad, second.grad = torch.ones(3), torch.ones(3)
+        optimizer.step(loss=1.0)
+        moved.append([(b - p).abs().max().item() for b, p in zip(before, (first, second), strict=True)])
+        optimizer.param_groups[0]["lr"] = 0.05
+    assert moved[0] == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert moved[1] == pytest.approx([0.001, 0.01], rel=1e-3)
+    assert scheduler.optimizer is optimizer
+
+
+def test_a_wrapper_skips_what_is_not_finite_and_works_with_a_scaler():
+    param = nn.Parameter(torch.ones(3))
+    optimizer = Safeguard(torch.optim.SGD([param], lr=0.1, weight_decay=0.5), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu")
+    for value, taken in ((math.inf, 0), (1.0, 1)):
+        optimizer.zero_grad()
+        loss = (param * value).sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer, loss=loss)
+        scaler.update()
+        assert optimizer.health()["steps"] == taken
+    torch.testing.assert_close(param.detach(), torch.full((3,), 0.995 - 0.01))
+    param.grad = torch.full((3,), math.nan)
+    optimizer.step(loss=1.0)
+    assert optimizer.health()["nonfinite_gradient"] == 1
+    assert optimizer.step(lambda: 1.0) == 1.0
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"step\(loss=loss\)"):
+        optimizer.step()
+
+
+def test_hooks_of_the_state_dict_are_those_of_the_optimizer_inside():
+    model = Regression()
+    optimizer = Safeguard(torch.optim.SGD(model.parameters(), lr=0.1))
+    run(model, optimizer, minibatches(HISTORY + 2))
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda _: seen.append("save"))
+    optimizer.register_load_state_dict_post_hook(lambda _: seen.append("load"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == ["save", "load"]
+
+
+def test_what_cannot_be_guarded_is_told():
+    param = nn.Parameter(torch.ones(3))
+    with pytest.raises(TypeError, match="optimizer: expected"):
+        Safeguard([param])
+    for guarded in (LearnedOptimizer([param], safeguard="adam"), Safeguard(torch.optim.SGD([param], lr=0.1))):
+        with pytest.raises(ValueError, match="already"):
+            Safeguard(guarded)
+    with pytest.raises(ValueError, match="lr of the optimizer inside is 0"):
+        Safeguard(torch.optim.SGD([param], lr=0.0))
+    for lr in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="lr: expected a finite number"):
+            Safeguard(torch.optim.SGD([param], lr=0.1), lr=lr)
+    adam = torch.optim.Adam([param])
+    param.grad = torch.ones(3)
+    adam.step()
+    with pytest.raises(ValueError, match="unknown state step"):
+        Safeguard(torch.optim.Adam([param])).load_state_dict(adam.state_dict())
+    assert repr(Safeguard(torch.optim.SGD([param], lr=0.1))).startswith("Safeguard around SGD (")

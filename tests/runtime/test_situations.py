@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from l2o_runtime import LearnedOptimizer
 from l2o_runtime.files.artifact import bundled_rules
-from l2o_runtime.optimizer import HorizonWarning
+from l2o_runtime.stepping.advice import HorizonWarning
 
 BUNDLED = bundled_rules()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from l2o_runtime.optimizer import HorizonWarning, LearnedOptimizer
+from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_training.benchmark.memory import state_bytes
 from l2o_training.workloads.base import Batch, Problem
 from l2o_training.workloads.entrants import Entrant
