@@ -28,7 +28,7 @@ class Point(NamedTuple):
 
 
 class Problems(Protocol):
-    """What a solver may read of B problems before it begins. A solver that reads more asks for a richer kind of them."""
+    """What a solver may read of B problems before it begins; one that reads more asks for richer ones."""
 
     @property
     def params(self) -> Tensor:

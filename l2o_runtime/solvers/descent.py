@@ -18,12 +18,12 @@ class Chosen(NamedTuple):
     """Some coordinates of every optimization, advanced beside all of them.
 
     Attributes:
-        index: (B, k) which.
+        places: (B, k) which.
         params: (B, k).
         state: their coordinate state.
     """
 
-    index: Tensor
+    places: Tensor
     params: Tensor
     state: State
 
@@ -56,11 +56,11 @@ class Descent(Solver):
         delta, coordinates, optimization = self.rule(*_constants(point), coordinates, optimization, layout)
         return point.params + delta, _join(coordinates, optimization, layout)
 
-    def choose(self, params: Tensor, state: State, index: Tensor) -> Chosen:
+    def choose(self, params: Tensor, state: State, places: Tensor) -> Chosen:
         """Begin with some coordinates (B, k) where all of them (B, n) stand."""
         coordinates, _, _ = _split(state)
-        chosen = {key: take(value, index) for key, value in coordinates.items()}
-        return Chosen(index, take(params, index), chosen)
+        chosen = {key: take(value, places) for key, value in coordinates.items()}
+        return Chosen(places, take(params, places), chosen)
 
     def step_chosen(self, point: Point, state: State, chosen: Chosen) -> tuple[Tensor, State, Chosen]:
         """`step` without a graph, and the same step of the chosen coordinates with one.
@@ -72,14 +72,14 @@ class Descent(Solver):
         context, optimization = rule.perceive(params, grad, loss, coordinates, optimization, layout)
         with torch.no_grad():
             delta, coordinates = rule.update(grad, params, rule.spread(context, layout), coordinates)
-        index, theta, own = chosen
-        moved, own = rule.update(take(grad, index), theta.detach(), rule.spread(context, layout, index), own)
-        return params + delta, _join(coordinates, optimization, layout), Chosen(index, theta + moved, own)
+        places, theta, own = chosen
+        moved, own = rule.update(take(grad, places), theta.detach(), rule.spread(context, layout, places), own)
+        return params + delta, _join(coordinates, optimization, layout), Chosen(places, theta + moved, own)
 
 
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, k, …) of (B, n, …) at index (B, k)."""
-    return values[torch.arange(len(values), device=values.device).unsqueeze(-1), index]
+def take(values: Tensor, places: Tensor) -> Tensor:
+    """Rows (B, k, …) of (B, n, …) at places (B, k)."""
+    return values[torch.arange(len(values), device=values.device).unsqueeze(-1), places]
 
 
 def _constants(point: Point) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from l2o_training.evaluation.baselines import baseline_rollout
 
 from l2o_runtime import ConfigError
-from l2o_training.evaluation.baselines import baseline_rollout
 from l2o_training.tasks import AutoencoderConfig, ConvConfig, MLPConfig, RegressionConfig, TextConfig, make_task
 from l2o_training.tasks.data import load_dataset
 from l2o_training.tasks.networks import convnet, flat_parameters, flat_statistics, is_mlp, mlp

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
 from rules import RULES, make_rule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -29,7 +30,6 @@ from l2o_runtime.files.artifact import read_rule
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.errors import RunError
-from l2o_training.evaluation.baselines import GRID, baseline_rollout, best_lr
 from l2o_training.evaluation.evaluate import evaluate, name_rules
 from l2o_training.evaluation.suites import SUITES
 from l2o_training.meta import checkpoints, provenance
