@@ -198,8 +198,8 @@ class Trainer:
         """Advance all slots by a truncation; the episode of one whose losses are not finite ends with it.
 
         Returns:
-            The meta-gradient (P,) in float64, the same on every rank. For the record, sums over slots: of mean losses, and
-            of what objectives say, in the order of `names`.
+            The meta-gradient (P,) in float64, the same on every rank. For the record, sums over slots: of mean losses,
+            and of what objectives say, in the order of `names`.
         """
         for slot in self.slots:
             slot.tick()

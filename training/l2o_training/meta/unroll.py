@@ -1,7 +1,7 @@
 """The inner loop, unrolled: Algorithm 1 of L2O-DMD (Šimánek et al., arXiv 2211.16268), for any solver."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,10 @@ class Trace:
     objective: Tensor
     value: Tensor
     terms: dict[str, Tensor]
+
+
+Places = dict[float | None, tuple[Point, Tensor]]
+"""By the span of means, where objectives are taken: a point, and what is differentiated through there (B, k)."""
 
 
 class _Place:
@@ -139,7 +143,7 @@ def unroll(
         params, state, theta = stepper.step(shown, state)
         read.append({key: state[key] for key in reads if key in state})
         point = latest.look(params.detach())
-        places = {None: (point, theta)}
+        places: Places = {None: (point, theta)}
         if span is not None:
             share = 1 / (1 + span * (begun + step + 1))
             mean, mean_theta = torch.lerp(mean, params.detach(), share), torch.lerp(mean_theta, theta, share)
@@ -177,7 +181,7 @@ def _span(objectives: Sequence[Objective]) -> float | None:
 def _summands(
     objectives: Sequence[Objective],
     instances: Instances,
-    places: Mapping[float | None, tuple[Point, Tensor]],
+    places: Places,
     stepper: Stepper,
 ) -> tuple[Tensor, Tensor]:
     """Σ of the objectives of a step: a scalar with their gradient, and their values (B,) float64."""

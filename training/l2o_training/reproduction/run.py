@@ -14,6 +14,7 @@ from l2o_runtime.rules import make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.meta import checkpoints
+from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.folder import CONFIG, LOCK, RULE
 from l2o_training.meta.provenance import comparable
 from l2o_training.meta.trainer import Trainer
