@@ -33,6 +33,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.rules import make_rule
 from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Descent
 from l2o_training.fused import lstm as fused
 from l2o_training.fused.lstm import fuse
 from l2o_training.meta.unroll import begin, unroll
@@ -100,12 +101,13 @@ def ours(
     rule = rule or fuse(Rule(RuleConfig(features="normalized")))
     optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
     task = make_task(MLPConfig(hidden=(hidden,), batch_size=64), lambda name: DIGITS, torch.device("cpu"))
-    inner = begin(rule, task.instances(batch, seed=0))
+    solver = Descent(rule)
+    inner = begin(solver, task.instances(batch, seed=0))
 
     def truncation() -> None:
-        segment = unroll(rule, inner, steps)
+        objective = unroll(solver, inner, steps).objective
         optimizer.zero_grad()
-        segment.objective.backward()
+        objective.backward()
         if processes > 1:
             grads = [p.grad for p in rule.parameters() if p.grad is not None]
             total = parameters_to_vector(grads)

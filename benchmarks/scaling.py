@@ -88,7 +88,7 @@ def train(ranks: Ranks) -> dict[str, Any]:
         for _ in range(UPDATES):
             gradient, _ = trainer.meta_gradient()
             gradients.append(gradient.clone())
-            trainer._outer_update(gradient)
+            trainer.learner.update(gradient)
         weights = torch.cat([p.detach().double().flatten() for p in trainer.rule.parameters()])
         result = torch.cat([*gradients, weights])
         same = ranks.exchange(hashlib.sha256(result.numpy().tobytes()).hexdigest())

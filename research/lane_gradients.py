@@ -27,9 +27,9 @@ def gradients(trainer: Trainer, truncations: int) -> Tensor:
     trainer.rule.train()
     found = []
     for _ in range(truncations):
-        for lane in trainer.lanes:
-            lane.tick()
-        found += [trainer.estimator.share(trainer.rule, lane).message for lane in trainer.lanes]
+        for slot in trainer.slots:
+            slot.tick()
+        found += [trainer.estimator.share(trainer.learner.solver, slot).message for slot in trainer.slots]
     return torch.stack(found) * trainer.config.lanes
 
 

@@ -82,8 +82,8 @@ def evaluate(
 
         from l2o_cli.unseen import evaluate_unseen
         from l2o_runtime.config import require
+        from l2o_training.compare.baselines import find_baselines
         from l2o_training.config import pick_device
-        from l2o_training.evaluation.baselines import parse_baselines
         from l2o_training.evaluation.evaluate import evaluate as run
         from l2o_training.evaluation.evaluate import name_rules
         from l2o_training.evaluation.suites import UNSEEN, find_suite
@@ -127,7 +127,7 @@ def evaluate(
         with join() as ranks:
             set_threads(threads or (1 if ranks.size > 1 else 0))
             place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
-            chosen = ranks.agree(lambda: parse_baselines(baselines), START_TIMEOUT)
+            chosen = ranks.agree(lambda: [found.name for found in find_baselines(baselines)], START_TIMEOUT)
             settings = {"suite": suite, "rules": rules, "baselines": chosen}
             sizes = {"steps": steps, "runs": runs, "seed": seed}
             ranks.require_same({**settings, **sizes, "versions": versions()})

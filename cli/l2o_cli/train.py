@@ -85,9 +85,9 @@ def _train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from l2o_training.config import load_preset, pick_device
+    from l2o_training.meta.epoch import Epoch
     from l2o_training.meta.folder import kept
     from l2o_training.meta.provenance import comparable, versions
-    from l2o_training.meta.trainer import Progress as Epoch
     from l2o_training.meta.trainer import Trainer
     from l2o_training.ranks.group import START_TIMEOUT
 

@@ -43,7 +43,7 @@ def gradients(folder: Path, ranks: Ranks) -> dict[str, torch.Tensor]:
         for _ in range(UPDATES):
             gradient, _ = trainer.meta_gradient()
             steps.append(gradient.clone())
-            trainer._outer_update(gradient)
+            trainer.learner.update(gradient)
         found[estimator] = torch.stack(steps)
         found[f"{estimator}, validation"] = torch.tensor(trainer.validate())
         if ranks.size > 1:  # on one rank all of the sum, on the others nothing: equal where the others are equal

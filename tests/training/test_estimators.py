@@ -10,11 +10,13 @@ from torch.func import functional_call
 from l2o_runtime import ConfigError
 from l2o_runtime.config import KAEConfig, RuleConfig
 from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.meta.curriculum import Lane
+from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.estimators import make_estimator
 from l2o_training.meta.estimators.es import antithetic_gradient, draw_perturbation
+from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.trainer import Trainer
 from l2o_training.tasks import QuadraticConfig, make_task
 from l2o_training.tasks.data import load_dataset
@@ -28,26 +30,26 @@ TINY = TrainConfig(
 
 
 def setting(estimator, tail=None):
-    """A trained-a-little rule, its only lane, and the estimator; the problem is the same for all."""
+    """Descent along a rule, its only task slot, and the estimator; the problem is the same for all."""
     config = dataclasses.replace(TINY, estimator=estimator, tail=tail)
     torch.manual_seed(0)
-    rule, made = Rule(config.rule), make_estimator(config)
+    solver, made = Descent(Rule(config.rule)), make_estimator(config)
     tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
-    lane = Lane(config, tasks, 0, made.copies)
-    return config, rule, made, lane
+    slot = TaskSlot(config, make_curriculum(config), tasks, 0, made.copies)
+    return config, solver, made, slot
 
 
 def samples(estimator, truncations, tail=None):
     """Estimates (PAIRS, P), each the sum over an episode's truncations of what one pair says."""
-    _, rule, made, lane = setting(estimator, tail)
+    _, solver, made, slot = setting(estimator, tail)
     total = 0.0
     for _ in range(truncations):
-        lane.tick()
-        made.count(rule, [lane])
-        differences = made.share(rule, lane).message
-        whole = made.gradient(rule, [lane], differences)
+        slot.tick()
+        made.count(solver, [slot])
+        differences = made.share(solver, slot).message
+        whole = made.gradient(solver, [slot], differences)
         each = [
-            antithetic_gradient(made.weight(rule, lane, i)[None], differences[i : i + 1], SIGMA) for i in range(PAIRS)
+            antithetic_gradient(made.weight(solver, slot, i)[None], differences[i : i + 1], SIGMA) for i in range(PAIRS)
         ]
         each = torch.stack(each)
         torch.testing.assert_close(each.mean(0), whole)
@@ -57,9 +59,9 @@ def samples(estimator, truncations, tail=None):
 
 def smoothed(truncations, count=40, tail=None):
     """Gradients (count, P) of Σ L for perturbed parameters, through everything, the optimizee's gradient included."""
-    config, rule, _, lane = setting("tbptt")
-    lane.tick()
-    (inner,) = lane.begun(rule)
+    config, solver, _, slot = setting("tbptt")
+    slot.tick()
+    (inner,), rule = slot.begun(solver), solver.rule
     matrix, target = inner.instances._batches()
     shapes = {name: p.shape for name, p in rule.named_parameters()}
     phi = torch.cat([p.detach().flatten() for p in rule.parameters()])
@@ -119,26 +121,27 @@ def test_pes_is_unbiased_for_the_whole_horizon_where_es_is_not(tail):
     assert abs(mean - target) < 3 * (error**2 + own**2) ** 0.5
     short, short_error = along(samples("es", 4, tail), expected)
     assert target - short > 5 * (short_error**2 + own**2) ** 0.5
-    _, rule, made, lane = setting("tbptt", tail)
+    _, solver, made, slot = setting("tbptt", tail)
     backward = 0.0
     for _ in range(4):
-        lane.tick()
-        backward = backward + made.share(rule, lane).message
+        slot.tick()
+        backward = backward + made.share(solver, slot).message
     assert target - float(backward @ (expected / expected.norm())) > 5 * own
 
 
 @pytest.mark.parametrize("share", [0.01, 1.0, 100.0])
-def test_lanes_are_clipped_one_by_one(share):
-    """No lane says more than clip / lanes; what it says keeps its direction, and is left out where it is not finite."""
+def test_slots_are_clipped_one_by_one(share):
+    """No slot says more than clip / lanes; what it says keeps its direction, and is left out where it is not finite."""
 
     def message(change=lambda inner: None, **settings):
         config = dataclasses.replace(TINY, lanes=4, **settings)
         torch.manual_seed(0)
-        rule, made = Rule(config.rule), make_estimator(config)
-        lane = Lane(config, [make_task(config.tasks[0], load_dataset, torch.device("cpu"))], 0)
-        lane.tick()
-        change(lane.begun(rule)[0])
-        return made.share(rule, lane).message
+        solver, made = Descent(Rule(config.rule)), make_estimator(config)
+        tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
+        slot = TaskSlot(config, make_curriculum(config), tasks, 0)
+        slot.tick()
+        change(slot.begun(solver)[0])
+        return made.share(solver, slot).message
 
     plain = message()
     clip = float(plain.norm()) * 4 * share
@@ -150,22 +153,22 @@ def test_lanes_are_clipped_one_by_one(share):
 
 
 def mixed_up(change=lambda message: message):
-    """What lanes say each to tbptt and to es (4, P), and the mixture of it, its message changed."""
+    """What slots say each to tbptt and to es (4, P), and the mixture of it, its message changed."""
     made = {}
     for name in ("tbptt", "es", "mixed"):
         config = dataclasses.replace(TINY, estimator=name, lanes=4, particles=6)
         torch.manual_seed(0)
-        rule, made[name] = Rule(config.rule), make_estimator(config)
+        solver, made[name] = Descent(Rule(config.rule)), make_estimator(config)
         tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
-        lanes = [Lane(config, tasks, index) for index in range(4)]
-        for lane in lanes:
-            lane.tick()
-        messages = [made[name].share(rule, lane).message for lane in lanes]
+        slots = [TaskSlot(config, make_curriculum(config), tasks, index) for index in range(4)]
+        for slot in slots:
+            slot.tick()
+        messages = [made[name].share(solver, slot).message for slot in slots]
         if name == "tbptt":
             through = torch.stack(messages) * 4
         if name == "es":
-            around = torch.stack(list(made[name].gradients(rule, lanes, sum(messages))))
-    return through, around, made["mixed"].gradient(rule, lanes, change(sum(messages)))
+            around = torch.stack(list(made[name].gradients(solver, slots, sum(messages))))
+    return through, around, made["mixed"].gradient(solver, slots, change(sum(messages)))
 
 
 def test_a_mixture_weighs_by_what_varies_less():
@@ -178,7 +181,7 @@ def test_a_mixture_weighs_by_what_varies_less():
 
 def test_a_mixture_does_without_gradients_that_exploded():
     through, _, _ = mixed_up()
-    broken = torch.tensor([3, through.shape[1]])  # a sum over lanes, and that of the squares
+    broken = torch.tensor([3, through.shape[1]])  # a sum over slots, and that of the squares
     _, around, mixture = mixed_up(lambda message: message.index_fill(0, broken, torch.nan))
     torch.testing.assert_close(mixture, around.mean(0))
     through, _, mixture = mixed_up(lambda message: message.index_fill(0, torch.tensor([-1]), torch.inf))
@@ -186,11 +189,11 @@ def test_a_mixture_does_without_gradients_that_exploded():
 
 
 def test_perturbations_are_the_same_whoever_draws_them():
-    config, _, _, lane = setting("es")
-    drawn = [draw_perturbation(config, lane, 3, pair, 1000) for pair in (0, 0, 1)]
+    config, _, _, slot = setting("es")
+    drawn = [draw_perturbation(config, slot, 3, pair, 1000) for pair in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0], draw_perturbation(config, lane, 6, 0, 1000))
+    assert not torch.equal(drawn[0], draw_perturbation(config, slot, 6, 0, 1000))
     assert drawn[0].std().item() == pytest.approx(SIGMA, rel=0.1)
 
 
@@ -230,7 +233,7 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
     trainer = Trainer(config, tmp_path / "parts")
     with pytest.raises(Stop):
         trainer.run(stop)
-    assert any(lane.under_way for lane in trainer.lanes)
+    assert any(slot.under_way for slot in trainer.slots)
     resumed = Trainer(config, tmp_path / "parts", resume=True).run()
     assert resumed.read_bytes() == whole.read_bytes()
 

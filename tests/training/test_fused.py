@@ -13,9 +13,12 @@ from l2o_runtime.layout import Layout
 from l2o_runtime.rules import make_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.fused import lstm as fused
 from l2o_training.fused import tiered as fused_scale
+from l2o_training.meta.objectives import Loss, loss_objectives
+from l2o_training.meta.steppers import Recomputing, Stepper
 from l2o_training.meta.unroll import begin, rollout, unroll
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.tasks.base import Seen
@@ -26,6 +29,11 @@ def pair(name):
     torch.manual_seed(0)
     plain = Rule(RULES[name])
     return plain, fused.fuse(copy.deepcopy(plain))
+
+
+def meta_loss(rule, instances, steps, *objectives):
+    solver = Descent(rule)
+    return unroll(solver, begin(solver, instances), steps, objectives or (Loss(),)).objective
 
 
 def instances(count=3, hidden=4):
@@ -88,7 +96,7 @@ def check_step(cells, lead, n=200):
 def test_the_meta_gradient_of_a_truncation(name):
     grads = []
     for rule in pair(name):
-        unroll(rule, begin(rule, instances()), 8).objective.backward()
+        meta_loss(rule, instances(), 8).backward()
         grads.append(torch.cat([p.grad.flatten() for p in rule.parameters() if p.grad is not None]))
     assert (grads[1] - grads[0]).norm() <= 1e-5 * grads[0].norm()
 
@@ -97,7 +105,7 @@ class Bowls:
     """½‖θ‖², written down with its gradient: torch.func allows no hooks on what is kept."""
 
     params = torch.linspace(-1, 1, 3 * 400).view(3, 400)
-    shapes = (torch.Size([400]),)
+    layout = Layout.of([torch.Size([400])])
     statistics = torch.zeros(3, 0)
 
     def look(self, params, statistics):
@@ -109,25 +117,26 @@ class Bowls:
 @pytest.mark.parametrize("name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign"])
 def test_recomputing_gives_the_same_gradient_with_less_memory(name, fast):
     grads, kept = [], []
-    for recompute in (False, True):
-        rule, sizes = pair(name)[fast], []
+    for kind in (Stepper, Recomputing):
+        solver, sizes = Descent(pair(name)[fast]), []
 
         def keep(tensor, sizes=sizes):
             sizes.append(tensor.numel())
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            objective = unroll(rule, begin(rule, Bowls()), 8, recompute=recompute).objective
+            objective = unroll(solver, begin(solver, Bowls()), 8, stepper=kind(solver)).objective
         kept.append(sum(sizes))
         objective.backward()
-        grads.append(torch.cat([p.grad.flatten() for p in rule.parameters() if p.grad is not None]))
+        grads.append(torch.cat([p.grad.flatten() for p in solver.parameters() if p.grad is not None]))
     assert (grads[1] - grads[0]).norm() <= 1e-6 * grads[0].norm()
     assert fast or kept[1] < kept[0] / 4
 
 
 def test_without_gradients_it_does_the_same():
     plain, ours = pair("dmd-sketch-normalized")
-    torch.testing.assert_close(rollout(ours, instances(), 12), rollout(plain, instances(), 12), rtol=1e-5, atol=0)
+    losses = [rollout(Descent(rule), instances(), 12) for rule in (ours, plain)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
 def test_few_coordinates_take_the_plain_path():
@@ -147,7 +156,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             _, rule = pair("none-normalized")
-            unroll(rule, begin(rule, Bowls()), 4).objective.backward()
+            meta_loss(rule, Bowls(), 4).backward()
             results.append([p.grad for p in rule.parameters() if p.grad is not None])
     finally:
         torch.set_num_threads(before)
@@ -224,7 +233,7 @@ def test_a_size_beyond_its_bound_has_no_derivative(bias):
 def test_the_meta_gradient_of_two_tiers():
     grads = []
     for rule in two_tiers():
-        unroll(rule, begin(rule, instances(hidden=30)), 8, objective="log_loss", tail=0.1).objective.backward()
+        meta_loss(rule, instances(hidden=30), 8, *loss_objectives("log_loss", 0.1)).backward()
         grads.append(torch.cat([p.grad.flatten() for p in rule.parameters() if p.grad is not None]))
     assert (grads[1] - grads[0]).norm() <= 1e-5 * grads[0].norm()
 
@@ -237,12 +246,12 @@ def test_two_tiers_need_no_gradient_and_no_one_thread(monkeypatch):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             fused_scale._pieces.cache_clear()
-            results.append(rollout(ours, instances(), 12))
+            results.append(rollout(Descent(ours), instances(), 12))
     finally:
         torch.set_num_threads(before)
         fused_scale._pieces.cache_clear()
     assert torch.equal(*results)
-    torch.testing.assert_close(results[0], rollout(plain, instances(), 12), rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[0], rollout(Descent(plain), instances(), 12), rtol=1e-5, atol=0)
 
 
 def test_a_tensor_of_two_tiers_that_is_not_finite_stays_so():

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from l2o_cli.main import app
 from l2o_runtime import ConfigError, load_rule
+from l2o_runtime.solvers import Descent
 from l2o_training.config import load_preset
 from l2o_training.errors import RunError
 from l2o_training.evaluation.evaluate import evaluate, name_rules
@@ -100,7 +101,7 @@ def test_a_placebo_is_no_context_in_evaluation_too(tmp_path):
     for overrides in ([], CONTROLS["placebo of width 8"][1]):
         folder = tmp_path / str(len(rules))
         rules.append(load_rule(Trainer(load_preset("mnist-l2o", [*TINY, *overrides]), folder).run()))
-    assert torch.equal(*(rollout(rule, task.instances(3, 0), 30) for rule in rules))
+    assert torch.equal(*(rollout(Descent(rule), task.instances(3, 0), 30) for rule in rules))
 
 
 def test_the_derived_rule_is_the_one_that_training_gives(tmp_path):

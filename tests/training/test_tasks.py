@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from l2o_runtime import ConfigError
-from l2o_training.evaluation.baselines import baseline_rollout
+from l2o_training.compare.baselines import BASELINES
+from l2o_training.meta.unroll import rollout
 from l2o_training.tasks import AutoencoderConfig, ConvConfig, MLPConfig, RegressionConfig, TextConfig, make_task
 from l2o_training.tasks.data import load_dataset
 from l2o_training.tasks.networks import convnet, flat_parameters, flat_statistics, is_mlp, mlp
@@ -114,7 +115,7 @@ def test_tasks_can_be_learned_and_repeat(config):
     assert torch.equal(one.params, again.params)
     assert torch.equal(one.value_and_grad(one.params)[1], again.value_and_grad(again.params)[1])
     assert sum(shape.numel() for shape in one.shapes) == one.params.shape[1]
-    losses = baseline_rollout("adam", 0.01, task.instances(2, 6), 200)
+    losses = rollout(BASELINES["adam"].solver(0.01, 200), task.instances(2, 6), 200)
     assert (losses[-20:].mean(0) < 0.9 * losses[:5].mean(0)).all(), losses.mean(1)
 
 

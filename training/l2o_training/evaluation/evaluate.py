@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from l2o_runtime.config import require
 from l2o_runtime.files.artifact import find_rule, load_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.rules.lstm import Rule
-from l2o_training.evaluation.baselines import BASELINES, GRID, baseline_rollout, best_lr
+from l2o_runtime.solvers import Descent, Solver
+from l2o_training.compare.baselines import BASELINES, GRID, best_lr
 from l2o_training.evaluation.plots import loss_curves
 from l2o_training.meta.unroll import rollout
 from l2o_training.metrics import final
@@ -90,24 +90,22 @@ def evaluate_task(
     def fresh() -> Instances:
         return task.instances(runs, seed)
 
-    cells: dict[tuple[str, float | None], Callable[[], torch.Tensor]] = {}
-    for name, rule in rules.items():
-        cells[name, None] = partial(lambda rule: rollout(rule, fresh(), steps), rule)
+    cells: dict[tuple[str, float | None], Solver] = {(name, None): Descent(rule) for name, rule in rules.items()}
     for name in baselines:
-        for lr in sorted({*GRID, BASELINES[name][1]}):
-            cells[name, lr] = partial(lambda name, lr: baseline_rollout(name, lr, fresh(), steps), name, lr)
+        for lr in sorted({*GRID, BASELINES[name].lr}):
+            cells[name, lr] = BASELINES[name].solver(lr, steps)
     device = fresh().params.device
     losses = torch.zeros(len(cells), steps, runs, dtype=torch.float64, device=device)
-    for number, ((name, rate), run) in enumerate(cells.items()):
+    for number, ((name, rate), solver) in enumerate(cells.items()):
         if number % ranks.size == ranks.rank:
             report(task.name, name if rate is None else f"{name} {rate:g}")
-            losses[number] = run()
+            losses[number] = rollout(solver, fresh(), steps)
     every = ranks.sum(losses).float().double().cpu().numpy()
     found = dict(zip(cells, every.swapaxes(1, 2), strict=True))
     curves = {name: found[name, None] for name in rules}
     lrs: dict[str, float | None] = dict.fromkeys(rules)
     for name in baselines:
-        default = BASELINES[name][1]
+        default = BASELINES[name].lr
         tried = {lr: curve for (key, lr), curve in found.items() if key == name and lr is not None}
         tuned = best_lr((lr, float(final(curve).mean())) for lr, curve in tried.items())
         for label, lr in ((f"{name} {default:g}", default), (f"{name} tuned", tuned)):

@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
+from l2o_runtime.files.artifact import ArtifactError, read_rule, save_rule
 from l2o_runtime.files.atomic import remove_leftovers
+from l2o_runtime.rules.lstm import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.meta import checkpoints
@@ -78,6 +81,28 @@ def kept(out: Path, epoch: int) -> str:
             f"interrupted after epoch {epoch}, before the first checkpoint: nothing was kept; begin again with --resume"
         )
     return f"interrupted after epoch {epoch}; the checkpoint is of epoch {newest}; go on with --resume"
+
+
+def keep_rule(path: Path, rule: Rule, provenance: dict[str, Any]) -> None:
+    """Write a finished rule; one that is there already keeps the versions that it was made with.
+
+    Args:
+        path: its file.
+        rule: of the lowest validation loss.
+        provenance: what made it.
+    """
+    try:
+        found, before = read_rule(path)
+    except ArtifactError:
+        found, before = None, {}
+    weights = rule.state_dict()
+    same = (
+        found is not None
+        and found.config == rule.config
+        and all(torch.equal(weights[key], value) for key, value in found.state_dict().items())
+    )
+    if not (same and before.get("config") == json.loads(json.dumps(provenance["config"]))):  # not of fewer epochs
+        save_rule(path, rule, provenance)
 
 
 @contextmanager

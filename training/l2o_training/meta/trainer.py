@@ -1,20 +1,16 @@
-"""Meta-training: outer updates from lanes of unrolled optimizations, with validation and checkpoints."""
+"""Meta-training: outer updates from slots of unrolled optimizations, with validation and checkpoints."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l2o_runtime.config import require, to_dict
-from l2o_runtime.files.artifact import ArtifactError, read_rule, save_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.rules import make_rule
 from l2o_runtime.rules.lstm import Rule
@@ -23,41 +19,17 @@ from l2o_training.errors import RunError
 from l2o_training.fused.lstm import fuse
 from l2o_training.meta import checkpoints
 from l2o_training.meta.checkpoints import Checkpoints
-from l2o_training.meta.curriculum import Lane
+from l2o_training.meta.curriculum import make_curriculum
+from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.estimators import make_estimator
-from l2o_training.meta.folder import CONFIG, CURVE, METRICS, RULE, newest_checkpoint, owned
+from l2o_training.meta.folder import CONFIG, CURVE, METRICS, RULE, keep_rule, newest_checkpoint, owned
+from l2o_training.meta.learner import Learner
 from l2o_training.meta.provenance import comparable, git_revision, inherit, versions
+from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.validation import Validation
 from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.tasks import make_task
 from l2o_training.tasks.data import Datasets
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What an epoch reports.
-
-    Attributes:
-        epoch: number of epochs done.
-        meta_loss: mean loss over steps and instances of this epoch.
-        koopman_loss: mean Koopman loss of this epoch, None without a KAE.
-        validation: mean loss over fresh instances, None when this epoch had no validation.
-        best: lowest validation so far.
-        steps: inner steps (of one instance) in this epoch.
-        seconds: time this epoch took, validation aside.
-        idle: seconds of it that each rank waited for the others, sums included; None for a process that is alone.
-        dropped: outer updates that were left out, for their meta-gradient was not finite; None where none was.
-    """
-
-    epoch: int
-    meta_loss: float
-    koopman_loss: float | None
-    validation: float | None
-    best: float
-    steps: int
-    seconds: float
-    idle: list[float] | None = None
-    dropped: int | None = None
 
 
 class Trainer:
@@ -68,7 +40,7 @@ class Trainer:
     epoch comes from the run's seed and the epoch's number, so a resumed run continues as if never stopped, wherever
     it was killed: before its first checkpoint it starts again.
 
-    Of several ranks, each advances every size-th lane, and all make the same outer updates; rank 0 writes the folder.
+    Of several ranks, each advances every size-th task slot. All make the same outer updates; rank 0 writes the folder.
 
     Args:
         config: the run.
@@ -116,16 +88,14 @@ class Trainer:
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
             self.ancestor = inherit(rule, config.start)
-        self.rule = fuse(rule.to(self.device))
-        self.averaged = None
-        if config.average is not None:
-            self.averaged = AveragedModel(self.rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-        self.estimator = make_estimator(config)
-        self.lanes = [Lane(config, self.tasks, index, self.estimator.copies) for index in range(config.lanes)]
-        self.mine = self.lanes[ranks.rank :: ranks.size]
-        self.optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.lr)
+        self.learner = Learner(config, fuse(rule.to(self.device)))
+        self.estimator, self.curriculum = make_estimator(config), make_curriculum(config)
+        self.slots = [
+            TaskSlot(config, self.curriculum, self.tasks, index, self.estimator.copies) for index in range(config.lanes)
+        ]
+        self.mine = self.slots[ranks.rank :: ranks.size]
         self.epoch, self.best, self.best_epoch, self.seconds = 0, float("inf"), 0, 0.0
-        self.best_state = self._candidate_state()
+        self.best_state = self.learner.candidate_state()
         self.adam: dict[str, float | None] | None = None
         self.history: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(out, ranks)
@@ -133,7 +103,12 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
 
-    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Path:
+    @property
+    def rule(self) -> Rule:
+        """The rule that is trained."""
+        return self.learner.rule
+
+    def run(self, report: Callable[[Epoch], None] = lambda epoch: None) -> Path:
         """Train to the last epoch; gives the path of the rule.
 
         Args:
@@ -151,18 +126,16 @@ class Trainer:
                 self.validate()
                 self._save()
             while self.epoch < self.config.epochs:
-                progress = self.train_epoch()
+                epoch = self.train_epoch()
                 if board is not None:
-                    for key in ("meta_loss", "koopman_loss", "validation"):
-                        value = getattr(progress, key)
-                        if value is not None:
-                            board.add_scalar(key, value, progress.epoch)
+                    for key, value in epoch.scalars().items():
+                        board.add_scalar(key, value, epoch.epoch)
                 self.checkpoints.settle()
-                if progress.validation is not None:
+                if epoch.validation is not None:
                     if board is not None:
                         board.flush()
                     self._save()
-                report(progress)
+                report(epoch)
             self.checkpoints.settle(wait=True)
             return self.ranks.agree(self._finish)
 
@@ -182,117 +155,86 @@ class Trainer:
         # Epochs past the checkpoint, which a killed run may have logged, are done and logged again.
         return SummaryWriter(self.out / "tensorboard", purge_step=self.epoch + 1)  # type: ignore[no-untyped-call]
 
-    def train_epoch(self) -> Progress:
-        """One outer epoch: T steps of every lane, an outer update after every u of them."""
+    def train_epoch(self) -> Epoch:
+        """One outer epoch: T steps in every slot, an outer update after every u of them."""
         config, started, idle = self.config, time.perf_counter(), self.ranks.idle
         self.rule.train()
-        self._set_lr()
-        updates = config.horizon // config.unroll
-        record = torch.zeros(3, dtype=torch.float64, device=self.device)
-        taken = 0
+        self.learner.set_lr(self.epoch)
+        updates, taken = config.horizon // config.unroll, 0
+        record = torch.zeros(1 + len(self.names), dtype=torch.float64, device=self.device)
         for _ in range(updates):
             gradient, seen = self.meta_gradient()
-            taken += self._outer_update(gradient)
+            taken += self.learner.update(gradient)
             record += seen
         self.epoch += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
         waited = self.ranks.idle - idle
         due = self.epoch % config.validate_every == 0 or self.epoch == config.epochs
-        loss, koopman, count = record.tolist()
-        progress = Progress(
+        loss, *terms = (value / (updates * config.lanes) for value in record.tolist())
+        validation = self.validate() if due else None
+        stage = None if validation is None else self.curriculum.advance(validation)
+        epoch = Epoch(
             epoch=self.epoch,
-            meta_loss=loss / (updates * config.lanes),
-            koopman_loss=koopman / count if count else None,
-            validation=self.validate() if due else None,
+            meta_loss=loss,
+            objectives=dict(zip(self.names, terms, strict=True)),
+            validation=validation,
             best=self.best,
             steps=config.horizon * config.batch * config.lanes,
             seconds=seconds,
             idle=self.ranks.gather(waited, self.device) if self.ranks.size > 1 else None,
             dropped=updates - taken or None,
+            stage=None if stage is None else stage.name,
         )
-        self._record(progress)
-        return progress
-
-    def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        """Advance all lanes by a truncation; the episode of a lane whose losses are not finite ends with it.
-
-        Returns:
-            The meta-gradient (P,) in float64, the same on every rank, and three numbers for the record: sums over lanes
-            of mean losses and Koopman losses, and how many of the latter there were.
-        """
-        for lane in self.lanes:
-            lane.tick()
-        self.estimator.count(self.rule, self.lanes)
-        width = self.estimator.width(self.rule)
-        total = torch.zeros(width + 3 + len(self.lanes), dtype=torch.float64, device=self.device)
-        for lane in self.mine:
-            share = self.estimator.share(self.rule, lane)
-            total[:width] += share.message
-            total[width] += share.loss
-            if share.koopman is not None:
-                total[width + 1] += share.koopman
-                total[width + 2] += 1
-            total[width + 3 + lane.index] = ~share.loss.isfinite()
-        message, record, failed = self.ranks.sum(total).split([width, 3, len(self.lanes)])
-        gradient = self.estimator.gradient(self.rule, self.lanes, message)
-        for index in failed.nonzero().flatten().tolist():
-            self.lanes[index].abandon()
-        return gradient, record
-
-    def _set_lr(self) -> None:
-        """lr, or what the cosine from lr to final_lr says for this epoch."""
-        config = self.config
-        if config.final_lr is not None:
-            share = (1 + math.cos(math.pi * self.epoch / config.epochs)) / 2
-            self.optimizer.param_groups[0]["lr"] = config.final_lr + share * (config.lr - config.final_lr)
-
-    def _outer_update(self, gradient: Tensor) -> bool:
-        """One step of the outer Adam, or none if the meta-gradient is not finite; whether it was taken."""
-        params = list(self.rule.parameters())
-        for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
-            p.grad = part.to(p.dtype).view_as(p)
-        # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.
-        moved = [p for p in params if p.grad is not None and bool(p.grad.any())]
-        norm = torch.nn.utils.clip_grad_norm_(moved, self.config.clip)
-        if not norm.isfinite():
-            return False
-        self.optimizer.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.rule)
-        return True
+        self.history.append(epoch.row())
+        return epoch
 
     @property
-    def candidate(self) -> Rule:
-        """What is validated and kept: the rule, or its average."""
-        return self.rule if self.averaged is None else cast(Rule, self.averaged.module)
+    def names(self) -> list[str]:
+        """Of the objectives that are recorded."""
+        return [objective.name for objective in self.estimator.objectives if objective.name]
 
-    def _candidate_state(self) -> dict[str, Tensor]:
-        return {key: value.clone() for key, value in self.candidate.state_dict().items()}
+    def meta_gradient(self) -> tuple[Tensor, Tensor]:
+        """Advance all slots by a truncation; the episode of one whose losses are not finite ends with it.
+
+        Returns:
+            The meta-gradient (P,) in float64, the same on every rank. For the record, sums over slots: of mean losses,
+            and of what objectives say, in the order of `names`.
+        """
+        for slot in self.slots:
+            slot.tick()
+        solver, names = self.learner.solver, self.names
+        self.estimator.count(solver, self.slots)
+        sizes = [self.estimator.width(solver), 1 + len(names), len(self.slots)]
+        total = torch.zeros(sum(sizes), dtype=torch.float64, device=self.device)
+        messages, record, failed = total.split(sizes)
+        for slot in self.mine:
+            share = self.estimator.share(solver, slot)
+            messages += share.message
+            record += torch.stack([share.loss, *(share.terms[name] for name in names)])
+            failed[slot.index] = ~share.loss.isfinite()
+        message, record, failed = self.ranks.sum(total).split(sizes)
+        gradient = self.estimator.gradient(solver, self.slots, message)
+        for index in failed.nonzero().flatten().tolist():
+            self.slots[index].abandon()
+        return gradient, record
 
     def validate(self) -> float:
         """Score of the candidate on the validation's instances; the best rule so far is kept."""
-        score = self.validation.score(self.candidate.eval())
+        score = self.validation.score(self.learner.candidate.eval())
         if score < self.best:
             self.best, self.best_epoch = score, self.epoch
-            self.best_state = self._candidate_state()
+            self.best_state = self.learner.candidate_state()
         return score
-
-    def _record(self, progress: Progress) -> None:
-        row = {k: v for k, v in vars(progress).items() if v is not None and k != "best"}
-        self.history.append(row)
 
     def _save(self) -> None:
         """Metrics and checkpoint, each whole or not at all.
 
         The checkpoint comes last: what it says is done is on disk, and what is ahead of it is written again.
         """
-        state: dict[str, Any] = {"lane": {lane.index: lane.state_dict() for lane in self.mine}}
+        state: dict[str, Any] = {"lane": {slot.index: slot.state_dict() for slot in self.mine}}
         if self.ranks.main:
-            adam = self.optimizer.state_dict()["state"]
-            state |= {"rule": self.rule.state_dict(), "best": self.best_state, "adam": adam}
-            if self.averaged is not None:
-                state["averaged"] = dict(self.averaged.state_dict())
+            state |= self.learner.state_dict() | {"best": self.best_state}
             with atomic_write(self.out / METRICS) as file:
                 file.writelines(json.dumps(row).encode() + b"\n" for row in self.history)
         info = {
@@ -303,13 +245,13 @@ class Trainer:
             "adam": self.adam,
             "seconds": self.seconds,
             "history": self.history,
-            "lanes": [lane.position() for lane in self.lanes],
+            "lanes": [slot.position() for slot in self.slots],
             "ancestor": self.ancestor,
         }
         self.checkpoints.save(self.epoch, self.best_epoch, state, info)
 
     def _restore(self, path: Path) -> None:
-        indices = {f"{lane.index}" for lane in self.mine}
+        indices = {f"{slot.index}" for slot in self.mine}
 
         def wanted(key: str) -> bool:
             kind, index, *_ = key.split("/")
@@ -319,20 +261,19 @@ class Trainer:
         try:
             self.epoch, self.best, self.seconds = info["epoch"], info["best"], info["seconds"]
             self.best_epoch, self.history = info["best_epoch"], info["history"]
-            self.rule.load_state_dict(state["rule"])
+            self.learner.load_state_dict(state)
             self.best_state = {key: value.to(self.device) for key, value in state["best"].items()}
-            adam = {int(index): values for index, values in state.get("adam", {}).items()}
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
             self.ancestor, self.adam = info["ancestor"], info.get("adam")
-            for lane, position in zip(self.lanes, info["lanes"], strict=True):
-                lane.go_to(position)
-            for lane in self.mine:
-                lane.load_state_dict(state.get("lane", {}).get(f"{lane.index}", {}), self.rule)
+            for row in self.history:
+                if "validation" in row:
+                    self.curriculum.advance(row["validation"])
+            for slot, position in zip(self.slots, info["lanes"], strict=True):
+                slot.go_to(position)
+            for slot in self.mine:
+                slot.load_state_dict(state.get("lane", {}).get(f"{slot.index}", {}), self.learner.solver)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): remove it and resume") from None
-        self.estimator.restore(self.rule, self.lanes)
+        self.estimator.restore(self.learner.solver, self.slots)
 
     def _finish(self) -> Path:
         """Write the best rule and the learning curve."""
@@ -345,21 +286,10 @@ class Trainer:
             return path
         rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        if not self._holds(path, rule):  # a rule that is there keeps the versions that it was made with
-            save_rule(path, rule, self.provenance())
+        keep_rule(path, rule, self.provenance())
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file, self.adam)
         return path
-
-    def _holds(self, path: Path, rule: Rule) -> bool:
-        """Whether a file has this very rule, from this very configuration: not from a run of fewer epochs."""
-        try:
-            found, provenance = read_rule(path)
-        except ArtifactError:
-            return False
-        weights, other = rule.state_dict(), found.state_dict()
-        same = found.config == rule.config and all(torch.equal(weights[key], value) for key, value in other.items())
-        return same and provenance.get("config") == json.loads(json.dumps(comparable(self.config)))
 
     def provenance(self) -> dict[str, Any]:
         """What made this rule: configuration, score and versions; nothing that differs between equal runs."""

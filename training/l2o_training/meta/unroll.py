@@ -1,20 +1,19 @@
-"""The inner loop, unrolled: Algorithm 1 of L2O-DMD (Šimánek et al., arXiv 2211.16268)."""
+"""The inner loop, unrolled: Algorithm 1 of L2O-DMD (Šimánek et al., arXiv 2211.16268), for any solver."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from l2o_runtime.layout import Layout
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.state import State, zeros
+from l2o_runtime.solvers import Point, Solver
+from l2o_runtime.state import State
+from l2o_training.meta.objectives import Loss, Objective
+from l2o_training.meta.steppers import Stepper
 from l2o_training.tasks import Instances
 from l2o_training.tasks.base import Seen
-
-TINY = 1e-10
-"""Losses below this count as this where their logarithm is taken."""
 
 
 @dataclass
@@ -25,11 +24,10 @@ class Inner:
         instances: the problems.
         params: (B, n).
         loss, grad: (B,) and (B, n), at `params` on the current minibatches.
-        visible: (B,) 1 where the rule sees the loss, else 0.
-        coordinates, optimization: the rule's states.
-        layout: of the parameters, for a rule with a network per tensor.
+        visible: (B,) 1 where the solver sees the loss, else 0.
+        state: the solver's.
         steps: (1,) done so far.
-        mean: (B, n) of the latest parameters, with a tail.
+        mean: (B, n) of the latest parameters, where an objective asks for it.
         statistics, mean_statistics: (B, m) running statistics of the networks at `params`, and of those at `mean`.
     """
 
@@ -38,9 +36,7 @@ class Inner:
     loss: Tensor
     grad: Tensor
     visible: Tensor
-    coordinates: State
-    optimization: State
-    layout: Layout | None
+    state: State
     steps: Tensor
     mean: Tensor
     statistics: Tensor
@@ -48,221 +44,174 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class Segment:
+class Trace:
     """What one truncation gives.
 
     Attributes:
-        objective: scalar whose gradient with respect to φ is that of the meta-loss.
+        solver: which made the steps.
         losses: (u, B) losses after each step.
-        mean_losses: (u, B) losses at the mean of the latest parameters, None without a tail.
-        scores: (1 or 2, u, B) losses in evaluation mode after each step, and with a tail those at the mean.
-        features: (u, B, N) what a Koopman autoencoder saw, else None.
+        mean_losses: (u, B) losses at the mean of the latest parameters; None where no objective asks for it.
+        scores: (1 or 2, u, B) losses in evaluation mode after each step, and those at the mean.
+        states: what objectives read of the solver's states, (u, B, …) each.
+        objective: scalar whose gradient with respect to φ is that of the meta-loss.
+        value: scalar, float64, the meta-loss itself.
+        terms: what objectives say of the whole truncation, by their names, constant.
     """
 
-    objective: Tensor
+    solver: Solver
     losses: Tensor
     mean_losses: Tensor | None
     scores: Tensor
-    features: Tensor | None
+    states: State
+    objective: Tensor
+    value: Tensor
+    terms: dict[str, Tensor]
 
 
-Chosen = tuple[Tensor, State]
-"""Parameters (B, k) of the chosen coordinates, part of the graph, and their state."""
+Places = dict[float | None, tuple[Point, Tensor]]
+"""By the span of means, where objectives are taken: a point, and what is differentiated through there (B, k)."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Some coordinates, through which alone a truncation is differentiated.
+class _Place:
+    """Where points are looked at, and what was seen there: at θ_τ, or at the mean of the latest."""
 
-    A meta-gradient is a sum over coordinates, which differ little from each other: an image's pixels see much the same.
-    Drawn with probability q_i each, and weighted by 1/(k q_i), k of them give an estimate without bias for a fraction
-    of the time.
+    def __init__(self, instances: Instances, statistics: Tensor):
+        self.instances, self.statistics = instances, statistics
+        self.losses: list[Tensor] = []
+        self.scores: list[Tensor] = []
 
-    Attributes:
-        index: (B, k) which.
-        weight: (B, k) 1/(k q_i).
-    """
-
-    index: Tensor
-    weight: Tensor
-
-    @classmethod
-    def draw(cls, grad: Tensor, fraction: float, rng: torch.Generator) -> "Sample":
-        """Draw with replacement, q_i half uniform and half proportional to |g_i|.
-
-        Args:
-            grad: (B, n) gradients where the truncation begins.
-            fraction: k/n.
-            rng: random numbers.
-        """
-        size = grad.nan_to_num(0, 0, 0).abs() + 1e-30
-        q = (size / size.sum(-1, keepdim=True) + 1 / grad.shape[-1]) / 2
-        k = max(1, round(fraction * grad.shape[-1]))
-        index = torch.multinomial(q, k, replacement=True, generator=rng)
-        return cls(index, 1 / (k * q.gather(-1, index)))
-
-    def take(self, values: Tensor) -> Tensor:
-        """Rows (B, k, …) of (B, n, …)."""
-        return values[torch.arange(len(values), device=values.device).unsqueeze(-1), self.index]
-
-    def begin(self, params: Tensor, coordinates: State) -> Chosen:
-        """The chosen coordinates at the beginning of a truncation."""
-        return self.take(params), {key: self.take(value) for key, value in coordinates.items()}
-
-    def step(
-        self, rule: Rule, seen: tuple[Tensor, Tensor, Tensor, State, State], layout: Layout | None, chosen: Chosen
-    ) -> tuple[Tensor, State, State, Chosen]:
-        """A step of the rule: all coordinates without, the chosen ones with a graph.
-
-        Args:
-            rule: being trained.
-            seen, layout: the arguments of `Rule.forward`.
-            chosen: before the step.
-
-        Returns:
-            What `Rule.forward` gives, and the chosen coordinates after the step.
-        """
-        params, grad, _, coordinates, _ = seen
-        context, optimization = rule.perceive(*seen, layout)
-        with torch.no_grad():
-            delta, coordinates = rule.update(grad, params, rule.spread(context, layout), coordinates)
-        theta, state = chosen
-        moved, state = rule.update(self.take(grad), theta.detach(), rule.spread(context, layout, self.index), state)
-        return delta, coordinates, optimization, (theta + moved, state)
-
-    def product(self, slope: Tensor, theta: Tensor) -> Tensor:
-        """An estimate of Σ_i slope_i θ_i over all coordinates and instances, from θ (B, k) of the chosen ones."""
-        return (self.weight * self.take(slope) * theta).sum()
+    def look(self, params: Tensor) -> Point:
+        """The point at constant parameters (B, n), on the next minibatch."""
+        loss, grad, score, self.statistics = self.instances.look(params, self.statistics)
+        self.losses.append(loss)
+        self.scores.append(score)
+        return Point(params, loss, grad)
 
 
-def begin(rule: Rule, instances: Instances, visible: Tensor | None = None) -> Inner:
+def begin(solver: Solver, instances: Instances, visible: Tensor | None = None) -> Inner:
     """Start optimizations at the instances' initial parameters."""
-    return _at(rule, instances, instances.look(instances.params, instances.statistics), visible)
+    return _at(solver, instances, instances.look(instances.params, instances.statistics), visible)
 
 
-def _at(rule: Rule, instances: Instances, seen: Seen, visible: Tensor | None = None) -> Inner:
+def _at(solver: Solver, instances: Instances, seen: Seen, visible: Tensor | None = None) -> Inner:
     """Optimizations at the instances' initial parameters, of which this was seen."""
-    params = instances.params
-    count, n = params.shape
     return Inner(
         instances=instances,
-        params=params,
+        params=instances.params,
         loss=seen.loss,
         grad=seen.grad,
         visible=torch.ones_like(seen.loss) if visible is None else visible,
-        coordinates=zeros(rule.coordinate_spec, (count, n), params.device),
-        optimization=zeros(rule.context_spec, (count,), params.device)
-        | zeros(rule.tensor_spec, (count, len(instances.shapes)), params.device),
-        layout=Layout.of(instances.shapes, params.device) if rule.tensor_spec else None,
+        state=solver.init(instances),
         steps=torch.zeros(1, dtype=torch.int64),
-        mean=params,
+        mean=instances.params,
         statistics=seen.statistics,
         mean_statistics=seen.statistics,
     )
 
 
 def unroll(
-    rule: Rule,
+    solver: Solver,
     inner: Inner,
     steps: int,
+    objectives: Sequence[Objective] = (Loss(),),
     weights: Literal["uniform", "last"] = "uniform",
-    *,
-    objective: Literal["loss", "log_loss"] = "loss",
-    tail: float | None = None,
-    sample: Sample | None = None,
-    recompute: bool = False,
-) -> Segment:
+    stepper: Stepper | None = None,
+) -> Trace:
     """Advance `inner` by `steps` steps and give the meta-loss Σ_τ w_τ L(θ_τ) in differentiable form.
 
     The optimizee's gradients are constants of the rule (first order, as in the paper), so that
     ∂/∂φ Σ_τ w_τ L(θ_τ) = Σ_τ w_τ ⟨∇L(θ_τ), ∂θ_τ/∂φ⟩, and ∇L(θ_τ) is what the next step needs anyway. The objective is
     therefore Σ_τ w_τ ⟨∇L(θ_τ), θ_τ⟩ with ∇L held constant: the same gradient, for one forward and backward pass of the
-    optimizee per step and none of its graphs kept. For log L the products are divided by L(θ_τ).
-
-    With a tail a, the mean of L(θ_τ) and L(θ̄_τ) takes the place of L(θ_τ), and of their logarithms that of log L. There
-    θ̄_τ = θ̄_{τ−1} + (θ_τ − θ̄_{τ−1}) / (1 + a τ), with τ from the optimization's beginning: a mean over the latest a τ
-    steps, about. Shorter steps lower the noise of L(θ) at once, and what they cost comes after the truncation, so that
-    rules learn to shorten them too soon; at the mean there is little noise to be lowered.
+    optimizee per step and none of its graphs kept. Other objectives than L come with slopes of their own.
 
     Args:
-        rule: the rule being trained.
+        solver: being trained.
         inner: state, replaced by the (detached) state after the steps.
         steps: u.
+        objectives: what is summed; means over instances.
         weights: w_τ = 1, or 1 for the last step only.
-        objective: sum losses, or their logarithms.
-        tail: a, or None for the losses at θ_τ alone.
-        sample: differentiate through these coordinates alone, an estimate of the same gradient.
-        recompute: keep only the states between steps, and compute everything else again for the gradient.
+        stepper: makes the solver's steps; differentiated through everything if left out.
     """
-    params, loss, grad = inner.params, inner.loss, inner.grad
-    coordinates, optimization = inner.coordinates, inner.optimization
-    statistics, mean_statistics = inner.statistics, inner.mean_statistics
-    mean, begun = inner.mean, int(inner.steps)
-    chosen = None if sample is None else sample.begin(params, coordinates)
-    chosen_mean = None if sample is None else sample.take(mean)
-
-    def product(loss: Tensor, grad: Tensor, theta: Tensor, of_chosen: Tensor | None) -> Tensor:
-        slope = grad / loss.clamp_min(TINY).unsqueeze(-1) if objective == "log_loss" else grad
-        moved = (slope * theta).sum() if sample is None or of_chosen is None else sample.product(slope, of_chosen)
-        return moved / len(theta)
-
-    total, losses, mean_losses, features = params.new_zeros(()), [], [], []
-    scores, mean_scores = [], []
+    stepper = Stepper(solver) if stepper is None else stepper
+    span, reads = _span(objectives), {key for objective in objectives for key in objective.reads}
+    latest, average = _Place(inner.instances, inner.statistics), _Place(inner.instances, inner.mean_statistics)
+    params, point, state = inner.params, Point(inner.params, inner.loss, inner.grad), inner.state
+    mean, mean_theta, begun = inner.mean, stepper.take(inner.mean), int(inner.steps)
+    total, values, read = params.new_zeros(()), [], []
     for step in range(steps):
-        seen = params.detach(), grad, torch.nan_to_num(loss * inner.visible), coordinates, optimization
-        if sample is not None and chosen is not None:
-            delta, coordinates, optimization, chosen = sample.step(rule, seen, inner.layout, chosen)
-        elif recompute:
-            delta, coordinates, optimization = checkpoint(rule, *seen, inner.layout, use_reentrant=False)
-        else:
-            delta, coordinates, optimization = rule(*seen, inner.layout)
-        if "features" in optimization:
-            features.append(optimization["features"])
-        params = params + delta
-        loss, grad, score, statistics = inner.instances.look(params.detach(), statistics)
-        losses.append(loss)
-        scores.append(score)
-        points = [(loss, grad, params, None if chosen is None else chosen[0])]
-        if tail is not None:
-            share = 1 / (1 + tail * (begun + step + 1))
-            mean = torch.lerp(mean, params, share)
-            if chosen is not None and chosen_mean is not None:
-                chosen_mean = torch.lerp(chosen_mean, chosen[0], share)
-            mean_loss, mean_grad, mean_score, mean_statistics = inner.instances.look(mean.detach(), mean_statistics)
-            mean_losses.append(mean_loss)
-            mean_scores.append(mean_score)
-            points.append((mean_loss, mean_grad, mean, chosen_mean))
+        shown = Point(params, point.loss * inner.visible, point.grad)
+        params, state, theta = stepper.step(shown, state)
+        read.append({key: state[key] for key in reads if key in state})
+        point = latest.look(params.detach())
+        places: Places = {None: (point, theta)}
+        if span is not None:
+            share = 1 / (1 + span * (begun + step + 1))
+            mean, mean_theta = torch.lerp(mean, params.detach(), share), torch.lerp(mean_theta, theta, share)
+            places[span] = average.look(mean), mean_theta
         if weights == "uniform" or step == steps - 1:
-            total = total + sum(product(*point) for point in points) / len(points)
-    inner.params, inner.loss, inner.grad = params.detach(), loss, grad
-    inner.statistics, inner.mean_statistics = statistics, mean_statistics
-    inner.steps, inner.mean = inner.steps + steps, mean.detach()
-    inner.coordinates = {key: value.detach() for key, value in coordinates.items()}
-    inner.optimization = {key: value.detach() for key, value in optimization.items()}
-    means, seen_features = (torch.stack(values) if values else None for values in (mean_losses, features))
-    judged = torch.stack([torch.stack(values) for values in (scores, mean_scores) if values])
-    return Segment(total, torch.stack(losses), means, judged, seen_features)
+            product, value = _summands(objectives, inner.instances, places, stepper)
+            total = total + product
+            values.append(value)
+    inner.params, inner.loss, inner.grad = params.detach(), point.loss, point.grad
+    inner.statistics, inner.mean_statistics = latest.statistics, average.statistics
+    inner.steps, inner.mean = inner.steps + steps, mean
+    inner.state = {key: value.detach() for key, value in state.items()}
+    visited = [place for place in (latest, average) if place.losses]
+    trace = Trace(
+        solver=solver,
+        losses=torch.stack(latest.losses),
+        mean_losses=torch.stack(average.losses) if average.losses else None,
+        scores=torch.stack([torch.stack(place.scores) for place in visited]),
+        states={key: torch.stack([kept[key] for kept in read]) for key in read[0]},
+        objective=total,
+        value=torch.stack(values).mean(1).sum(),
+        terms={},
+    )
+    return _with_terms(trace, objectives)
 
 
-def points(segment: Segment) -> Tensor:
-    """The losses that count: at the parameters, and with a tail at their mean; (1 or 2, u, B), float64."""
-    losses = [segment.losses] if segment.mean_losses is None else [segment.losses, segment.mean_losses]
-    return torch.stack(losses).double()
+def _span(objectives: Sequence[Objective]) -> float | None:
+    """Over what the mean of the latest parameters is taken; there is one for all objectives."""
+    spans = {objective.span for objective in objectives if objective.span is not None}
+    if len(spans) > 1:
+        raise ValueError(f"objectives: expected one span of means, got {sorted(spans)}: give all tails the same")
+    return spans.pop() if spans else None
 
 
-def valued(losses: Tensor, objective: Literal["loss", "log_loss"]) -> Tensor:
-    """Losses, or their logarithms."""
-    return losses.clamp_min(TINY).log() if objective == "log_loss" else losses
+def _summands(
+    objectives: Sequence[Objective],
+    instances: Instances,
+    places: Places,
+    stepper: Stepper,
+) -> tuple[Tensor, Tensor]:
+    """Σ of the objectives of a step: a scalar with their gradient, and their values (B,) float64."""
+    latest, _ = places[None]
+    product, value = latest.loss.new_zeros(()), torch.zeros_like(latest.loss, dtype=torch.float64)
+    for objective in objectives:
+        point, theta = places[objective.span]
+        found = objective.at(instances, point)
+        if found is not None:
+            product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))
+            value = value + objective.weight * found[0]
+    return product, value
 
 
-def meta_losses(segment: Segment, objective: Literal["loss", "log_loss"] = "loss") -> Tensor:
-    """The summands of the meta-loss, whose gradient `unroll` gives, for every step and instance: (u, B), float64."""
-    return valued(points(segment), objective).mean(0)
+def _with_terms(trace: Trace, objectives: Sequence[Objective]) -> Trace:
+    """With what objectives say of the whole truncation."""
+    total, value, terms = trace.objective, trace.value, {}
+    for objective in objectives:
+        term = objective.of(trace)
+        if term is not None:
+            total, value = total + objective.weight * term, value + objective.weight * term.detach()
+            terms[objective.name] = term.detach()
+    return dataclasses.replace(trace, objective=total, value=value, terms=terms)
 
 
 @torch.no_grad()
-def rollout(rule: Rule, instances: Instances, steps: int) -> Tensor:
-    """Losses (steps, B) before each of `steps` steps of a frozen rule; with BatchNorm those of evaluation mode."""
+def rollout(solver: Solver, instances: Instances, steps: int) -> Tensor:
+    """Losses (steps, B) before each of `steps` steps of a frozen solver; with BatchNorm those of evaluation mode."""
     seen = instances.look(instances.params, instances.statistics)
     first = seen.score.unsqueeze(0)
-    return first if steps == 1 else torch.cat([first, unroll(rule, _at(rule, instances, seen), steps - 1).scores[0]])
+    if steps == 1:
+        return first
+    return torch.cat([first, unroll(solver, _at(solver, instances, seen), steps - 1, ()).scores[0]])

@@ -1,18 +1,17 @@
 """How good a rule is on instances that it was not meta-trained on; ranks share the work."""
 
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from math import inf, isfinite
-from typing import Any
 
 import torch
 
 from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Descent, Solver
+from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.config import TrainConfig
-from l2o_training.evaluation.baselines import BaselineRule, best_lr
 from l2o_training.meta.curriculum import VALIDATION_SEED
-from l2o_training.meta.unroll import begin, unroll, valued
+from l2o_training.meta.objectives import logarithm, loss_objectives
+from l2o_training.meta.unroll import begin, unroll
 from l2o_training.ranks.group import Ranks
 from l2o_training.tasks import Task
 
@@ -35,15 +34,16 @@ class Validation:
 
     def score(self, rule: Rule) -> float:
         """The rule's loss, see `_mean`."""
-        return self._mean(lambda: rule)
+        return self._mean(Descent(rule))
 
     def adam(self) -> dict[str, float | None]:
         """What stands beside the rule's loss: the lowest of Adam over `RATES`, and its rate; None if none is finite."""
-        losses = {lr: self._mean(partial(BaselineRule, "adam", lr)) for lr in RATES}
+        adam, horizon = BASELINES["adam"], self.config.horizon
+        losses = {lr: self._mean(adam.solver(lr, horizon)) for lr in RATES}
         lr = best_lr((lr, loss) for lr, loss in losses.items())
         return {"lr": lr, "loss": losses[lr]} if isfinite(losses.get(lr, inf)) else {"lr": None, "loss": None}
 
-    def _mean(self, make: Callable[[], Any]) -> float:
+    def _mean(self, solver: Solver) -> float:
         """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
         tail; the same on every rank. Networks with BatchNorm are in evaluation mode, as those are that people use.
 
@@ -51,22 +51,23 @@ class Validation:
         like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
 
         Args:
-            make: gives what makes the steps, for every batch of instances.
+            solver: makes the steps.
         """
-        runs, kinds = self.config.validation_runs, 1 if self.config.tail is None else 2
-        sums = torch.zeros(len(self.tasks), kinds, self.config.horizon, dtype=torch.float64, device=self.device)
+        runs, objectives = self.config.validation_runs, loss_objectives(tail=self.config.tail)
+        sums = torch.zeros(
+            len(self.tasks), len(objectives), self.config.horizon, dtype=torch.float64, device=self.device
+        )
         for number, (index, start, stop) in enumerate(self._cells()):
             if number % self.ranks.size != self.ranks.rank:
                 continue
             instances = self.tasks[index].instances(runs, VALIDATION_SEED + self.config.seed + index)
             if stop - start < runs:
                 instances = instances.part(start, stop)
-            rule = make()
             with torch.no_grad():
-                segment = unroll(rule, begin(rule, instances), self.config.horizon, tail=self.config.tail)
-            sums[index] += segment.scores.double().sum(-1)
-        mean = valued(self.ranks.sum(sums) / runs, self.config.objective).mean()
-        return float(mean.exp() if self.config.objective == "log_loss" else mean)
+                trace = unroll(solver, begin(solver, instances), self.config.horizon, objectives)
+            sums[index] += trace.scores.double().sum(-1)
+        means = self.ranks.sum(sums) / runs
+        return float(logarithm(means).mean().exp() if self.config.objective == "log_loss" else means.mean())
 
     def _cells(self) -> list[tuple[int, int, int]]:
         """Task, first instance and end of what is validated together: tasks, cut up where ranks are more than tasks."""

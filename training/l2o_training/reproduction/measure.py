@@ -14,9 +14,10 @@ from torch import Tensor
 
 from l2o_runtime.config import to_dict
 from l2o_runtime.files.artifact import find_rule, load_rule
+from l2o_runtime.solvers import Descent
 from l2o_training.cells import numbers, read_cell, write_cell
-from l2o_training.evaluation import baselines
-from l2o_training.evaluation.baselines import baseline_rollout
+from l2o_training.compare import baselines
+from l2o_training.compare.baselines import BASELINES
 from l2o_training.evaluation.evaluate import name_of
 from l2o_training.fused.lstm import fuse
 from l2o_training.meta import unroll
@@ -94,8 +95,8 @@ class Contender:
     def rollout(self, instances: Instances, steps: int) -> Tensor:
         """Losses (steps, B) before each step."""
         if self.path is None:
-            return baseline_rollout("adam", self.lr, instances, steps)
-        return rollout(fuse(load_rule(self.path)), instances, steps)
+            return rollout(BASELINES["adam"].solver(self.lr, steps), instances, steps)
+        return rollout(Descent(fuse(load_rule(self.path))), instances, steps)
 
 
 def trained(lab: Lab, variant: Variant, seed: int) -> Contender:

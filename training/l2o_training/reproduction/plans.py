@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from l2o_runtime.config import ConfigError, DMDConfig, nearest, require
 from l2o_runtime.files.artifact import find_rule, load_rule
+from l2o_training.compare.baselines import GRID
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.evaluation.baselines import GRID
 from l2o_training.evaluation.evaluate import name_of
 from l2o_training.evaluation.suites import find_suite
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, TaskConfig

@@ -14,9 +14,10 @@ from l2o_runtime.rules import make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.meta import checkpoints
+from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.folder import CONFIG, LOCK, RULE
 from l2o_training.meta.provenance import comparable
-from l2o_training.meta.trainer import Progress, Trainer
+from l2o_training.meta.trainer import Trainer
 from l2o_training.reproduction.measure import Contender, Lab, contenders, losses, measure
 from l2o_training.reproduction.plans import Plan, Study, Variant, never_sees_context, task_name
 from l2o_training.sharing import POLL, Busy, Job, Report, share
@@ -106,7 +107,7 @@ def train(lab: Lab, config: TrainConfig, folder: Path, report: Report) -> None:
     """
     resume = any((folder / name).is_file() for name in (LOCK, CONFIG)) or bool(checkpoints.find(folder))
 
-    def tell(epoch: Progress) -> None:
+    def tell(epoch: Epoch) -> None:
         detail = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {epoch.steps / epoch.seconds:.0f} steps/s"
         report(f"meta-training {folder.name}", detail, epoch.epoch, config.epochs)
 

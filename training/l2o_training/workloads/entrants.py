@@ -1,7 +1,7 @@
 """Who is compared: baselines over their grids of learning rates, and learned rules as drop-in optimizers."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from l2o_runtime import LearnedOptimizer, kernels, layout, optimizer, state
-from l2o_runtime.config import nearest, require
+from l2o_runtime.config import require
 from l2o_runtime.contexts import base, dmd, gram, kae, passes, progress, sketch, spectra
 from l2o_runtime.files.artifact import find_rule, read_rule
 from l2o_runtime.rules import coordinate_lstm, features, lstm, tiered
 from l2o_runtime.stepping import engine, parts
+from l2o_training.compare import baselines
+from l2o_training.compare.baselines import Make
 from l2o_training.evaluation.evaluate import name_of
 from l2o_training.workloads.base import code_version
 
@@ -26,25 +28,6 @@ FORMULAS = (state, lstm, tiered, coordinate_lstm, features, gram, sketch, spectr
 
 STEPPING = (optimizer, engine, parts, layout, passes, kernels)
 """Modules with the rest of what a step does, compiled code aside."""
-
-GRID_SIZE = 14
-"""Learning rates of a baseline, three per decade."""
-
-UNTUNED = "adam-0.001"
-
-Make = Callable[..., Optimizer]
-
-
-def grid(first: float) -> tuple[float, ...]:
-    """14 learning rates, first · 10^(i/3), three digits each.
-
-    >>> grid(1e-4)[:4], grid(1e-4)[-1]
-    ((0.0001, 0.000215, 0.000464, 0.001), 2.15)
-    """
-    return tuple(float(f"{first * 10 ** (i / 3):.3g}") for i in range(GRID_SIZE))
-
-
-ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
 
 
 @dataclass(frozen=True)
@@ -82,27 +65,13 @@ class Entrant:
         return optimizer, CosineAnnealingLR(optimizer, steps) if self.cosine else None
 
 
-def _baseline(name: str, label: str, make: Make, lrs: tuple[float, ...], *, cosine: bool = False) -> Entrant:
-    return Entrant(name, label, label, make, lrs, cosine)
-
-
 BASELINES = {
-    entrant.name: entrant
-    for entrant in (
-        _baseline(UNTUNED, "Adam, lr 0.001, not tuned", Adam, (1e-3,)),
-        _baseline("adam", "Adam", Adam, ADAPTIVE),
-        _baseline("adamw-cosine", "AdamW, weight decay 0.01, cosine to 0", AdamW, ADAPTIVE, cosine=True),
-        _baseline(
-            "nadamw",
-            "NAdam, decoupled weight decay 0.01",
-            partial(NAdam, decoupled_weight_decay=True, weight_decay=0.01),
-            ADAPTIVE,
-        ),
-        _baseline("momentum", "SGD, momentum 0.9", partial(SGD, momentum=0.9), PLAIN),
-        _baseline("rmsprop", "RMSprop", RMSprop, ADAPTIVE),
+    baseline.name: Entrant(
+        baseline.name, baseline.label, baseline.label, baseline.make, baseline.grid, cosine=baseline.anneals
     )
+    for baseline in baselines.BASELINES.values()
 }
-"""Name → baseline; PyTorch's defaults where nothing is said."""
+"""Name → baseline."""
 
 REFERENCE = "adam"
 """The tuned baseline that sets the target; without it there are no ratios."""
@@ -114,10 +83,7 @@ def find_baselines(text: str) -> list[Entrant]:
     Raises:
         ConfigError: an unknown one, or no reference.
     """
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    names = list(BASELINES) if names == ["all"] else names
-    for name in names:
-        require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
+    names = [baseline.name for baseline in baselines.find_baselines(text)]
     require(REFERENCE in names, f"--baselines: {REFERENCE} sets the target and has to be among them, got {text!r}")
     return [entrant for name, entrant in BASELINES.items() if name in names]
 

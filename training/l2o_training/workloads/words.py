@@ -3,7 +3,8 @@
 import itertools
 import math
 
-from l2o_training.workloads.entrants import GRID_SIZE, REFERENCE, Entrant
+from l2o_training.compare.baselines import GRID_SIZE
+from l2o_training.workloads.entrants import REFERENCE, Entrant
 from l2o_training.workloads.summary import Findings, Overall, Row
 
 LAG = 0.25

@@ -14,25 +14,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Solver
 from l2o_training.config import TrainConfig
-from l2o_training.meta.curriculum import Lane
 from l2o_training.meta.estimators.base import Estimator, Share, size
-from l2o_training.meta.unroll import Inner, meta_losses, unroll
+from l2o_training.meta.slots import TaskSlot
+from l2o_training.meta.unroll import Inner, Trace, unroll
 from l2o_training.tasks.base import generator
 
 
-def draw_perturbation(config: TrainConfig, lane: Lane, done: int, pair: int, count: int) -> Tensor:
+def draw_perturbation(config: TrainConfig, slot: TaskSlot, done: int, pair: int, count: int) -> Tensor:
     """ε ~ N(0, σ² I), (P,) on the CPU: the same whoever draws it.
 
     Args:
         config: the run; gives σ and the seed.
-        lane: gives the number of the episode.
+        slot: gives the number of the episode.
         done: steps of the episode at the end of the truncation.
         pair: number of the antithetic pair.
         count: P.
     """
-    seed = random.Random(f"{config.seed}/{lane.number}/{done}/{pair}").getrandbits(63)
+    seed = random.Random(f"{config.seed}/{slot.number}/{done}/{pair}").getrandbits(63)
     return config.sigma * torch.randn(count, generator=generator(seed, torch.device("cpu")))
 
 
@@ -51,79 +51,72 @@ def antithetic_gradient(perturbations: Tensor, differences: Tensor, sigma: float
 
 
 class ES(Estimator):
-    """Evolution strategies of a truncation, whose particles all start where the unperturbed rule stands.
+    """Evolution strategies of a truncation, whose particles all start where the unperturbed one stands.
 
     The gradient of the truncation's meta-loss, smoothed: biased as truncated back-propagation is, but it does not
-    mind how rugged the loss is, and holds nothing constant. The lane goes on from the unperturbed rule's steps.
+    mind how rugged the loss is, and holds nothing constant. The slot goes on from the unperturbed steps.
     """
 
     @property
     def pairs(self) -> int:
-        """N, antithetic pairs per lane."""
+        """N, antithetic pairs per slot."""
         return self.config.particles // 2
 
-    def width(self, rule: Rule) -> int:
-        """lanes × pairs, whatever the size of the rule."""
+    def width(self, outer: Solver) -> int:
+        """slots × pairs, whatever the size of what is trained."""
         return self.config.lanes * self.pairs
 
-    def share(self, rule: Rule, lane: Lane) -> Share:
+    def share(self, outer: Solver, slot: TaskSlot) -> Share:
         """The difference of losses of every pair."""
-        message = self.message(rule, lane)
-        (inner,) = lane.begun(rule)
-        _, loss, koopman = self._steps(rule, inner, None)
-        return Share(message, loss, koopman)
+        message = self.message(outer, slot)
+        (inner,) = slot.begun(outer)
+        trace = self._steps(outer, inner, None)
+        return Share(message, trace.losses.double().mean(), trace.terms)
 
-    def message(self, rule: Rule, lane: Lane) -> Tensor:
-        """Differences of losses (lanes · pairs,), zero in other lanes' places; the lane stays where it is."""
-        (inner,) = lane.begun(rule)
+    def message(self, outer: Solver, slot: TaskSlot) -> Tensor:
+        """Differences of losses (slots · pairs,), zero in other slots' places; the slot stays where it is."""
+        (inner,) = slot.begun(outer)
         rng, differences = inner.instances.rng, []
         start = rng.get_state()
         for pair in range(self.pairs):
-            epsilon = self.perturbation(rule, lane, pair)
+            epsilon = self.perturbation(outer, slot, pair)
             ends = []
             for signed in (epsilon, -epsilon):
-                ends.append(self._steps(rule, dataclasses.replace(inner), signed)[0])
+                ends.append(self._steps(outer, dataclasses.replace(inner), signed).value)
                 rng.set_state(start)  # the same minibatches for all
             differences.append(ends[0] - ends[1])
-        return self._in_place(lane, differences)
+        return self._in_place(slot, differences)
 
-    def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
-        """Mean over lanes."""
-        total = torch.zeros(size(rule), dtype=torch.float64, device=message.device)
-        for gradient in self.gradients(rule, lanes, message):
+    def gradient(self, outer: Solver, slots: list[TaskSlot], message: Tensor) -> Tensor:
+        """Mean over slots."""
+        total = torch.zeros(size(outer), dtype=torch.float64, device=message.device)
+        for gradient in self.gradients(outer, slots, message):
             total += gradient / self.config.lanes
         return total
 
-    def gradients(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Iterator[Tensor]:
-        """`antithetic_gradient` (P,) of every lane."""
-        for lane, differences in zip(lanes, message.view(self.config.lanes, -1), strict=True):
-            weights = torch.stack([self.weight(rule, lane, pair) for pair in range(self.pairs)])
+    def gradients(self, outer: Solver, slots: list[TaskSlot], message: Tensor) -> Iterator[Tensor]:
+        """`antithetic_gradient` (P,) of every slot."""
+        for slot, differences in zip(slots, message.view(self.config.lanes, -1), strict=True):
+            weights = torch.stack([self.weight(outer, slot, pair) for pair in range(self.pairs)])
             yield antithetic_gradient(weights, differences, self.config.sigma)
 
-    def perturbation(self, rule: Rule, lane: Lane, pair: int) -> Tensor:
+    def perturbation(self, outer: Solver, slot: TaskSlot, pair: int) -> Tensor:
         """ε of the truncation, (P,)."""
-        epsilon = draw_perturbation(self.config, lane, lane.done, pair, size(rule))
-        return epsilon.to(next(rule.parameters()).device)
+        epsilon = draw_perturbation(self.config, slot, slot.done, pair, size(outer))
+        return epsilon.to(next(outer.parameters()).device)
 
-    def weight(self, rule: Rule, lane: Lane, pair: int) -> Tensor:
+    def weight(self, outer: Solver, slot: TaskSlot, pair: int) -> Tensor:
         """ξ, which a pair's difference is multiplied with: its perturbation."""
-        return self.perturbation(rule, lane, pair)
+        return self.perturbation(outer, slot, pair)
 
-    def _steps(self, rule: Rule, inner: Inner, epsilon: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Meta-loss, mean loss and Koopman loss of a truncation with perturbed parameters."""
-        config = self.config
-        with torch.no_grad(), perturbed(rule, epsilon):
-            segment = unroll(rule, inner, config.unroll, config.weights, objective=config.objective, tail=config.tail)
-            values = meta_losses(segment, config.objective).mean(1)
-            value = values.sum() if config.weights == "uniform" else values[-1]
-            koopman = self.koopman(rule, segment)
-            if koopman is not None:
-                value = value + config.koopman * koopman
-        return value, segment.losses.double().mean(), koopman
+    def _steps(self, outer: Solver, inner: Inner, epsilon: Tensor | None) -> Trace:
+        """A truncation with perturbed parameters."""
+        with torch.no_grad(), perturbed(outer, epsilon):
+            return unroll(outer, inner, self.config.unroll, self.objectives, self.config.weights)
 
-    def _in_place(self, lane: Lane, differences: list[Tensor]) -> Tensor:
+    def _in_place(self, slot: TaskSlot, differences: list[Tensor]) -> Tensor:
         message = torch.zeros(self.config.lanes, self.pairs, dtype=torch.float64, device=differences[0].device)
-        message[lane.index] = torch.stack(differences)
+        message[slot.index] = torch.stack(differences)
         return message.flatten()
 
 
@@ -133,7 +126,7 @@ class PES(ES):
     The gradient of the whole episode's meta-loss, smoothed, without the bias of truncation: a truncation's loss is
     multiplied with the sum ξ of all perturbations since the episode's beginning. Its variance grows with that sum.
 
-    Memory on every rank: lanes × pairs × P floats for ξ. They are not in checkpoints: seeds give them again. A lane
+    Memory on every rank: slots × pairs × P floats for ξ. They are not in checkpoints: seeds give them again. A slot
     carries the states of all its particles.
     """
 
@@ -146,45 +139,45 @@ class PES(ES):
         """One per particle."""
         return self.config.particles
 
-    def count(self, rule: Rule, lanes: list[Lane]) -> None:
+    def count(self, outer: Solver, slots: list[TaskSlot]) -> None:
         """Add this truncation's perturbations to ξ, which begins with the episode."""
-        for lane in lanes:
+        for slot in slots:
             for pair in range(self.pairs):
-                epsilon = self.perturbation(rule, lane, pair)
-                fresh = lane.done == self.config.unroll
-                self._sums[lane.index, pair] = epsilon if fresh else self._sums[lane.index, pair] + epsilon
+                epsilon = self.perturbation(outer, slot, pair)
+                fresh = slot.done == self.config.unroll
+                self._sums[slot.index, pair] = epsilon if fresh else self._sums[slot.index, pair] + epsilon
 
-    def share(self, rule: Rule, lane: Lane) -> Share:
+    def share(self, outer: Solver, slot: TaskSlot) -> Share:
         """Advance all particles; the difference of losses of every pair."""
-        inners = lane.begun(rule)
-        found = []
+        inners = slot.begun(outer)
+        traces = []
         for index, inner in enumerate(inners):
-            epsilon = self.perturbation(rule, lane, index // 2)
-            found.append(self._steps(rule, inner, -epsilon if index % 2 else epsilon))
-        differences = [plus[0] - minus[0] for plus, minus in zip(found[::2], found[1::2], strict=True)]
-        koopman = [term for _, _, term in found if term is not None]
-        loss = torch.stack([mean for _, mean, _ in found]).mean()
-        return Share(self._in_place(lane, differences), loss, torch.stack(koopman).mean() if koopman else None)
+            epsilon = self.perturbation(outer, slot, index // 2)
+            traces.append(self._steps(outer, inner, -epsilon if index % 2 else epsilon))
+        differences = [plus.value - minus.value for plus, minus in zip(traces[::2], traces[1::2], strict=True)]
+        loss = torch.stack([trace.losses.double().mean() for trace in traces]).mean()
+        terms = {name: torch.stack([trace.terms[name] for trace in traces]).mean() for name in traces[0].terms}
+        return Share(self._in_place(slot, differences), loss, terms)
 
-    def weight(self, rule: Rule, lane: Lane, pair: int) -> Tensor:
+    def weight(self, outer: Solver, slot: TaskSlot, pair: int) -> Tensor:
         """ξ: the sum of the pair's perturbations since the episode's beginning."""
-        return self._sums[lane.index, pair]
+        return self._sums[slot.index, pair]
 
-    def restore(self, rule: Rule, lanes: list[Lane]) -> None:
+    def restore(self, outer: Solver, slots: list[TaskSlot]) -> None:
         """Draw the perturbations of the episodes under way once more, and sum them in the same order."""
-        device, count = next(rule.parameters()).device, size(rule)
-        for lane in lanes:
-            if lane.under_way:
+        device, count = next(outer.parameters()).device, size(outer)
+        for slot in slots:
+            if slot.under_way:
                 for pair in range(self.pairs):
-                    steps = range(self.config.unroll, lane.done + 1, self.config.unroll)
-                    drawn = (draw_perturbation(self.config, lane, done, pair, count).to(device) for done in steps)
-                    self._sums[lane.index, pair] = functools.reduce(torch.add, drawn)
+                    steps = range(self.config.unroll, slot.done + 1, self.config.unroll)
+                    drawn = (draw_perturbation(self.config, slot, done, pair, count).to(device) for done in steps)
+                    self._sums[slot.index, pair] = functools.reduce(torch.add, drawn)
 
 
 @contextmanager
-def perturbed(rule: Rule, epsilon: Tensor | None) -> Iterator[None]:
+def perturbed(outer: Solver, epsilon: Tensor | None) -> Iterator[None]:
     """The rule's parameters moved by ε (P,) for a while; afterwards they are as before, bit for bit."""
-    params = list(rule.parameters())
+    params = list(outer.parameters())
     if epsilon is None:
         yield
         return

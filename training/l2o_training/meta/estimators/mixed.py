@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Solver
 from l2o_training.config import TrainConfig
-from l2o_training.meta.curriculum import Lane
 from l2o_training.meta.estimators.base import Estimator, Share, size
 from l2o_training.meta.estimators.es import ES
 from l2o_training.meta.estimators.tbptt import TBPTT
+from l2o_training.meta.slots import TaskSlot
 
 
 class Mixed(Estimator):
     """w · tbptt + (1 − w) · es, with w = V_es / (V_tbptt + V_es).
 
-    V is the variance of a mean over lanes, summed over the rule's parameters, as the lanes of this very update show it.
+    V is the variance of a mean over slots, summed over the parameters, as the slots of this very update show it.
     Where the loss is smooth, back-propagation varies little and counts; where it is rugged, its gradients explode
-    and the smoothed ones take over. The weight is one number, since a few lanes say little about single parameters.
+    and the smoothed ones take over. The weight is one number, since a few slots say little about single parameters.
 
-    A message is a lane's gradient, the square of its norm, and the differences of losses of its pairs.
+    A message is a slot's gradient, the square of its norm, and the differences of losses of its pairs.
 
     Source: Metz et al. 2019, "Understanding and correcting pathologies in the training of learned optimizers",
     section 3.2, there with a weight for every parameter.
@@ -28,25 +28,25 @@ class Mixed(Estimator):
         super().__init__(config)
         self.through, self.around = TBPTT(config), ES(config)
 
-    def width(self, rule: Rule) -> int:
-        """P + 1 + lanes × pairs."""
-        return self.through.width(rule) + 1 + self.around.width(rule)
+    def width(self, outer: Solver) -> int:
+        """P + 1 + slots × pairs."""
+        return self.through.width(outer) + 1 + self.around.width(outer)
 
-    def share(self, rule: Rule, lane: Lane) -> Share:
-        """Perturbed truncations first, then the one that the lane goes on from."""
-        around = self.around.message(rule, lane)
-        share = self.through.share(rule, lane)
+    def share(self, outer: Solver, slot: TaskSlot) -> Share:
+        """Perturbed truncations first, then the one that the slot goes on from."""
+        around = self.around.message(outer, slot)
+        share = self.through.share(outer, slot)
         square = share.message.square().sum().view(1)
-        return Share(torch.cat([share.message, square, around]), share.loss, share.koopman)
+        return Share(torch.cat([share.message, square, around]), share.loss, share.terms)
 
-    def gradient(self, rule: Rule, lanes: list[Lane], message: Tensor) -> Tensor:
+    def gradient(self, outer: Solver, slots: list[TaskSlot], message: Tensor) -> Tensor:
         """The mixture: back-propagation alone where nothing varies; of what is not finite, nothing."""
-        count = len(lanes)
-        through, square, around = message.split([size(rule), 1, self.around.width(rule)])
-        smoothed = torch.stack(list(self.around.gradients(rule, lanes, around)))
+        count = len(slots)
+        through, square, around = message.split([size(outer), 1, self.around.width(outer)])
+        smoothed = torch.stack(list(self.around.gradients(outer, slots, around)))
         if not square.isfinite():
             return smoothed.mean(0)
-        # Both are variances of a mean: of what the lanes say each, divided by their number.
+        # Both are variances of a mean: of what the slots say each, divided by their number.
         varies = ((square * count - through.square().sum()) / (count - 1)).clamp_min(0)
         smoothed_varies = smoothed.var(0).sum() / count
         weight = (smoothed_varies / (varies + smoothed_varies)).nan_to_num(1.0)

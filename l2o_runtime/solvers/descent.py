@@ -1,0 +1,100 @@
+"""Descent along a learned rule: the one place outside of rules that knows their phases in meta-training."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.layout import Layout
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers.base import Point, Problems, Solver
+from l2o_runtime.state import State, zeros
+
+COORDINATES, OPTIMIZATION, LAYOUT = "coordinates/", "optimization/", "layout/"
+"""What names in the state begin with: the rule's state per coordinate, the rest of it, and the layout."""
+
+
+class Chosen(NamedTuple):
+    """Some coordinates of every optimization, advanced beside all of them.
+
+    Attributes:
+        places: (B, k) which.
+        params: (B, k).
+        state: their coordinate state.
+    """
+
+    places: Tensor
+    params: Tensor
+    state: State
+
+
+class Descent(Solver):
+    """θ ← θ + Δ with the steps Δ of a rule; a loss that is not finite is shown to it as zero.
+
+    What a rule observes is constant: nothing is differentiated through θ, g and L, as in Algorithm 1 of
+    arXiv 2211.16268 (first order).
+
+    Args:
+        rule: gives the steps.
+    """
+
+    def __init__(self, rule: Rule):
+        super().__init__()
+        self.rule = rule
+
+    def init(self, problems: Problems) -> State:
+        """The rule's states, all of them zero, and the layout."""
+        rule, layout, (*lead, n), device = self.rule, problems.layout, problems.params.shape, problems.params.device
+        coordinates = zeros(rule.coordinate_spec, (*lead, n), device)
+        optimization = zeros(rule.context_spec, (*lead,), device)
+        optimization |= zeros(rule.tensor_spec, (*lead, len(layout.shapes)), device)
+        return _join(coordinates, optimization, layout)
+
+    def step(self, point: Point, state: State) -> tuple[Tensor, State]:
+        """A step of every coordinate; ∂(θ + Δ)/∂φ goes through the rule and on through `point.params`."""
+        coordinates, optimization, layout = _split(state)
+        delta, coordinates, optimization = self.rule(*_constants(point), coordinates, optimization, layout)
+        return point.params + delta, _join(coordinates, optimization, layout)
+
+    def choose(self, params: Tensor, state: State, places: Tensor) -> Chosen:
+        """Begin with some coordinates (B, k) where all of them (B, n) stand."""
+        coordinates, _, _ = _split(state)
+        chosen = {key: take(value, places) for key, value in coordinates.items()}
+        return Chosen(places, take(params, places), chosen)
+
+    def step_chosen(self, point: Point, state: State, chosen: Chosen) -> tuple[Tensor, State, Chosen]:
+        """`step` without a graph, and the same step of the chosen coordinates with one.
+
+        The first two phases of the rule are part of the graph.
+        """
+        rule, (coordinates, optimization, layout) = self.rule, _split(state)
+        params, grad, loss = _constants(point)
+        context, optimization = rule.perceive(params, grad, loss, coordinates, optimization, layout)
+        with torch.no_grad():
+            delta, coordinates = rule.update(grad, params, rule.spread(context, layout), coordinates)
+        places, theta, own = chosen
+        moved, own = rule.update(take(grad, places), theta.detach(), rule.spread(context, layout, places), own)
+        return params + delta, _join(coordinates, optimization, layout), Chosen(places, theta + moved, own)
+
+
+def take(values: Tensor, places: Tensor) -> Tensor:
+    """Rows (B, k, …) of (B, n, …) at places (B, k)."""
+    return values[torch.arange(len(values), device=values.device).unsqueeze(-1), places]
+
+
+def _constants(point: Point) -> tuple[Tensor, Tensor, Tensor]:
+    """Parameters, gradient and loss as a rule takes them."""
+    return point.params.detach(), point.grad, torch.nan_to_num(point.loss)
+
+
+def _split(state: State) -> tuple[State, State, Layout]:
+    coordinates, optimization, layout = (
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for prefix in (COORDINATES, OPTIMIZATION, LAYOUT)
+    )
+    return coordinates, optimization, Layout(**layout)
+
+
+def _join(coordinates: State, optimization: State, layout: Layout) -> State:
+    parts = {COORDINATES: coordinates, OPTIMIZATION: optimization, LAYOUT: layout._asdict()}
+    return {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.items()}

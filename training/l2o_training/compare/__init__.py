@@ -1,0 +1,1 @@
+"""Comparisons: who is compared, on what, and what came out."""

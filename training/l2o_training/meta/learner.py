@@ -1,0 +1,72 @@
+"""The outer problem: the rule that is trained, its optimizer, and the average of its weights."""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.solvers import Descent
+from l2o_training.config import TrainConfig
+
+
+class Learner:
+    """Makes the outer updates.
+
+    Args:
+        config: the run.
+        rule: being trained.
+
+    Attributes:
+        solver: what is unrolled.
+        candidate: what is validated and kept: the rule, or the average of its weights.
+    """
+
+    def __init__(self, config: TrainConfig, rule: Rule):
+        self.config, self.rule, self.solver = config, rule, Descent(rule)
+        self.averaged = None
+        if config.average is not None:
+            self.averaged = AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        self.candidate = rule if self.averaged is None else cast(Rule, self.averaged.module)
+        self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.lr)
+
+    def set_lr(self, epoch: int) -> None:
+        """lr, or what the cosine from lr to final_lr says after so many epochs."""
+        config = self.config
+        if config.final_lr is not None:
+            share = (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+            self.optimizer.param_groups[0]["lr"] = config.final_lr + share * (config.lr - config.final_lr)
+
+    def update(self, gradient: Tensor) -> bool:
+        """One step of the outer Adam along a meta-gradient (P,); none if it is not finite. Whether it was taken."""
+        params = list(self.rule.parameters())
+        for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
+            p.grad = part.to(p.dtype).view_as(p)
+        # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.
+        moved = [p for p in params if p.grad is not None and bool(p.grad.any())]
+        norm = torch.nn.utils.clip_grad_norm_(moved, self.config.clip)
+        if not norm.isfinite():
+            return False
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.rule)
+        return True
+
+    def candidate_state(self) -> dict[str, Tensor]:
+        """A copy of the candidate's weights."""
+        return {key: value.clone() for key, value in self.candidate.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, their average if there is one, and the state of the optimizer, as nested tensors."""
+        state = {"rule": self.rule.state_dict(), "adam": self.optimizer.state_dict()["state"]}
+        return state if self.averaged is None else state | {"averaged": dict(self.averaged.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, read from a file."""
+        self.rule.load_state_dict(state["rule"])
+        adam = {int(index): values for index, values in state.get("adam", {}).items()}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])

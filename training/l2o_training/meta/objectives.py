@@ -1,0 +1,129 @@
+"""Objectives: the summands of the meta-loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
+
+from l2o_runtime.config import KAEConfig
+from l2o_runtime.contexts import KAE
+from l2o_runtime.solvers import Descent, Point
+from l2o_training.config import TrainConfig
+from l2o_training.tasks import Instances
+
+if TYPE_CHECKING:
+    from l2o_training.meta.unroll import Trace
+
+TINY = 1e-10
+"""Losses below this count as this where their logarithm is taken."""
+
+
+def logarithm(losses: Tensor) -> Tensor:
+    """log L, and never less than log `TINY`."""
+    return losses.clamp_min(TINY).log()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """A summand of the meta-loss: it has a value at every point, or one for the whole truncation.
+
+    Attributes:
+        weight: factor on it.
+        name: of its mean among the metrics of a run; empty where they say it otherwise.
+        span: a; the points are the means of the parameters over about the latest a τ of τ steps. None: θ_τ itself.
+        reads: what of the solver's states `of` looks at.
+    """
+
+    weight: float = 1.0
+    name: ClassVar[str] = ""
+    span: float | None = None
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor] | None:
+        """Value and slope at a point; None where it has none there.
+
+        ⟨slope, θ⟩ with the slope held constant has the gradient of the value with respect to all that θ depends on.
+
+        Args:
+            instances: the problems.
+            point: constant.
+
+        Returns:
+            Value (B,) float64, and slope ∂value/∂θ (B, n).
+        """
+
+    def of(self, trace: Trace) -> Tensor | None:
+        """What depends on a solver's parameters otherwise than through θ, a scalar; None where there is nothing."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Objective):
+    """L, as in the papers."""
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+        """L and ∇L."""
+        return point.loss.double(), point.grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLoss(Objective):
+    """log L, so that late steps and hard tasks count alike."""
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+        """log L and ∇L / L."""
+        return logarithm(point.loss.double()), point.grad / point.loss.clamp_min(TINY).unsqueeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail(Objective):
+    """Another objective at the mean θ̄ of the latest parameters.
+
+    θ̄_τ = θ̄_{τ−1} + (θ_τ − θ̄_{τ−1}) / (1 + a τ), with τ from the optimization's beginning. Shorter steps lower the noise
+    of L(θ) at once, and what they cost comes after the truncation, so that rules learn to shorten them too soon; at the
+    mean there is little noise to be lowered.
+
+    Attributes:
+        objective: which; its own weight does not count.
+    """
+
+    objective: Objective
+    span: float
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor] | None:
+        """As of the other one."""
+        return self.objective.at(instances, point)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KoopmanLoss(Objective):
+    """How well the Koopman autoencoder of a rule describes what it saw: see `KAE.koopman_loss`."""
+
+    name: ClassVar[str] = "koopman_loss"
+    reads: ClassVar[tuple[str, ...]] = ("optimization/features",)
+
+    def at(self, instances: Instances, point: Point) -> None:
+        """It is of the truncation alone."""
+
+    def of(self, trace: Trace) -> Tensor | None:
+        """None without an autoencoder."""
+        context = trace.solver.rule.context if isinstance(trace.solver, Descent) else None
+        return context.koopman_loss(trace.states[self.reads[0]]) if isinstance(context, KAE) else None
+
+
+def loss_objectives(
+    kind: Literal["loss", "log_loss"] = "loss", tail: float | None = None
+) -> tuple[Loss | LogLoss | Tail, ...]:
+    """L or log L; with a tail, one half of the weight is for the mean of the latest parameters."""
+    made = Loss if kind == "loss" else LogLoss
+    return (made(),) if tail is None else (made(weight=0.5), Tail(weight=0.5, objective=made(), span=tail))
+
+
+def make_objectives(config: TrainConfig) -> tuple[Objective, ...]:
+    """The objectives of a run."""
+    losses = loss_objectives(config.objective, config.tail)
+    return (*losses, KoopmanLoss(weight=config.koopman)) if isinstance(config.rule.context, KAEConfig) else losses
