@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from l2o_runtime.config import RuleConfig
-from l2o_runtime.rules import make_rule
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule, make_rule
 from l2o_training.fused import lstm as fused
 from l2o_training.fused.lstm import fuse
 from l2o_training.meta.unroll import begin, unroll

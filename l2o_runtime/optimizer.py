@@ -16,7 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, zeros
 from l2o_runtime.stepping.distributed import ALONE, Groups, check_process_group, loss_groups, mean_loss, meeting_place
 from l2o_runtime.stepping.engine import REASONS, Replicas, advance, advance_exported, diagnose, observe
@@ -157,9 +157,8 @@ class LearnedOptimizer(Optimizer):
         path = find_rule(rule)
         self._name = str(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
-        self._coordinate_spec = kept_in(state_dtype, self._rule.coordinate_spec)
-        self._tensor_spec = self._rule.tensor_spec
-        self._context_spec = self._rule.context_spec
+        coordinate, self._tensor_spec, self._context_spec = self._rule.spec
+        self._coordinate_spec = kept_in(state_dtype, coordinate)
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         check_process_group(process_group)
         self._process_group = process_group
@@ -225,11 +224,11 @@ class LearnedOptimizer(Optimizer):
             self._warn(loss, groups)
         value = self._loss_value(loss, groups, parts)  # by every rank, for others may wait
         if parts:
-            statistics, pulse = observe(parts, self._replicas if self._safeguard is None else None)
-            good, reasons = diagnose(pulse, value, statistics)
+            sums, pulse = observe(parts, self._replicas if self._safeguard is None else None)
+            good, reasons = diagnose(pulse, value, sums)
             self._share_overall()
             if self._safeguard is None:
-                self._learned_step(parts, statistics, value, good)
+                self._learned_step(parts, sums, value, good)
             else:
                 self._prepare_safeguard()
                 if bool(pulse):
@@ -359,10 +358,10 @@ class LearnedOptimizer(Optimizer):
         counted = torch.stack([good, *reasons]).long()
         self._overall()["health"].add_(counted)
 
-    def _learned_step(self, parts: list[Part], statistics: Tensor, loss: Tensor, good: Tensor) -> None:
+    def _learned_step(self, parts: list[Part], sums: Tensor, loss: Tensor, good: Tensor) -> None:
         reach = None if self._safeguard is None else guard.REACH
         if self._replicas is not None:
-            advance(self._replicas, parts, statistics, loss, self._context_state(), good, reach)
+            advance(self._replicas, parts, sums, loss, self._context_state(), good, reach)
         else:
             assert isinstance(self._rule, ExportedRule)
             advance_exported(self._rule, parts, loss, self._context_state(), good, reach)
@@ -396,8 +395,8 @@ class LearnedOptimizer(Optimizer):
             for tensor in chain(self._context_state().values(), *own):
                 tensor.zero_()
         if verdict.learned:
-            statistics, _ = observe(parts, self._replicas)
-            self._learned_step(parts, statistics, loss, torch.ones_like(loss, dtype=torch.bool))
+            sums, _ = observe(parts, self._replicas)
+            self._learned_step(parts, sums, loss, torch.ones_like(loss, dtype=torch.bool))
             self._left = {param: guard.fingerprint(param) for param in self._trainable()}
         return True
 

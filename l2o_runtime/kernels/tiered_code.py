@@ -1,4 +1,4 @@
-"""LLVM code of the two-tier rule: `l2o_runtime.rules.tiered.ScaleRule.terms`, summed, and its `update`.
+"""LLVM code of the tiered rule: `l2o_runtime.rules.tiered.TieredRule.terms`, summed, and its `update`.
 
 There is no state to be transposed, so that vectors go along the coordinates, as many as a register holds.
 """
@@ -13,7 +13,7 @@ from llvmlite import ir
 from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, store
-from l2o_runtime.rules.lstm import OUTPUTS
+from l2o_runtime.rules.base import OUTPUTS
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.rules.tiered import INPUTS, SPANS, TERMS, UNITS
 from l2o_runtime.state import LARGEST
@@ -31,7 +31,7 @@ AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
 
 BETAS = [1 - 1 / span for spans in SPANS.values() for span in spans]
 
-TOTALS = 1 + Progress.STATISTICS + TERMS
+TOTALS = 1 + Progress.SUMS + TERMS
 """Σ|g|, then the sums of `terms`."""
 
 FIELDS = 4 + len(AVERAGES) + 1
@@ -58,7 +58,7 @@ class Averages:
 
 
 def terms(param: Vector, old: Sequence[Vector], new: Averages) -> list[Vector]:
-    """As `l2o_runtime.rules.tiered.ScaleRule.terms`."""
+    """As `l2o_runtime.rules.tiered.TieredRule.terms`."""
     g, fast, slow, root = new.grad, new.fast, new.slow, new.root
     before = old[2].sqrt()
     zero, one = g.like(0.0), g.like(1.0)
@@ -88,7 +88,7 @@ class Look(NamedTuple):
 
 
 def look(param: Vector, new: Averages, numbers: Sequence[Vector], weight: Weight) -> Look:
-    """As in `l2o_runtime.rules.tiered.ScaleRule.update`.
+    """As in `l2o_runtime.rules.tiered.TieredRule.update`.
 
     Args:
         param: θ.
@@ -129,7 +129,7 @@ def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list
     return result
 
 
-def scale_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool) -> ir.Module:
+def tiered_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool) -> ir.Module:
     """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
 
     A row of the table, of `FIELDS` int64, is a piece: its number of coordinates and the addresses of `SCALARS` +

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from l2o_runtime import ConfigError
 from l2o_runtime.config import KAEConfig, RuleConfig
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import Lane

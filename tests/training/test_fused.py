@@ -10,9 +10,8 @@ pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install '
 
 from l2o_runtime.config import RuleConfig
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules import make_rule
+from l2o_runtime.rules import Rule, make_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.lstm import Rule
 from l2o_runtime.state import zeros
 from l2o_training.fused import lstm as fused
 from l2o_training.fused import tiered as fused_scale

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from l2o_runtime.config import nearest, require
-from l2o_runtime.state import State, StateSpec
+from l2o_runtime.rules import Spec
+from l2o_runtime.state import State
 from l2o_training.tasks import Instances
 
 Make = Callable[..., Optimizer]
@@ -62,9 +63,7 @@ class BaselineRule:
 
     def __init__(self, name: str, lr: float):
         self.make = partial(BASELINES[name][0], lr=lr)
-        self.coordinate_spec: StateSpec = {}
-        self.context_spec: StateSpec = {}
-        self.tensor_spec: StateSpec = {}
+        self.spec, self.per_tensor = Spec({}, {}, {}), False
         self.params: Tensor | None = None
 
     def __call__(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.meta.unroll import Inner, begin
 from l2o_training.tasks import Task

@@ -1,5 +1,6 @@
 """Meta-training: outer updates from lanes of unrolled optimizations, with validation and checkpoints."""
 
+import copy
 import json
 import math
 import time
@@ -16,8 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.files.artifact import ArtifactError, read_rule, save_rule
 from l2o_runtime.files.atomic import atomic_write
-from l2o_runtime.rules import make_rule
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule, make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.fused.lstm import fuse
@@ -26,7 +26,7 @@ from l2o_training.meta.checkpoints import Checkpoints
 from l2o_training.meta.curriculum import Lane
 from l2o_training.meta.estimators import make_estimator
 from l2o_training.meta.folder import CONFIG, CURVE, METRICS, RULE, newest_checkpoint, owned
-from l2o_training.meta.provenance import comparable, git_revision, inherit, versions
+from l2o_training.meta.provenance import comparable, git_revision, inherit, kept_config, versions
 from l2o_training.meta.validation import Validation
 from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.tasks import make_task
@@ -112,7 +112,7 @@ class Trainer:
         )
         self.validation = Validation(config, judges or self.tasks, ranks, self.device)
         torch.manual_seed(config.seed)
-        rule = make_rule(config.trained_rule)
+        rule = make_rule(config.trained_rule.unrolled)
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
             self.ancestor = inherit(rule, config.start)
@@ -185,7 +185,6 @@ class Trainer:
     def train_epoch(self) -> Progress:
         """One outer epoch: T steps of every lane, an outer update after every u of them."""
         config, started, idle = self.config, time.perf_counter(), self.ranks.idle
-        self.rule.train()
         self._set_lr()
         updates = config.horizon // config.unroll
         record = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -272,7 +271,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Score of the candidate on the validation's instances; the best rule so far is kept."""
-        score = self.validation.score(self.candidate.eval())
+        rule = copy.deepcopy(self.candidate)
+        rule.config = self.config.trained_rule
+        score = self.validation.score(rule)
         if score < self.best:
             self.best, self.best_epoch = score, self.epoch
             self.best_state = self._candidate_state()
@@ -359,7 +360,7 @@ class Trainer:
             return False
         weights, other = rule.state_dict(), found.state_dict()
         same = found.config == rule.config and all(torch.equal(weights[key], value) for key, value in other.items())
-        return same and provenance.get("config") == json.loads(json.dumps(comparable(self.config)))
+        return same and kept_config(provenance.get("config")) == kept_config(comparable(self.config))
 
     def provenance(self) -> dict[str, Any]:
         """What made this rule: configuration, score and versions; nothing that differs between equal runs."""

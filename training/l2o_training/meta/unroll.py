@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, zeros
 from l2o_training.tasks import Instances
 from l2o_training.tasks.base import Seen
@@ -122,12 +122,13 @@ class Sample:
         Returns:
             What `Rule.forward` gives, and the chosen coordinates after the step.
         """
-        params, grad, _, coordinates, _ = seen
-        context, optimization = rule.perceive(*seen, layout)
+        params, grad, loss, coordinates, optimization = seen
+        sums = rule.rows(params, grad, coordinates, layout)
+        steering, optimization = rule.steer(sums, None if layout is None else layout.shapes, loss, optimization)
         with torch.no_grad():
-            delta, coordinates = rule.update(grad, params, rule.spread(context, layout), coordinates)
+            delta, coordinates = rule.update(grad, params, rule.spread(steering, layout), coordinates)
         theta, state = chosen
-        moved, state = rule.update(self.take(grad), theta.detach(), rule.spread(context, layout, self.index), state)
+        moved, state = rule.update(self.take(grad), theta.detach(), rule.spread(steering, layout, self.index), state)
         return delta, coordinates, optimization, (theta + moved, state)
 
     def product(self, slope: Tensor, theta: Tensor) -> Tensor:
@@ -150,10 +151,10 @@ def _at(rule: Rule, instances: Instances, seen: Seen, visible: Tensor | None = N
         loss=seen.loss,
         grad=seen.grad,
         visible=torch.ones_like(seen.loss) if visible is None else visible,
-        coordinates=zeros(rule.coordinate_spec, (count, n), params.device),
-        optimization=zeros(rule.context_spec, (count,), params.device)
-        | zeros(rule.tensor_spec, (count, len(instances.shapes)), params.device),
-        layout=Layout.of(instances.shapes, params.device) if rule.tensor_spec else None,
+        coordinates=zeros(rule.spec.coordinate, (count, n), params.device),
+        optimization=zeros(rule.spec.model, (count,), params.device)
+        | zeros(rule.spec.tensor, (count, len(instances.shapes)), params.device),
+        layout=Layout.of(instances.shapes, params.device) if rule.per_tensor else None,
         steps=torch.zeros(1, dtype=torch.int64),
         mean=params,
         statistics=seen.statistics,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.evaluation.baselines import BaselineRule, best_lr
 from l2o_training.meta.curriculum import VALIDATION_SEED

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import Lane
 from l2o_training.meta.estimators.base import Estimator, Share, size
