@@ -183,8 +183,9 @@ def cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
 class Sums(NamedTuple):
     """Sums over a tensor, (..., S) float64 each: of `Progress.terms`, then of `TieredRule.terms`.
 
-    Size is the number of coordinates. With g the gradient, m₁₀ and v₁₀₀ its averages before this step, `product`, `normal` and `averaged` are those of
-    g m₁₀ / v₁₀₀, g² / v₁₀₀ and m₁₀² / v₁₀₀; fast and slow are m̂₁₀ and m̂₁₀₀ with the newest gradient in.
+    Size is the number of coordinates. With g the gradient, m₁₀ and v₁₀₀ its averages before this step, `product`,
+    `normal` and `averaged` are those of g m₁₀ / v₁₀₀, g² / v₁₀₀ and m₁₀² / v₁₀₀; fast and slow are m̂₁₀ and m̂₁₀₀ with
+    the newest gradient in.
     """
 
     size: Tensor

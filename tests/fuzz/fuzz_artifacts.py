@@ -32,19 +32,20 @@ import rule_mutators
 import signed_mutators
 import torch
 
-from l2o_runtime import ArtifactError, Rule, RuleConfig
+from l2o_runtime import ArtifactError, Rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig
 from l2o_runtime.files.artifact import parse_rule, read_rule, rule_bytes
 from l2o_runtime.files.exported import load_exported
+from l2o_runtime.rules import LSTMConfig, NormalizedConfig
 
 LIMIT_BYTES = 200 * 10**6
 LIMIT_SECONDS = 1.0  # of CPU time
 HANG = 20  # seconds after which a file counts as hanging
-CONFIGS = [RuleConfig(hidden=2, layers=1), RuleConfig(hidden=2, layers=1, context=FlagConfig(window=4))]
-CONFIGS += [RuleConfig(hidden=3, layers=2, features="normalized", context=DMDConfig(window=4, rank=1))]
-CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2))]
-CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1, snapshots="loss", delay=3))]
-CONFIGS += [RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4))]
+CONFIGS = [LSTMConfig(hidden=2, layers=1), LSTMConfig(hidden=2, layers=1, context=FlagConfig(window=4))]
+CONFIGS += [NormalizedConfig(hidden=3, layers=2, context=DMDConfig(window=4, rank=1))]
+CONFIGS += [LSTMConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2))]
+CONFIGS += [LSTMConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1, snapshots="loss", delay=3))]
+CONFIGS += [LSTMConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4))]
 Read = Callable[[Path], str]
 
 

@@ -8,8 +8,8 @@ import torch
 from torch.func import functional_call
 
 from l2o_runtime import ConfigError
-from l2o_runtime.config import KAEConfig, RuleConfig
-from l2o_runtime.rules import Rule
+from l2o_runtime.config import KAEConfig
+from l2o_runtime.rules import LSTMConfig, Rule
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import Lane
@@ -21,7 +21,7 @@ from l2o_training.tasks.data import load_dataset
 
 PAIRS = 160
 SIGMA = 0.03
-RULE = RuleConfig(hidden=2, layers=1, output_scale=0.1)
+RULE = LSTMConfig(hidden=2, layers=1, output_scale=0.1)
 TINY = TrainConfig(
     rule=RULE, tasks=(QuadraticConfig(size=4),), horizon=12, unroll=3, sigma=SIGMA, particles=2 * PAIRS, epochs=4
 )
@@ -72,7 +72,7 @@ def smoothed(truncations, count=40, tail=None):
         leaf = phi.clone().requires_grad_()
         theta, total, steps = inner.instances.params, 0.0, 0
         mean = theta
-        state = zeros(rule.coordinate_spec, tuple(theta.shape)), zeros(rule.context_spec, (1,))
+        state = zeros(rule.spec.coordinate, tuple(theta.shape)), zeros(rule.spec.model, (1,))
         for _ in range(truncations):
             pieces = (leaf + SIGMA * torch.randn(phi.shape, generator=rng)).split([s.numel() for s in shapes.values()])
             named = {name: piece.view(s) for (name, s), piece in zip(shapes.items(), pieces, strict=True)}
@@ -215,7 +215,7 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
     config = dataclasses.replace(
         load_preset("demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=40", "unroll=10"]),
         tasks=(QuadraticConfig(size=5), QuadraticConfig(size=3)),
-        rule=RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
+        rule=LSTMConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
         **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 4},
     )
     whole = Trainer(config, tmp_path / "whole").run()

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 from l2o_cli.main import app
 from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
-from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, to_dict
 from l2o_runtime.files.artifact import read_rule
+from l2o_runtime.rules import LSTMConfig
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.errors import RunError
@@ -76,7 +77,7 @@ def test_meta_gradient_equals_plain_differentiation(name, weights, tail):
         return torch.stack([loss(theta[i], (images[i], labels[i])) for i in range(3)])
 
     theta = instances.params
-    state = zeros(rule.coordinate_spec, tuple(theta.shape)), zeros(rule.context_spec, (3,))
+    state = zeros(rule.spec.coordinate, tuple(theta.shape)), zeros(rule.spec.model, (3,))
     value, total = losses_of(theta.detach().requires_grad_()), 0.0
     leaf = instances.params.clone().requires_grad_()
     instances = task.instances(3, seed=5)
@@ -152,7 +153,7 @@ def test_meta_training_learns_quadratics(tmp_path):
 def test_koopman_loss_falls_in_meta_training(tmp_path):
     config = dataclasses.replace(
         load_preset("quadratics", ["epochs=40", "horizon=40", "batch=4", "lr=0.01"]),
-        rule=RuleConfig(context=KAEConfig(window=8)),
+        rule=LSTMConfig(context=KAEConfig(window=8)),
     )
     trainer = Trainer(config, tmp_path / "run")
     losses = [trainer.train_epoch().koopman_loss for _ in range(40)]
@@ -275,7 +276,7 @@ def test_the_mean_goes_on_from_truncation_to_truncation():
     torch.testing.assert_close(parts.mean, torch.stack(theta).mean(0))
 
 
-STARTED = ["start=moments", "rule.context={kind='none'}", "rule.features=moments", "rule.output=adam"]
+STARTED = ["start=moments", "rule.kind=moments", "rule.context={kind='none'}"]
 STARTED += ["rule.output_scale=0.01", "rule.layers=1", *TINY, "validate_every=1"]
 
 
@@ -689,7 +690,7 @@ def test_biases_in_front_of_batch_norm_that_run_away_are_seen(tmp_path, kind, ta
     widths = {"hidden": (8,)} if kind is MLPConfig else {"channels": (4,)}
     task = task_of(kind(data="digits", norm="batch", activation="relu", batch_size=16, **widths))
     weight, bias, *_ = task.instances(1, 0).shapes
-    still, rule = torch.zeros_like(task.instances(1, 0).params[0]), Pushing(RuleConfig(hidden=3, layers=1))
+    still, rule = torch.zeros_like(task.instances(1, 0).params[0]), Pushing(LSTMConfig(hidden=3, layers=1))
     moving = still.clone()
     moving[weight.numel() :][: bias.numel()] = 1.0
     config = TrainConfig(horizon=60, unroll=10, validation_runs=2, tail=tail)

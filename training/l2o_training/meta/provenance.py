@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,8 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
 
 def kept_config(data: Any) -> Any:
     """`comparable` as it was kept in JSON, by this version or an older one; other data as it is."""
-    try:
+    with suppress(ConfigError, TypeError, AttributeError):  # it is of a rule that is no longer, or none at all
         data = comparable(read_config(data))
-    except (ConfigError, TypeError, AttributeError):  # of a rule that is no longer, or not one at all
-        pass
     return json.loads(json.dumps(data))
 
 
