@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from l2o_runtime import LearnedOptimizer, Rule
 from l2o_runtime.kernels import lstm as cpu
 from l2o_runtime.rules import LSTMConfig, MomentsConfig
+from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.engine import Replicas, advance
 from l2o_runtime.stepping.parts import Part, make_part
@@ -151,7 +152,7 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    rule = Rule(RULES[arguments.rule]).eval().requires_grad_(False)
+    rule = new_rule(RULES[arguments.rule]).eval().requires_grad_(False)
     torch.nn.init.normal_(rule.cell.head.weight, std=0.1)  # some rules start with zeros
     with torch.no_grad():
         print(f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}; nanoseconds per parameter, median (least)")

@@ -122,6 +122,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
     require(isinstance(value, Mapping), f"{place}: expected a table with a key `kind`, got {_repr.repr(value)}")
     kinds = {option.kind: option for option in options}
     chosen, inside = value.get("kind"), f"{path}." if path else ""
+    require("kind" in value, f"missing key {inside}kind: one of {', '.join(sorted(kinds))}")
     require(
         isinstance(chosen, str) and chosen in kinds,
         f"{inside}kind: {_repr.repr(chosen)} is not one of {', '.join(sorted(kinds))}",

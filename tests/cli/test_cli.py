@@ -89,11 +89,12 @@ def test_the_keys_are_those_of_the_configuration(cli):
     assert {field.name for field in dataclasses.fields(TrainConfig)} == {re.split(r"\W", row[0])[0] for row in rows}
     plain = [f"{key}={default}" for key, _, default in rows if not re.search(r"[\[(]", key) and default != "absent"]
     assert "epochs=100" in plain
-    assert 'rule.context.kind="none"' in plain
+    assert "rule.hidden=20" in plain
     own = Path("own.toml")
     own.write_text("")
     assert load_preset("own.toml", plain) == TrainConfig()
     assert any(row[0] == "rule.context.rank (dmd)" for row in rows)
+    assert "rule.limits.fading (tiered)" in text
     assert "tasks[].hidden (mlp)" in text
 
 

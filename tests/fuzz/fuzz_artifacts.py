@@ -32,11 +32,12 @@ import rule_mutators
 import signed_mutators
 import torch
 
-from l2o_runtime import ArtifactError, Rule
+from l2o_runtime import ArtifactError
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig
 from l2o_runtime.files.artifact import parse_rule, read_rule, rule_bytes
 from l2o_runtime.files.exported import load_exported
 from l2o_runtime.rules import LSTMConfig, NormalizedConfig
+from l2o_runtime.rules import make_rule as new_rule
 
 LIMIT_BYTES = 200 * 10**6
 LIMIT_SECONDS = 1.0  # of CPU time
@@ -201,7 +202,7 @@ def special_file(rng: random.Random, folder: Path) -> Path:
 def good_rules() -> list[bytes]:
     """The files that are spoilt."""
     torch.manual_seed(0)
-    return [rule_bytes(Rule(config).requires_grad_(False), {"seed": 0}) for config in CONFIGS]
+    return [rule_bytes(new_rule(config).requires_grad_(False), {"seed": 0}) for config in CONFIGS]
 
 
 def rule_cases() -> list[Case]:
@@ -231,7 +232,7 @@ def exported_cases(folder: Path, native: bool) -> list[Case]:
     from l2o_export.formats import WRITERS
 
     torch.manual_seed(0)
-    rule = Rule(CONFIGS[1]).eval().requires_grad_(False)
+    rule = new_rule(CONFIGS[1]).eval().requires_grad_(False)
     cases = []
     for suffix, writer in list(WRITERS.values())[1:]:
         writer(rule, {"seed": 0}, folder / f"good{suffix}")

@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from l2o_runtime import ConfigError
 from l2o_runtime.config import KAEConfig
-from l2o_runtime.rules import LSTMConfig, Rule
+from l2o_runtime.rules import LSTMConfig
+from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import Lane
@@ -31,7 +32,7 @@ def setting(estimator, tail=None):
     """A trained-a-little rule, its only lane, and the estimator; the problem is the same for all."""
     config = dataclasses.replace(TINY, estimator=estimator, tail=tail)
     torch.manual_seed(0)
-    rule, made = Rule(config.rule), make_estimator(config)
+    rule, made = new_rule(config.rule), make_estimator(config)
     tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
     lane = Lane(config, tasks, 0, made.copies)
     return config, rule, made, lane
@@ -134,7 +135,7 @@ def test_lanes_are_clipped_one_by_one(share):
     def message(change=lambda inner: None, **settings):
         config = dataclasses.replace(TINY, lanes=4, **settings)
         torch.manual_seed(0)
-        rule, made = Rule(config.rule), make_estimator(config)
+        rule, made = new_rule(config.rule), make_estimator(config)
         lane = Lane(config, [make_task(config.tasks[0], load_dataset, torch.device("cpu"))], 0)
         lane.tick()
         change(lane.begun(rule)[0])
@@ -155,7 +156,7 @@ def mixed_up(change=lambda message: message):
     for name in ("tbptt", "es", "mixed"):
         config = dataclasses.replace(TINY, estimator=name, lanes=4, particles=6)
         torch.manual_seed(0)
-        rule, made[name] = Rule(config.rule), make_estimator(config)
+        rule, made[name] = new_rule(config.rule), make_estimator(config)
         tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
         lanes = [Lane(config, tasks, index) for index in range(4)]
         for lane in lanes:

@@ -10,7 +10,8 @@ pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install '
 
 from l2o_runtime import rules
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules import LSTMConfig, MomentsConfig, Rule, make_rule
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, make_rule
+from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.state import zeros
 from l2o_training.fused import lstm as fused
@@ -23,7 +24,7 @@ from l2o_training.tasks.data import load_dataset
 
 def pair(name):
     torch.manual_seed(0)
-    plain = Rule(RULES[name])
+    plain = new_rule(RULES[name])
     return plain, fused.fuse(copy.deepcopy(plain))
 
 

@@ -23,10 +23,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from l2o_cli.main import app
-from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
+from l2o_runtime import ArtifactError, ConfigError, load_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, to_dict
 from l2o_runtime.files.artifact import read_rule
-from l2o_runtime.rules import LSTMConfig
+from l2o_runtime.rules import LSTMConfig, LSTMRule
+from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.errors import RunError
@@ -56,7 +57,7 @@ def task_of(config):
 def test_meta_gradient_equals_plain_differentiation(name, weights, tail):
     """⟨∇L, θ⟩ with ∇L held constant has the gradient of Σ w L(θ) with detached optimizee gradients."""
     torch.manual_seed(0)
-    rule = Rule(RULES[name])
+    rule = new_rule(RULES[name])
     task = task_of(MLPConfig(hidden=(4,), batch_size=8))
     inner = begin(rule, task.instances(3, seed=5))
     segment = unroll(rule, inner, 6, weights, tail=tail)
@@ -262,7 +263,7 @@ def test_lanes_in_the_middle_of_a_horizon_resume_bit_for_bit(tmp_path):
 
 def test_the_mean_goes_on_from_truncation_to_truncation():
     """The mean of all parameters (a tail of 1): over steps done four at a time as over the steps of one truncation."""
-    rule, task = Rule(RULES["none-log_sign"]), task_of(QuadraticConfig(size=5))
+    rule, task = new_rule(RULES["none-log_sign"]), task_of(QuadraticConfig(size=5))
     whole, parts = (begin(rule, task.instances(2, seed=0)) for _ in range(2))
     expected = unroll(rule, whole, 8, tail=1.0).mean_losses
     theta, got = [parts.params], []
@@ -674,7 +675,7 @@ def test_real_data_is_read(data_root, name, shape):
     assert len(data.images) == len(data.labels) >= 10_000
 
 
-class Pushing(Rule):
+class Pushing(LSTMRule):
     """Gradient descent that pushes parameters, as well."""
 
     push: torch.Tensor
