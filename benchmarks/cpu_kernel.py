@@ -26,16 +26,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime import LearnedOptimizer, Rule, RuleConfig
+from l2o_runtime import LearnedOptimizer, Rule
 from l2o_runtime.kernels import lstm as cpu
+from l2o_runtime.rules import LSTMConfig, MomentsConfig
+from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.engine import Replicas, advance
 from l2o_runtime.stepping.parts import Part, make_part
 from l2o_training.benchmark.contenders import network_flops
 
 RULES = {
-    "paper": RuleConfig(),
-    "moments": RuleConfig(features="moments", output="adam", output_scale=0.01, layers=1),
+    "paper": LSTMConfig(),
+    "moments": MomentsConfig(output_scale=0.01, layers=1),
 }
 
 clock = time.perf_counter
@@ -71,14 +73,14 @@ def part_of(rule: Rule, n: int) -> Part:
     param = nn.Parameter(torch.randn(n))
     param.grad = torch.randn(n)
     group = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
-    return make_part(group, param, {}, rule.coordinate_spec, {}, 0)
+    return make_part(group, param, {}, rule.spec.coordinate, {}, 0)
 
 
 def updater(rule: Rule, part: Part, kernel: cpu.CPUKernel | None) -> Callable[[], None]:
     replicas = Replicas(rule)
     replicas.kernels[part.param.device] = kernel
     good, loss = torch.tensor(True), torch.tensor(1.0)
-    context, statistics = zeros(rule.context_spec, ()), rule.observe(part.theta, part.grad, part.state)
+    context, statistics = zeros(rule.spec.model, ()), rule.observe(part.theta, part.grad, part.state)
     return lambda: advance(replicas, [part], statistics, loss, context, good)
 
 
@@ -150,7 +152,7 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    rule = Rule(RULES[arguments.rule]).eval().requires_grad_(False)
+    rule = new_rule(RULES[arguments.rule]).eval().requires_grad_(False)
     torch.nn.init.normal_(rule.cell.head.weight, std=0.1)  # some rules start with zeros
     with torch.no_grad():
         print(f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}; nanoseconds per parameter, median (least)")

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2o_runtime import Rule, RuleConfig
+from l2o_runtime import Rule
 from l2o_runtime.kernels.triton import Precision, TritonKernel, supported
+from l2o_runtime.rules import NormalizedConfig, make_rule
 from l2o_runtime.stepping.parts import Part
 
 DEFAULT: Precision = "tf32x3"
@@ -52,7 +53,7 @@ def make_part(rule: Rule, param: Tensor, grad: Tensor, dtype: torch.dtype) -> Pa
     count = param.numel()
     state = {
         key: torch.zeros(1 if key == "step" else count, *shape, device="cuda", dtype=dtype)
-        for key, (shape, _) in rule.coordinate_spec.items()
+        for key, (shape, _) in rule.spec.coordinate.items()
     }
     state["step"] = torch.zeros(1, device="cuda")
     return Part(GROUP, param, param.view(-1), grad.reshape(-1), state, {}, param.shape, 0, ())
@@ -171,7 +172,7 @@ def main() -> int:
         print("gpu_kernel: no GPU here, nothing was measured", file=sys.stderr)
         return 2
     torch.manual_seed(0)
-    rule = Rule(RuleConfig(features="normalized", output="tanh")).eval().requires_grad_(False).cuda()
+    rule = make_rule(NormalizedConfig(output="tanh")).eval().requires_grad_(False).cuda()
     if not supported(rule):
         print("gpu_kernel: the kernel is for NVIDIA's GPUs, nothing was measured", file=sys.stderr)
         return 2

@@ -30,9 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from l2o_runtime.config import RuleConfig
-from l2o_runtime.rules import make_rule
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import NormalizedConfig, Rule, TieredConfig, make_rule
 from l2o_runtime.solvers import Descent
 from l2o_training.fused import lstm as fused
 from l2o_training.fused.lstm import fuse
@@ -43,7 +41,7 @@ from l2o_training.tasks.data import load_dataset
 
 PLAIN = "plain, one instance"
 OPERATORS = "torch operators, as many at once"
-TWO_TIERS = RuleConfig(cell="scale", features="moments", output="adam", hidden=32, layers=1)
+TWO_TIERS = TieredConfig(hidden=32)
 
 DIGITS = load_dataset("digits", Path("data"))
 
@@ -98,7 +96,7 @@ def ours(
     hidden: int, steps: int, batch: int, processes: int = 1, rule: Rule | None = None
 ) -> tuple[Callable[[], None], int]:
     """One truncation as `l2o train` does it, for `batch` instances at once in each of some processes."""
-    rule = rule or fuse(Rule(RuleConfig(features="normalized")))
+    rule = rule or fuse(make_rule(NormalizedConfig()))
     optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
     task = make_task(MLPConfig(hidden=(hidden,), batch_size=64), lambda name: DIGITS, torch.device("cpu"))
     solver = Descent(rule)

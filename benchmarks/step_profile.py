@@ -2,7 +2,7 @@
 
 Two views of one step on a model of the benchmark: torch's operators by their own time, from the profiler; and the three
 phases of a rule by themselves, interleaved, on one chunk of coordinates, scaled to the model: `observe` (what a context
-gathers per coordinate), `contextualise` (eigenvalues or autoencoder, once per step) and `update` (the network).
+gathers per coordinate), `steer` (eigenvalues or autoencoder, once per step) and `update` (the network).
 
     python benchmarks/step_profile.py --size cnn --threads 1
 """
@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from l2o_runtime import LearnedOptimizer, Rule, RuleConfig
+from l2o_runtime import LearnedOptimizer
+from l2o_runtime.rules import LSTMConfig, make_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.parts import CHUNK
 from l2o_training.benchmark.contenders import CONTEXTS
@@ -52,16 +53,16 @@ def phases(size: str, rounds: int) -> Table:
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for name, context in CONTEXTS.items():
         torch.manual_seed(0)
-        rule = Rule(RuleConfig(context=context)).eval().requires_grad_(False)
+        rule = make_rule(LSTMConfig(context=context)).eval().requires_grad_(False)
         theta, grad = 0.1 * torch.randn(CHUNK), 0.01 * torch.randn(CHUNK)
-        state, whole = zeros(rule.coordinate_spec, (CHUNK,)), zeros(rule.context_spec, ())
+        state, whole = zeros(rule.spec.coordinate, (CHUNK,)), zeros(rule.spec.model, ())
         for _ in range(22):  # fill the window
             seen = rule.observe(theta, grad, state)
-            features, whole = rule.contextualise(seen, torch.ones(()), whole)
+            features, whole = rule.steer(seen.unsqueeze(-2), None, torch.ones(()), whole)
             delta, state = rule.update(grad, theta, features, state)
             theta = theta + 0.01 * delta
         calls[name, "observe"] = lambda r=rule, t=theta, g=grad, s=state: r.observe(t, g, s)  # type: ignore[misc]
-        calls[name, "contextualise"] = lambda r=rule, s=seen, w=whole: r.contextualise(s, torch.ones(()), w)  # type: ignore[misc]
+        calls[name, "steer"] = lambda r=rule, s=seen, w=whole: r.steer(s[None], None, torch.ones(()), w)  # type: ignore[misc]
         calls[name, "update"] = lambda r=rule, t=theta, g=grad, f=features, s=state: r.update(g, t, f, s)  # type: ignore[misc]
     spent: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(rounds):
@@ -71,10 +72,10 @@ def phases(size: str, rounds: int) -> Table:
             spent[key].append(time.perf_counter() - started)
     median = {key: statistics.median(values) for key, values in spent.items()}
     title = f"phases, ns per parameter at {n:,} parameters"
-    table = Table("rule", "observe", "contextualise", "update", "(observe + contextualise) / update", title=title)
+    table = Table("rule", "observe", "steer", "update", "(observe + steer) / update", title=title)
     for name in CONTEXTS:
         observe, update = (1e9 * median[name, phase] / CHUNK for phase in ("observe", "update"))
-        once = 1e9 * median[name, "contextualise"] / n
+        once = 1e9 * median[name, "steer"] / n
         share = (observe + once) / update
         table.add_row(name, f"{observe:.1f}", f"{once:.2f}", f"{update:.0f}", f"{share:.1%}")
     return table

@@ -2,10 +2,10 @@
 
 __version__ = "0.1.0"
 
-from l2o_runtime.config import ConfigError, RuleConfig
+from l2o_runtime.config import ConfigError
 from l2o_runtime.files.artifact import ArtifactError, load_rule, save_rule
 from l2o_runtime.optimizer import LearnedOptimizer
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule, RuleConfig, make_rule
 from l2o_runtime.stepping.advice import HorizonWarning
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Rule",
     "RuleConfig",
     "load_rule",
+    "make_rule",
     "save_rule",
 ]

@@ -78,6 +78,15 @@ def build(kind: type[T], data: Any, path: str = "") -> T:
         raise ConfigError(f"{path}{error}") from None
 
 
+def build_union(union: Any, data: Any, path: str = "") -> Any:
+    """`build` of the member of a union that `data` names by its `kind`.
+
+    Raises:
+        ConfigError: as `build` does, or there is no such kind.
+    """
+    return _convert_union(typing.get_args(union), data, path)
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """Check `value` against one type hint; the few shapes that configurations use."""
     origin = typing.get_origin(hint)
@@ -109,14 +118,16 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
             return None
         (only,) = [option for option in options if option is not type(None)]
         return _convert(only, value, path)
-    require(isinstance(value, Mapping), f"{path}: expected a table with a key `kind`, got {_repr.repr(value)}")
+    place = path or "configuration"
+    require(isinstance(value, Mapping), f"{place}: expected a table with a key `kind`, got {_repr.repr(value)}")
     kinds = {option.kind: option for option in options}
-    chosen = value.get("kind")
+    chosen, inside = value.get("kind"), f"{path}." if path else ""
+    require("kind" in value, f"missing key {inside}kind: one of {', '.join(sorted(kinds))}")
     require(
         isinstance(chosen, str) and chosen in kinds,
-        f"{path}.kind: {_repr.repr(chosen)} is not one of {', '.join(sorted(kinds))}",
+        f"{inside}kind: {_repr.repr(chosen)} is not one of {', '.join(sorted(kinds))}",
     )
-    return build(kinds[chosen], value, f"{path}.")
+    return build(kinds[chosen], value, inside)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -211,8 +222,6 @@ class DMDConfig(WindowConfig):
             clusters at 1), the relative residual of the fit and a ready flag.
         every: recompute the eigenvalues every so many steps and hold them in between.
         delay: q, the number of losses in a snapshot; only with "loss".
-        scope: "model" has one window for all parameters; "tensor", for rules with a network per tensor, one for each,
-            seen by its network alone.
     """
 
     kind: ClassVar[str] = "dmd"
@@ -221,7 +230,6 @@ class DMDConfig(WindowConfig):
     features: Literal["raw", "scaled"] = "scaled"
     every: int = 1
     delay: int = dataclasses.field(default=10, metadata=LATER)
-    scope: Literal["model", "tensor"] = dataclasses.field(default="model", metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,6 +251,14 @@ class DMDConfig(WindowConfig):
     def width(self) -> int:
         """Number of features: Re λ and Im λ, or log-modulus and angle with residual and ready flag."""
         return 2 * self.rank + 2 * (self.features == "scaled")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorDMDConfig(DMDConfig):
+    """A DMD for every tensor, each with a window of its own, seen by its tensor's network alone."""
+
+    kind: ClassVar[str] = "tensor_dmd"
+    snapshots: Literal["theta", "delta", "gradient"] = "theta"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,70 +295,4 @@ class KAEConfig(WindowConfig):
 
 
 ContextConfig = NoneConfig | PlaceboConfig | FlagConfig | DMDConfig | KAEConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RuleConfig:
-    """Everything that fixes the architecture of a rule.
-
-    Attributes:
-        features: "log_sign" (Andrychowicz et al. 2016, p = 10), "normalized" (RNNprop, Lv et al. 2017), or "moments":
-            averages over several spans, sizes of gradients and parameters, time and loss.
-        hidden, layers: size of the LSTM.
-        output: "linear" (Andrychowicz), "tanh" (RNNprop; bounds every step by output_scale · lr), or "adam": a change
-            of Adam's step; goes with "moments".
-        cell: "lstm" runs the LSTM for every coordinate; "scale" runs it for every tensor, where it steers a tiny
-            network for every coordinate; goes with "moments" and one layer.
-        output_scale: factor on the network's output.
-        growth: of cell "scale": from one step to the next a tensor's steps become at most so many times as long; they
-            may become shorter at once. The direction of every coordinate is bounded too. None is no bound.
-        known_parameters: of cell "scale": networks of N parameters, more than these, get steps shorter by the fourth
-            root of N / known_parameters, which fade slowly, and directions are bounded. None treats all alike.
-        noise_floor: of features "normalized" and "moments": a gradient smaller than this share of the root mean square
-            of all gradients is taken for rounding, and where a gradient is gone steps fade (`rules.restraint`).
-            None does neither.
-        context: what every coordinate sees besides its own gradient.
-        horizon: number of steps the rule was meta-trained for.
-        needs_loss: the rule was meta-trained only with a loss value at every step.
-    """
-
-    features: Literal["log_sign", "normalized", "moments"] = "log_sign"
-    hidden: int = 20
-    layers: int = 2
-    output: Literal["linear", "tanh", "adam"] = "linear"
-    cell: Literal["lstm", "scale"] = dataclasses.field(default="lstm", metadata=LATER)
-    output_scale: float = 0.1
-    growth: float | None = dataclasses.field(default=None, metadata=LATER)
-    known_parameters: int | None = dataclasses.field(default=None, metadata=LATER)
-    noise_floor: float | None = dataclasses.field(default=None, metadata=LATER)
-    context: ContextConfig = dataclasses.field(default_factory=NoneConfig)
-    horizon: int = 100
-    needs_loss: bool = False
-
-    @property
-    def sees_loss(self) -> bool:
-        """Whether a loss changes what the rule does: rules over `moments`, and those with a window, look at it."""
-        return self.features == "moments" or isinstance(self.context, WindowConfig)
-
-    def __post_init__(self) -> None:
-        require(1 <= self.hidden <= 512, f"hidden: must be in 1..512, got {self.hidden}")
-        require(1 <= self.layers <= 8, f"layers: must be in 1..8, got {self.layers}")
-        together = (self.features == "moments") == (self.output == "adam")
-        require(together, f"output: 'adam' goes with features 'moments', got {self.output!r} with {self.features!r}")
-        fits = self.cell == "lstm" or (self.features == "moments" and self.layers == 1)
-        require(fits, f"cell: 'scale' goes with features 'moments' and layers 1, got {self.features!r}, {self.layers}")
-        if isinstance(self.context, DMDConfig) and self.context.scope == "tensor":
-            fits = self.cell == "scale" and self.context.snapshots != "loss"
-            require(fits, "context.scope: 'tensor' goes with cell 'scale', and with snapshots other than 'loss'")
-        require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
-        fits = self.growth is None or (self.cell == "scale" and 1 < self.growth <= 100)
-        require(fits, f"growth: must be in (1, 100] and goes with cell 'scale', or absent; got {self.growth}")
-        known = self.known_parameters
-        fits = known is None or (self.cell == "scale" and 1 <= known <= 10**15)
-        require(fits, f"known_parameters: must be in 1..10**15 and goes with cell 'scale', or absent; got {known}")
-        floor = self.noise_floor
-        fits = floor is None or (self.features != "log_sign" and 0 < floor <= 0.1)
-        require(fits, f"noise_floor: must be in (0, 0.1] and goes with features other than 'log_sign'; got {floor}")
-        require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
-        weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)
-        require(weights <= MAX_NUMBERS, f"hidden: the LSTM has about {weights} weights, more than {MAX_NUMBERS}")
+"""What rules see of the whole optimization."""

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping.advice import Advice, outside
@@ -127,9 +127,8 @@ class LearnedOptimizer(Optimizer):
         path = find_rule(rule)
         self._name = str(rule)
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
-        self._coordinate_spec = kept_in(state_dtype, self._rule.coordinate_spec)
-        self._tensor_spec = self._rule.tensor_spec
-        self._context_spec = self._rule.context_spec
+        coordinate, self._tensor_spec, self._context_spec = self._rule.spec
+        self._coordinate_spec = kept_in(state_dtype, coordinate)
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         check_process_group(process_group)
         self._process_group = process_group
@@ -275,10 +274,10 @@ class LearnedOptimizer(Optimizer):
     def _advance(self, parts: list[Part], loss: Tensor, found: State) -> tuple[Tensor, list[Tensor]]:
         """A step of the rule, where `found` belongs to the whole; whether it was taken, and the reasons why not."""
         context_state = {key: found[CONTEXT + key] for key in self._context_spec}
-        statistics, pulse = observe(parts, self._replicas)
-        good, reasons = diagnose(pulse, loss, statistics)
+        sums, pulse = observe(parts, self._replicas)
+        good, reasons = diagnose(pulse, loss, sums)
         if self._replicas is not None:
-            advance(self._replicas, parts, statistics, loss, context_state, good)
+            advance(self._replicas, parts, sums, loss, context_state, good)
         else:
             assert isinstance(self._rule, ExportedRule)
             advance_exported(self._rule, parts, loss, context_state, good)

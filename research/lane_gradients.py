@@ -24,7 +24,6 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 def gradients(trainer: Trainer, truncations: int) -> Tensor:
     """Meta-gradients (truncations · lanes, P) of single lanes."""
-    trainer.rule.train()
     found = []
     for _ in range(truncations):
         for slot in trainer.slots:

@@ -16,7 +16,7 @@ def inspect(
 ) -> None:
     """Say what a rule is: architecture, sizes, horizon, what it was meta-trained on."""
     with friendly_errors():
-        from l2o_export.card import describe_context, describe_network, describe_steps, describe_tasks, state_bytes
+        from l2o_export.card import describe_context, describe_steps, describe_tasks, state_bytes
         from l2o_runtime.config import to_dict
         from l2o_runtime.files.artifact import FORMAT, find_rule, read_rule
 
@@ -38,7 +38,7 @@ def inspect(
         table = Table(show_header=False, box=None)
         for key in ("file", "format", "bytes", "weights"):
             table.add_row(key, f"{facts[key]:,}" if isinstance(facts[key], int) else str(facts[key]))
-        table.add_row("network", f"{describe_network(loaded)}, {config.features} features")
+        table.add_row("network", f"{config.kind}: {config.network}")
         table.add_row("context", describe_context(loaded))
         table.add_row("state", f"{facts['state_bytes_per_parameter']} bytes per parameter")
         table.add_row("steps", describe_steps(loaded))

@@ -29,18 +29,17 @@ def show_keys(show: bool) -> None:
     raise typer.Exit
 
 
-def keys(kind: type, path: str = "", of: str = "") -> Iterator[Row]:
+def keys(kind: type, path: str = "") -> Iterator[Row]:
     """The keys of a configuration and of those in it, in their order.
 
     Args:
         kind: a dataclass.
         path: what stands before its keys.
-        of: what stands after them: the `kind` that has them, where there are several.
     """
     hints, seen = typing.get_type_hints(kind), []
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], f"{path}{field.name}"
-        inner, key = (typing.get_args(hint)[0], f"{key}[]") if _many(hint) else (hint, key)
+        inner, key = (typing.get_args(hint)[0], f"{key}[]") if _many(hint) else (_required(hint), key)
         if dataclasses.is_dataclass(inner):
             yield from keys(typing.cast(type, inner), f"{key}.")
         elif _kinds(inner) and inner in seen:
@@ -48,14 +47,30 @@ def keys(kind: type, path: str = "", of: str = "") -> Iterator[Row]:
         elif options := _kinds(inner):
             seen.append(inner)
             yield f"{key}.kind", " | ".join(option.kind for option in options), _default(field)
-            for option in options:
-                yield from keys(option, f"{key}.", f" ({option.kind})")
+            yield from _of_kinds(options, f"{key}.")
         else:
-            yield f"{key}{of}", _spell(hint), _default(field)
+            yield key, _spell(hint), _default(field)
+
+
+def _of_kinds(options: tuple[Any, ...], path: str) -> Iterator[Row]:
+    """The keys of a union's members, each once, with the kinds that have it where not all do."""
+    found: dict[Row, list[str]] = {}
+    for option in options:
+        for row in keys(option, path):
+            found.setdefault(row, []).append(option.kind)
+    for (key, spelled, default), kinds in found.items():
+        whole = len(kinds) == len(options) or key.endswith(")")
+        yield key if whole else f"{key} ({', '.join(kinds)})", spelled, default
 
 
 def _many(hint: Any) -> bool:
     return typing.get_origin(hint) is tuple and bool(_kinds(typing.get_args(hint)[0]))
+
+
+def _required(hint: Any) -> Any:
+    """A configuration that may be left out, as it is where it is not; any other type as it is."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    return options[0] if len(options) == 1 and dataclasses.is_dataclass(options[0]) else hint
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

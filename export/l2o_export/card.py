@@ -8,8 +8,7 @@ from typing import Any
 
 from l2o_runtime.config import to_dict
 from l2o_runtime.files.exported import step_names
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.rules.tiered import UNITS
+from l2o_runtime.rules import Rule
 
 LAYOUT = (
     "layout.owner is the number of the tensor, int64 (n,), that each coordinate belongs to; layout.shapes "
@@ -48,24 +47,14 @@ def describe_context(rule: Rule) -> str:
     return f"{kind} ({text})" if text else kind
 
 
-def describe_network(rule: Rule) -> str:
-    """One phrase on the networks of a rule."""
-    config = rule.config
-    size = f"{config.layers} × {config.hidden}"
-    if config.cell == "scale":
-        return f"an LSTM of {size} units per tensor that steers a network of {UNITS} units per coordinate"
-    return f"a coordinatewise LSTM of {size} units"
-
-
 def describe_steps(rule: Rule) -> str:
     """One phrase on what bounds the steps of a rule, and where they end."""
     config, bounds = rule.config, []
-    if config.output == "tanh":
+    limits = getattr(config, "limits", None)
+    if config.bounded:
         bounds.append(f"at most {config.output_scale:g} · lr")
-    if config.growth is not None:
-        bounds.append(f"at most {config.growth:g} times as long as the ones before")
-    if config.known_parameters is not None:
-        bounds.append(f"shorter, and slower to fade, in networks of more than {config.known_parameters:,} parameters")
+    if limits is not None:
+        bounds.append(f"shorter, and slower to fade, in networks of more than {limits.known_parameters:,} parameters")
     if config.noise_floor is None:
         bounds.append("they go on where a gradient is gone, and where it is nothing but rounding")
     else:
@@ -75,7 +64,7 @@ def describe_steps(rule: Rule) -> str:
 
 def state_bytes(rule: Rule) -> int:
     """Bytes of state per coordinate, without the count of steps, of which the optimizer keeps one per tensor."""
-    specs = (spec for key, spec in rule.coordinate_spec.items() if key != "step")
+    specs = (spec for key, spec in rule.spec.coordinate.items() if key != "step")
     return sum(dtype.itemsize * math.prod(shape) for shape, dtype in specs)
 
 
@@ -101,7 +90,7 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     score = f"; validation loss {validation:.3g}" if isinstance(validation, float) else ""
     about = [
         "A small network in place of Adam's formula, meta-trained and frozen: from gradients and its state to steps.",
-        f"- It is {describe_network(rule)}, over `{config.features}` features, with context {describe_context(rule)}; "
+        f"- It is of kind `{config.kind}`, {config.network}, with context {describe_context(rule)}; "
         f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter.",
         "- It needs the loss at every step." if config.needs_loss else "- It works with and without the loss.",
         f"- Meta-trained for runs of up to {config.horizon:,} steps; it extrapolates in longer ones.",
@@ -157,19 +146,19 @@ def _files(manifest: dict[str, Any]) -> list[str]:
 def _step(rule: Rule, onnx: bool) -> list[str]:
     """How to call a file, with a table of the state, and a loop if there is an ONNX file."""
     inputs, outputs = step_names(rule)
-    tensors = [(("n", *shape), dtype) for shape, dtype in rule.coordinate_spec.values()]
-    tensors += rule.context_spec.values()
-    tensors += [(("S", *shape), dtype) for shape, dtype in rule.tensor_spec.values()]
+    tensors = [(("n", *shape), dtype) for shape, dtype in rule.spec.coordinate.values()]
+    tensors += rule.spec.model.values()
+    tensors += [(("S", *shape), dtype) for shape, dtype in rule.spec.tensor.values()]
     first = len(inputs) - len(tensors)
     text = (
         f"`({', '.join(inputs[:first])}, *state) → ({outputs[0]}, *next state)`. param and grad are float32 (n,), all "
         "tensors one after the other; loss is float32 (), a 0-d array, and 0 where it is not known; the caller adds "
-        f"`lr · delta` to the parameters. {LAYOUT * bool(rule.tensor_spec)}The state is zero at the start; in order:"
+        f"`lr · delta` to the parameters. {LAYOUT * rule.per_tensor}The state is zero at the start; in order:"
     )
     lines = [_fill(text), "", "| name | shape | dtype |", "|---|---|---|"]
     for (shape, dtype), members in groupby(zip(inputs[first:], tensors, strict=True), key=lambda pair: pair[1]):
         names = ", ".join(f"`{name}`" for name, _ in members)
         lines.append(f"| {names} | ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}) | {str(dtype)[6:]} |")
-    layout = LOOP_LAYOUT if rule.tensor_spec else "fixed = {}"
+    layout = LOOP_LAYOUT if rule.per_tensor else "fixed = {}"
     loop = ["", "```python", LOOP.format(first=first, layout=layout), "```"]
     return lines + loop * onnx

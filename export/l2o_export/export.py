@@ -19,7 +19,7 @@ from l2o_runtime.files.artifact import load_rule, read_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.exported import load_exported
 from l2o_runtime.files.untrusted import printable
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 
 
 def parse_formats(text: str) -> list[str]:

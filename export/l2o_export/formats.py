@@ -19,7 +19,7 @@ from l2o_runtime.files.artifact import FORMAT, save_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.exported import FlatStep, no_guards, step_names, torchscript
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.state import zeros
 
 ONNX_VERSIONS: dict[str, Any] = {"ir_version": 8, "opset": 18, "oldest_onnxruntime": "1.15"}
@@ -34,11 +34,11 @@ class ExportError(RuntimeError):
 def example_inputs(rule: Rule, coordinates: int = 7) -> tuple[Tensor, ...]:
     """Inputs of the flat step at the first step of an optimization."""
     param, grad = torch.linspace(-1, 1, coordinates), torch.linspace(0.5, -0.5, coordinates)
-    state = [*zeros(rule.coordinate_spec, (coordinates,)).values(), *zeros(rule.context_spec, ()).values()]
-    if not rule.tensor_spec:
+    state = [*zeros(rule.spec.coordinate, (coordinates,)).values(), *zeros(rule.spec.model, ()).values()]
+    if not rule.per_tensor:
         return param, grad, torch.tensor(1.0), *state
     layout = Layout.of([torch.Size([coordinates - 4]), torch.Size([2, 2])])
-    return param, grad, torch.tensor(1.0), *layout, *state, *zeros(rule.tensor_spec, (2,)).values()
+    return param, grad, torch.tensor(1.0), *layout, *state, *zeros(rule.spec.tensor, (2,)).values()
 
 
 def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
@@ -154,8 +154,8 @@ def _forget_origins(graph: Any) -> None:
 def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:
     """n is free in every coordinate tensor; everything else is fixed by the configuration."""
     n, tensors = {0: Dim("n", min=2)}, {0: Dim("tensors", min=1)}
-    layout = (n, tensors) if rule.tensor_spec else ()
-    state = [*(n for _ in rule.coordinate_spec), *({} for _ in rule.context_spec), *(tensors for _ in rule.tensor_spec)]
+    layout = (n, tensors) if rule.per_tensor else ()
+    state = [*(n for _ in rule.spec.coordinate), *({} for _ in rule.spec.model), *(tensors for _ in rule.spec.tensor)]
     # FlatStep.forward takes the state as *args, which torch.export sees as one tuple.
     return n, n, {}, (*layout, *state)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from l2o_export.formats import ExportError
 from l2o_runtime.files.exported import ExportedRule
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, zeros
 
 STEPS = 200
@@ -120,9 +120,9 @@ def make_problem(hidden: int = HIDDEN) -> Problem:
 
 def run(rule: Rule | ExportedRule, problem: Problem, start: Tensor, steps: int = STEPS) -> Iterator[Step]:
     """Train with a rule; every other step gets the loss, so that both ways of calling it are in it."""
-    theta, layout = start, Layout.of(problem.shapes) if rule.tensor_spec else None
-    coordinates = zeros(rule.coordinate_spec, (len(start),))
-    optimization = zeros(rule.context_spec, ()) | zeros(rule.tensor_spec, (len(problem.shapes),))
+    theta, layout = start, Layout.of(problem.shapes) if rule.per_tensor else None
+    coordinates = zeros(rule.spec.coordinate, (len(start),))
+    optimization = zeros(rule.spec.model, ()) | zeros(rule.spec.tensor, (len(problem.shapes),))
     for number in range(steps):
         grad, loss = problem.look(theta, number)
         got = (theta, grad, loss if number % 2 else torch.zeros(()), coordinates, optimization, layout)
@@ -191,9 +191,9 @@ def step_errors(
         ours, theirs, changed = map(_named, (step.gave, _call(rule, step.got), step.changed))
         found = []
         for key in ours:
-            whole = key in rule.context_spec
+            whole = key in rule.spec.model
             tensors = ours[key], theirs[key], changed[key]
-            cut = [(x,) if whole else x.split(1 if key in rule.tensor_spec else sizes) for x in tensors]
+            cut = [(x,) if whole else x.split(1 if key in rule.spec.tensor else sizes) for x in tensors]
             for index, parts in enumerate(zip(*cut, strict=True)):
                 place = f"{key} of step {number}" + ("" if whole else f", tensor {index}")
                 found.append((relative_error(*parts), place))
@@ -218,7 +218,8 @@ class Reference(NamedTuple):
     def recorded(self) -> Iterator[tuple[list[torch.Size], Iterable[Recorded]]]:
         """Networks' shapes, and steps of eager; they are not kept, for the state of a large rule takes much memory."""
         yield self.problem.shapes, record(self.rule, self.problem)
-        known = self.rule.config.known_parameters
+        limits = getattr(self.rule.config, "limits", None)
+        known = None if limits is None else limits.known_parameters
         if known is not None and WIDE_FACTOR * known <= WIDEST:
             wider = make_problem(WIDE_FACTOR * known // PER_UNIT + 1)
             yield wider.shapes, record(self.rule, wider, WIDE_STEPS)

@@ -1,6 +1,7 @@
 """What every context is: additive statistics in, a small global vector out."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,14 @@ from l2o_runtime.state import State, StateSpec
 class Context(nn.Module, ABC):
     """A view of the optimization that is the same for every coordinate.
 
-    A context observes parameters and gradients through additive statistics, and turns their sum into a vector of
-    `config.width` numbers.
+    A context observes parameters and gradients through sums over coordinates, and reads a vector of `config.width`
+    numbers from them.
+
+    Attributes:
+        per_tensor: whether every tensor has one of its own.
     """
+
+    per_tensor: ClassVar[bool] = False
 
     @property
     def coordinate_spec(self) -> StateSpec:
@@ -36,12 +42,23 @@ class Context(nn.Module, ABC):
         """Statistics (..., k) of coordinates (..., n); those of a whole are the sum over its parts."""
         return param.new_zeros((*param.shape[:-1], 0))
 
+    def observe_tensors(self, param: Tensor, grad: Tensor, state: State, owner: Tensor, tensors: int) -> Tensor:
+        """`observe` in rows, one for each tensor: (..., S, k). Here only their sum counts, which stands in the first.
+
+        Args:
+            param, grad, state: of all coordinates (..., n).
+            owner: (n,) number of each coordinate's tensor.
+            tensors: S.
+        """
+        first = torch.arange(tensors, device=param.device).unsqueeze(-1) == 0
+        return torch.where(first, self.observe(param, grad, state, 0).double().unsqueeze(-2), 0.0)
+
     def remember(self, param: Tensor, grad: Tensor, state: State) -> State:
         """Coordinate state after this step."""
         return {}
 
     @abstractmethod
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Context (..., c) and the new context state, from summed statistics (..., k) and loss (...)."""
 
 
@@ -52,7 +69,7 @@ class ConstantContext(Context):
         super().__init__()
         self.width = width
 
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Zeros of shape (..., c)."""
         return statistics.new_zeros((*statistics.shape[:-1], self.width), dtype=torch.float32), {}
 
@@ -69,7 +86,7 @@ class FlagContext(Context):
         """The number of steps."""
         return {"count": ((), torch.int64)}
 
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The flag (..., 1)."""
         count = state["count"] + 1
         return (count >= self.size).float().unsqueeze(-1), {"count": count}

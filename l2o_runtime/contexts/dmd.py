@@ -1,5 +1,7 @@
 """Context from Dynamic Mode Decomposition: eigenvalues of the best linear model of the last m steps."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -59,12 +61,7 @@ class DMD(WindowContext):
         """θ, or g: zero where it is no number, and clipped to ± `LARGEST`, so that inner products are finite."""
         return grad.nan_to_num().clamp(-LARGEST, LARGEST) if self.config.snapshots == "gradient" else param
 
-    def observe_tensors(self, param: Tensor, grad: Tensor, state: State, owner: Tensor, tensors: int) -> Tensor:
-        """`observe` for every tensor: (..., S, k), from all coordinates (..., n) and their tensors' numbers (n,)."""
-        assert isinstance(self.window, GramWindow)
-        return self.window.observe_tensors(self.snapshot(param, grad), state, owner, tensors)
-
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance the window and read its eigenvalues."""
         new = self.window.advance(statistics, loss, state)
         every = self.config.every
@@ -91,3 +88,14 @@ class DMD(WindowContext):
             features = torch.cat([re, im], dim=-1)
         ready = self.window.full(state) & (trace(gram) > 0)
         return torch.where(ready.unsqueeze(-1), features, torch.zeros_like(features)).float()
+
+
+class TensorDMD(DMD):
+    """`DMD` of every tensor by itself."""
+
+    per_tensor: ClassVar[bool] = True
+
+    def observe_tensors(self, param: Tensor, grad: Tensor, state: State, owner: Tensor, tensors: int) -> Tensor:
+        """`observe` of every tensor: (..., S, k)."""
+        assert isinstance(self.window, GramWindow)
+        return self.window.observe_tensors(self.snapshot(param, grad), state, owner, tensors).double()

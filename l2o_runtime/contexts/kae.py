@@ -104,7 +104,7 @@ class KAE(WindowContext):
         eye = torch.eye(self.config.latent, device=self.angle.device)
         return rotate(eye, self.radius, self.angle).mT
 
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance the window, describe it and encode it."""
         new = self.window.advance(statistics, loss, state)
         new["features"] = window_features(new["gram"], new["losses"], new["count"])

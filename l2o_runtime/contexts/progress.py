@@ -20,7 +20,7 @@ ENERGY_SPAN = 100
 class Level:
     """Size of all gradients: the log of their root mean square over 100 steps, and nothing for the network."""
 
-    STATISTICS: ClassVar[int] = 2
+    SUMS: ClassVar[int] = 2
     WIDTH: ClassVar[int] = 0
 
     @property
@@ -33,7 +33,7 @@ class Level:
         square = grad.nan_to_num().clamp(-LARGEST, LARGEST).double().square()
         return torch.stack([torch.ones_like(square).sum(-1), square.sum(-1)], dim=-1)
 
-    def contextualise(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """The level (..., 1) and the new state, from summed statistics (..., 2)."""
         count, square = statistics.unbind(-1)
         level, new = advance_level(count, square, state)
@@ -72,7 +72,7 @@ class Progress:
     the log of how large the latter is beside the former: steps that are too long turn gradients around.
     """
 
-    STATISTICS: ClassVar[int] = 5
+    SUMS: ClassVar[int] = 5
     WIDTH: ClassVar[int] = len(CLOCKS) + 5
     """Of what the network sees: without the level."""
 
@@ -97,9 +97,7 @@ class Progress:
         """The sums of `terms`: (..., 5)."""
         return torch.stack([x.sum(-1) for x in self.terms(grad, momentum, square)], dim=-1)
 
-    def contextualise(
-        self, statistics: Tensor, loss: Tensor, state: State, latest: int | None = None
-    ) -> tuple[Tensor, State]:
+    def read(self, statistics: Tensor, loss: Tensor, state: State, latest: int | None = None) -> tuple[Tensor, State]:
         """The vector (..., 9) and the new state, from summed statistics (..., 5) and loss (...).
 
         After step `latest`, if there is one, the clocks of the vector stand still.

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from l2o_runtime.config import RuleConfig, build
-from l2o_runtime.files.artifact import MAX_BYTES, ArtifactError, check_format
+from l2o_runtime.files.artifact import MAX_BYTES, ArtifactError, check_format, read_config
 from l2o_runtime.files.untrusted import parse_json, printable
-from l2o_runtime.rules import make_rule
+from l2o_runtime.rules import RuleConfig, make_rule
 
 METADATA_KEY = "l2o-rule.json"
 DIGEST = 64
@@ -80,8 +79,8 @@ def check_metadata(text: str) -> RuleConfig:
     """
     try:
         content = parse_json(text)
-        check_format(content.get("format") if isinstance(content, dict) else None)
-        return build(RuleConfig, content.get("config"))
+        written = content.get("format") if isinstance(content, dict) else None
+        return read_config(check_format(written), content.get("config"))
     except ArtifactError:
         raise
     except ValueError as error:

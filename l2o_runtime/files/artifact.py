@@ -9,13 +9,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from l2o_runtime.config import ConfigError, RuleConfig, build, to_dict
+from l2o_runtime.config import ConfigError, build_union, require, to_dict
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.untrusted import canonical, parse_json, printable
-from l2o_runtime.rules import make_rule
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.files.upgrade import upgraded
+from l2o_runtime.rules import AnyRuleConfig, Rule, RuleConfig, make_rule
 
-FORMAT = "l2o-rule/1"
+FORMAT = "l2o-rule/2"
+FORMATS = ("l2o-rule/1", FORMAT)
+"""Those that this version reads; it writes the last one."""
 MAX_BYTES = 48 * 2**20
 """The largest file; the limits on sizes in `config` keep every rule below it."""
 MAX_HEADER = 2**20
@@ -122,16 +124,35 @@ def read_limited(path: Path) -> bytes:
     return content
 
 
-def check_format(found: object) -> None:
-    """Refuse every format but the one this version reads.
+def check_format(found: object) -> str:
+    """A format that this version reads.
 
     Raises:
-        ArtifactError: with both versions in the message.
+        ArtifactError: it is another one, with both versions in the message.
     """
     if not isinstance(found, str) or not found.startswith("l2o-rule/"):
         raise ArtifactError("not a rule: its metadata has no format l2o-rule/…; expected a file that l2o wrote")
-    if found != FORMAT:
-        raise ArtifactError(f"format {printable(found, 80)}, this version reads {FORMAT}: upgrade l2o-runtime")
+    if found not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ArtifactError(f"format {printable(found, 80)}, this version reads {known}: upgrade l2o-runtime")
+    return found
+
+
+def read_config(written: str, config: Any) -> RuleConfig:
+    """A rule's configuration, as a format that is read has it.
+
+    Args:
+        written: the format.
+        config: what its JSON gave.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if written != FORMAT:
+        require(not isinstance(config, Mapping) or "kind" not in config, "unknown key kind")
+        config = upgraded(config)
+    found: RuleConfig = build_union(AnyRuleConfig, config)
+    return found
 
 
 def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
@@ -161,7 +182,7 @@ def _parse(content: bytes) -> tuple[Rule, dict[str, Any]]:
         raise ArtifactError("damaged: its header is not canonical JSON; copy it again from its source")
     if metadata.pop("digest") != _digest(header, data):
         raise ArtifactError("damaged: its contents do not match its digest; copy it again from its source")
-    rule = _assemble(build(RuleConfig, parse_json(metadata["config"])), header, content)
+    rule = _assemble(read_config(metadata["format"], parse_json(metadata["config"])), header, content)
     provenance = parse_json(metadata["provenance"])
     if not isinstance(provenance, dict):
         raise ArtifactError("not a valid rule file: its provenance is not a JSON object")

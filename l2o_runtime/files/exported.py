@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.config import RuleConfig
 from l2o_runtime.files.archive import (
     METADATA_KEY,
     check_metadata,
@@ -33,10 +32,8 @@ from l2o_runtime.files.archive import (
 from l2o_runtime.files.artifact import SUFFIXES, ArtifactError, find_rule, read_limited
 from l2o_runtime.files.untrusted import printable
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules import make_rule
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.rules.tiered import ScaleRule
-from l2o_runtime.state import State, StateSpec
+from l2o_runtime.rules import Rule, RuleConfig, Spec, make_rule
+from l2o_runtime.state import State
 
 MAX_REASON = 4000
 """Characters of a reader's message: onnxruntime's says what is wrong at its end, behind hundreds of them."""
@@ -70,9 +67,10 @@ def no_guards() -> Iterator[None]:
 
 def step_names(rule: "Rule | ExportedRule") -> tuple[list[str], list[str]]:
     """Names of the step's inputs and outputs, in order."""
-    state = [f"coordinate.{k}" for k in rule.coordinate_spec] + [f"context.{k}" for k in rule.context_spec]
-    state += [f"tensor.{k.removeprefix('tensor_')}" for k in rule.tensor_spec]
-    layout = [f"layout.{key}" for key in Layout._fields] if rule.tensor_spec else []
+    coordinate, tensor, model = rule.spec
+    state = [f"coordinate.{k}" for k in coordinate] + [f"context.{k}" for k in model]
+    state += [f"tensor.{k.removeprefix('tensor_')}" for k in tensor]
+    layout = [f"layout.{key}" for key in Layout._fields] if rule.per_tensor else []
     return ["param", "grad", "loss", *layout, *state], ["delta", *(f"next.{name}" for name in state)]
 
 
@@ -82,13 +80,13 @@ class FlatStep(nn.Module):
     def __init__(self, rule: Rule):
         super().__init__()
         self.rule = rule
-        self.coordinates = list(rule.coordinate_spec)
-        self.optimization = [*rule.context_spec, *rule.tensor_spec]
+        coordinate, tensor, model = rule.spec
+        self.coordinates, self.optimization = list(coordinate), [*model, *tensor]
 
     def forward(self, param: Tensor, grad: Tensor, loss: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Advance by one step; arguments and results as in the module's docstring."""
         layout: tuple[Layout, ...] = ()
-        if isinstance(self.rule, ScaleRule):
+        if self.rule.per_tensor:
             layout, state = (Layout(*state[:2]),), state[2:]
         split = len(self.coordinates)
         coordinates = dict(zip(self.coordinates, state[:split], strict=True))
@@ -104,7 +102,8 @@ class ExportedRule:
     Attributes:
         path: the file.
         config: the rule's configuration.
-        coordinate_spec, context_spec, tensor_spec: its states.
+        spec: its states.
+        per_tensor: whether it is told the layout.
     """
 
     def __init__(self, path: Path, config: RuleConfig, run: Flat):
@@ -112,9 +111,8 @@ class ExportedRule:
         self.config = config
         with torch.device("meta"):
             rule = make_rule(self.config)
-        self.coordinate_spec: StateSpec = rule.coordinate_spec
-        self.context_spec: StateSpec = rule.context_spec
-        self.tensor_spec: StateSpec = rule.tensor_spec
+        self.spec: Spec = rule.spec
+        self.per_tensor: bool = rule.per_tensor
         self._run = run
 
     def __call__(
@@ -127,14 +125,15 @@ class ExportedRule:
         layout: Layout | None = None,
     ) -> tuple[Tensor, State, State]:
         """One step on the CPU, where exported files run: Δ (n,) and both new states."""
-        whole = [*self.context_spec, *self.tensor_spec]
-        state = [coordinates[k] for k in self.coordinate_spec] + [optimization[k] for k in whole]
+        coordinate, tensor, model = self.spec
+        whole = [*model, *tensor]
+        state = [coordinates[k] for k in coordinate] + [optimization[k] for k in whole]
         with torch.autocast("cpu", enabled=False):
             delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *(layout or ()), *state)])
-        split = len(self.coordinate_spec)
+        split = len(coordinate)
         return (
             delta,
-            dict(zip(self.coordinate_spec, new[:split], strict=True)),
+            dict(zip(coordinate, new[:split], strict=True)),
             dict(zip(whole, new[split:], strict=True)),
         )
 

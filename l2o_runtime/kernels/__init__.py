@@ -6,6 +6,7 @@ run in its interpreter but on no GPU yet, has to be asked for: L2O_KERNELS=trito
 """
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -13,35 +14,33 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts.passes import turned_off
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.rules.tiered import ScaleRule
+from l2o_runtime.rules import LSTMRule, Rule, TieredRule
 from l2o_runtime.stepping.parts import STATE_DTYPES, Part
 
 
 class Kernel(Protocol):
-    """A fast `update` of one rule."""
+    """A fast implementation of one rule, for many parts at once.
 
-    def __call__(self, part: Part, context: Tensor, good: Tensor) -> None:
-        """Advance the recurrent state, the features' state and the parameter of a part in place, if good.
+    Attributes:
+        observes: whether `observe` is there; else the plain loop sums up.
+    """
+
+    observes: bool
+
+    def observe(self, parts: list[Part]) -> Tensor:
+        """Σ|g| and the rule's own sums over every part, those of its context aside: (parts, 1 + k) float64."""
+
+    def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
+        """Advance states and parameters of parts in place, if good; `Part.finish` is left to the caller.
 
         Args:
-            part: of which `fits` holds; `Part.finish` is left to the caller.
-            context: (c,), on the part's device.
-            good: () bool, on the part's device.
+            parts: of which `fits` holds, all on one device.
+            steering: of each part, (1, c), on that device.
+            good: () bool, on that device.
         """
 
 
-class TensorKernel(Protocol):
-    """Fast statistics and a fast `update` of a rule with a network per tensor."""
-
-    def observe(self, parts: list[Part]) -> Tensor:
-        """Σ|g| and the sums of `ScaleRule.terms` over every part: (parts, 1 + k) float64."""
-
-    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor) -> None:
-        """As `Kernel`, for many parts at once, each with its context (1, c)."""
-
-
-def select(rule: Rule, device: torch.device) -> Kernel | TensorKernel | None:
+def select(rule: Rule, device: torch.device) -> Kernel | None:
     """The kernel for a frozen rule on a device, None where there is none.
 
     Args:
@@ -53,12 +52,15 @@ def select(rule: Rule, device: torch.device) -> Kernel | TensorKernel | None:
     if device.type == "cuda" and os.environ.get("L2O_KERNELS") == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton
 
-        return triton.TritonKernel(rule) if triton.supported(rule) else None
+        return triton.TritonKernel(rule) if isinstance(rule, LSTMRule) and triton.supported(rule) else None
     if device.type == "cpu" and find_spec("llvmlite") is not None:
-        from l2o_runtime.kernels import lstm as cpu
-        from l2o_runtime.kernels import tiered as scale
+        from l2o_runtime.kernels import lstm, tiered
 
-        return scale.make_kernel(rule) if isinstance(rule, ScaleRule) else cpu.make_kernel(rule)
+        makers: dict[type, Callable[..., Kernel | None]] = {
+            LSTMRule: lstm.make_kernel,
+            TieredRule: tiered.make_kernel,
+        }
+        return makers[type(rule)](rule) if type(rule) in makers else None
     return None
 
 

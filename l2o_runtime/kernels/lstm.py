@@ -3,19 +3,20 @@
 import ctypes
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from l2o_runtime.config import RuleConfig
+from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import features
 from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.features import AVERAGES
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.lstm import CoordinateConfig, LSTMRule
 from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.stepping.parts import Part, full_precision
 
@@ -31,7 +32,7 @@ SMALLEST = 2048
 
 @functools.cache
 def compile_update(
-    config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
+    config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
 ) -> tuple[Callable[..., None], Compiled]:
     """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
     module = update_module(config, shape, dtypes)
@@ -85,7 +86,9 @@ class CPUKernel:
         rule: frozen, on the CPU, in float32.
     """
 
-    def __init__(self, rule: Rule):
+    observes = False
+
+    def __init__(self, rule: LSTMRule):
         self.rule = rule
         config, cell = rule.config, rule.cell
         self.shape = shape = choose_shape(config.hidden, widest())
@@ -103,11 +106,20 @@ class CPUKernel:
         self.scratch: list[Scratch] = []
         self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
 
-    def __call__(self, part: Part, context: Tensor, good: Tensor) -> None:
+    def observe(self, parts: list[Part]) -> Tensor:
+        """The plain loop does it."""
+        raise NotImplementedError
+
+    def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
+        """Advance parts, one after the other."""
+        if bool(good):
+            for part, row in zip(parts, steering, strict=True):
+                if len(part.theta):
+                    self._advance(part, row.squeeze(0))
+
+    def _advance(self, part: Part, context: Tensor) -> None:
         """Advance a part; its chunks are dealt out to as many threads as torch uses."""
         n = len(part.theta)
-        if n == 0 or not bool(good):
-            return
         if self.weight_context is not None:
             with full_precision(context.device):
                 seen = context[-self.weight_context.shape[1] :]  # the level is not for the network
@@ -206,10 +218,9 @@ class _Job:
         return [address + start * stride for address, stride in zip(self.addresses, self.strides, strict=True)]
 
 
-def _architecture(config: RuleConfig) -> RuleConfig:
+def _architecture(config: CoordinateConfig) -> CoordinateConfig:
     """What the code depends on, so that rules that differ in nothing else share it."""
-    keys = ("features", "hidden", "layers", "output", "output_scale", "noise_floor")
-    return RuleConfig(**{key: getattr(config, key) for key in keys})
+    return replace(config, context=NoneConfig(), horizon=1, needs_loss=False)
 
 
 def push(window: Tensor, newest: Tensor) -> None:
@@ -254,7 +265,7 @@ def move(part: Part, theta: Tensor, delta: Tensor, scratch: Scratch) -> None:
         theta.copy_(scratch.wide(torch.float32)[: len(delta)].copy_(theta).add_(delta, alpha=lr))
 
 
-def make_kernel(rule: Rule) -> CPUKernel | None:
+def make_kernel(rule: LSTMRule) -> CPUKernel | None:
     """The kernel of a rule on the CPU; None for rules that are too large or not in float32."""
     small = rule.config.hidden <= LARGEST
     return CPUKernel(rule) if small and all(p.dtype == torch.float32 for p in rule.parameters()) else None

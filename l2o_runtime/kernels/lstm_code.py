@@ -16,7 +16,6 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from l2o_runtime.config import RuleConfig
 from l2o_runtime.kernels.emit import (
     BF16,
     F32,
@@ -33,6 +32,7 @@ from l2o_runtime.kernels.emit import (
 )
 from l2o_runtime.kernels.features import SHARED
 from l2o_runtime.rules.features import AVERAGES, WIDTHS, Look, combine, look
+from l2o_runtime.rules.lstm import CoordinateConfig
 from l2o_runtime.rules.restraint import restrain
 
 ROWS = 4
@@ -107,7 +107,7 @@ class Tile:
         shape: of its layers.
     """
 
-    def __init__(self, builder: Any, config: RuleConfig, shape: Shape):
+    def __init__(self, builder: Any, config: CoordinateConfig, shape: Shape):
         self.builder, self.config, self.shape = builder, config, shape
         with builder.goto_entry_block():
             self.features = builder.alloca(F32, WIDTHS[config.features] * ROWS)
@@ -250,7 +250,7 @@ class Tile:
         if directions:
             delta = cast("Vector", combine(output, directions))
         else:
-            delta = output[0].tanh() if self.config.output == "tanh" else output[0]
+            delta = output[0].tanh() if self.config.bounded else output[0]
         delta = delta * self.config.output_scale
         if self.config.noise_floor is None:
             return delta
@@ -287,7 +287,7 @@ def transpose(vectors: list[Vector], units: int) -> list[Vector]:
     return result
 
 
-def update_module(config: RuleConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
+def update_module(config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
     """`update(tiles, weights, bias, shared, grad, param, delta, averages …, h0, c0, h1, …)` of a rule.
 
     `weights` are the packed rows of all layers, one layer after the other, then the head's weights and biases;

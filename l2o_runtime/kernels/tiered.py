@@ -1,4 +1,4 @@
-"""The CPU kernel of the two-tier rule: its sums and its steps, on several threads; see `two_tier` for the code.
+"""The CPU kernel of the tiered rule: its sums and its steps, on several threads; see `tiered_code` for the code.
 
 A network has many small tensors, for which Python would take longer than the arithmetic. So everything is prepared for
 all tensors at once, and the code goes through many of them in one call.
@@ -17,10 +17,10 @@ from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, chunk_size, gradient, move, parameter, push
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.kernels.tiered_code import FIELDS, SCALARS, TOTALS, WEIGHTS, scale_module
+from l2o_runtime.kernels.tiered_code import FIELDS, SCALARS, TOTALS, WEIGHTS, tiered_module
 from l2o_runtime.rules.features import lowest_root
-from l2o_runtime.rules.tiered import SCALARS as IN_CONTEXT
-from l2o_runtime.rules.tiered import ScaleRule
+from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
+from l2o_runtime.rules.tiered import TieredRule
 from l2o_runtime.rules.tiered_features import AVERAGES, BETAS
 from l2o_runtime.stepping.parts import Part
 
@@ -31,9 +31,9 @@ DECAYS = np.array(BETAS, dtype=np.float32)
 
 
 @functools.cache
-def compile_scale(width: int, dtypes: Dtypes, restrained: bool) -> tuple[Code, Compiled]:
-    """The functions of `two_tier.scale_module`, and what keeps them alive; once per process."""
-    compiled = Compiled(scale_module(width, dtypes, restrained))
+def compile_tiered(width: int, dtypes: Dtypes, restrained: bool) -> tuple[Code, Compiled]:
+    """The functions of `tiered_code.tiered_module`, and what keeps them alive; once per process."""
+    compiled = Compiled(tiered_module(width, dtypes, restrained))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     return {name: kind(compiled.address(name)) for name in ("observe", "update")}, compiled
 
@@ -84,14 +84,16 @@ class Batch:
     dtypes: Dtypes
 
 
-class ScaleKernel:
-    """Sums and steps of one rule; see `l2o_runtime.kernels.TensorKernel`.
+class TieredKernel:
+    """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`.
 
     Args:
         rule: frozen, on the CPU, in float32.
     """
 
-    def __init__(self, rule: ScaleRule):
+    observes = True
+
+    def __init__(self, rule: TieredRule):
         self.rule = rule
         self.width = widest()
         self.first, last = (
@@ -102,7 +104,7 @@ class ScaleKernel:
         self.scratch: list[Scratch] = []
 
     def observe(self, parts: list[Part]) -> Tensor:
-        """Σ|g| and the sums of `ScaleRule.terms`: (parts, 1 + k) float64, whichever thread adds up which piece."""
+        """Σ|g| and the sums of `TieredRule.terms`: (parts, 1 + k) float64, whichever thread adds up which piece."""
         batches, numbers = _batches(parts), self._numbers(parts, None)
         owners = torch.tensor([piece.index for batch in batches for piece in batch.pieces], dtype=torch.int64)
         sums = torch.zeros(len(owners), TOTALS, self.width, dtype=torch.float64)
@@ -115,11 +117,11 @@ class ScaleKernel:
         self._share(work, batches)
         return torch.zeros(len(parts), TOTALS, dtype=torch.float64).index_add_(0, owners, sums.sum(-1))
 
-    def __call__(self, parts: list[Part], contexts: list[Tensor], good: Tensor) -> None:
+    def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
         """Advance parts."""
         if not bool(good):
             return
-        numbers = self._numbers(parts, torch.cat(contexts))
+        numbers = self._numbers(parts, torch.cat(steering))
 
         def work(batch: Batch, thread: int) -> None:
             scratch = self.scratch[thread]
@@ -151,9 +153,9 @@ class ScaleKernel:
         )
         assert table.shape == (len(batch.pieces), FIELDS)
         restrained = self.rule.config.noise_floor is not None
-        compile_scale(self.width, batch.dtypes, restrained)[0][name](len(table), table.ctypes.data)
+        compile_tiered(self.width, batch.dtypes, restrained)[0][name](len(table), table.ctypes.data)
 
-    def _numbers(self, parts: list[Part], contexts: Tensor | None) -> np.ndarray:
+    def _numbers(self, parts: list[Part], steering: Tensor | None) -> np.ndarray:
         """What the code reads besides the coordinates: a row per part, its weights with gains and biases in them.
 
         In NumPy, whose calls on a handful of numbers take a fraction of torch's.
@@ -161,12 +163,12 @@ class ScaleKernel:
         numbers = np.zeros((len(parts), SCALARS + WEIGHTS), dtype=np.float32)
         steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
         numbers[:, : len(BETAS)] = 1 - DECAYS ** (steps[:, None] + 1)
-        if contexts is not None:
-            size_root, size_fast, rho, noise, longest, magnitude = contexts[:, :IN_CONTEXT].numpy().T
-            lowest = lowest_root(contexts[:, 0]).numpy()
+        if steering is not None:
+            size_root, size_fast, rho, noise, longest, magnitude = steering[:, :IN_STEERING].numpy().T
+            lowest = lowest_root(steering[:, 0]).numpy()
             scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), noise, longest, magnitude]
             numbers[:, len(BETAS) : SCALARS] = np.stack(scalars, axis=1)
-            gain, bias = contexts[:, IN_CONTEXT:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)
+            gain, bias = steering[:, IN_STEERING:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)
             first = self.first * (1 + gain)[:, :, None]
             first[:, :, -1] += bias
             numbers[:, SCALARS : SCALARS + self.first.size] = first.reshape(len(parts), -1)
@@ -202,6 +204,6 @@ def _columns(batch: Batch, scratch: Scratch) -> list[Pair]:
     return pairs
 
 
-def make_kernel(rule: ScaleRule) -> ScaleKernel | None:
+def make_kernel(rule: TieredRule) -> TieredKernel | None:
     """The kernel of a rule on the CPU; None if it is not in float32."""
-    return ScaleKernel(rule) if all(p.dtype == torch.float32 for p in rule.parameters()) else None
+    return TieredKernel(rule) if all(p.dtype == torch.float32 for p in rule.parameters()) else None

@@ -1,4 +1,4 @@
-"""LLVM code of the two-tier rule: `l2o_runtime.rules.tiered.ScaleRule.terms`, summed, and its `update`.
+"""LLVM code of the tiered rule: `l2o_runtime.rules.tiered.TieredRule.terms`, summed, and its `update`.
 
 There is no state to be transposed, so that vectors go along the coordinates, as many as a register holds.
 """
@@ -12,8 +12,8 @@ from llvmlite import ir
 
 from l2o_runtime.contexts.progress import Progress, normalized_products
 from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, store
+from l2o_runtime.rules.base import OUTPUTS
 from l2o_runtime.rules.features import combine
-from l2o_runtime.rules.lstm import OUTPUTS
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.rules.tiered import UNITS
 from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, TERMS, average, look, terms
@@ -26,7 +26,7 @@ Weight: TypeAlias = Callable[[int], Vector]
 Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
 """Writes the code for some coordinates of a piece; see `module_of_pieces`."""
 
-TOTALS = 1 + Progress.STATISTICS + TERMS
+TOTALS = 1 + Progress.SUMS + TERMS
 """Σ|g|, then the sums of `terms`."""
 
 FIELDS = 4 + len(AVERAGES) + 1
@@ -59,7 +59,7 @@ def layer(x: Sequence[Vector], outputs: int, weight: Weight, first: int) -> list
     return result
 
 
-def scale_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool) -> ir.Module:
+def tiered_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool) -> ir.Module:
     """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
 
     A row of the table, of `FIELDS` int64, is a piece: its number of coordinates and the addresses of `SCALARS` +

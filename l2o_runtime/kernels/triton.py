@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules.lstm import LSTMRule
 from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State
 from l2o_runtime.stepping.parts import Part
@@ -22,9 +22,9 @@ MAX_HIDDEN = 64
 Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
-def supported(rule: Rule) -> bool:
+def supported(rule: LSTMRule) -> bool:
     """Whether the kernel takes a rule: one tier, the papers' features, unrestrained; not on AMD's GPUs."""
-    small = rule.config.cell == "lstm" and rule.config.hidden <= MAX_HIDDEN
+    small = rule.config.hidden <= MAX_HIDDEN
     plain = rule.config.features != "moments" and rule.config.noise_floor is None
     return small and plain and torch.version.hip is None
 
@@ -72,7 +72,7 @@ def numbers(values: list[float | Tensor], device: torch.device) -> tuple[list[An
     return full, True
 
 
-def remember(rule: Rule, part: Part, good: Tensor) -> None:
+def remember(rule: LSTMRule, part: Part, good: Tensor) -> None:
     """Write the context's state per coordinate: the exact window, which no large model has."""
     if not rule.context.coordinate_spec:
         return
@@ -93,7 +93,9 @@ class TritonKernel:
         warps: per program.
     """
 
-    def __init__(self, rule: Rule, precision: Precision = "tf32x3", block: int | None = None, warps: int = 4):
+    observes = False
+
+    def __init__(self, rule: LSTMRule, precision: Precision = "tf32x3", block: int | None = None, warps: int = 4):
         assert supported(rule), "check `supported` first"
         cell = rule.cell
         self.rule = rule
@@ -110,8 +112,17 @@ class TritonKernel:
         self.head[: cell.hidden] = cell.head.weight.detach()[0]
         self.head[-1] = cell.head.bias.detach()[0]
 
+    def observe(self, parts: list[Part]) -> Tensor:
+        """The plain loop does it."""
+        raise NotImplementedError
+
     @torch.no_grad()
-    def __call__(self, part: Part, context: Tensor, good: Tensor) -> None:
+    def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
+        """Advance parts, one after the other."""
+        for part, row in zip(parts, steering, strict=True):
+            self.advance(part, row.squeeze(0), good)
+
+    def advance(self, part: Part, context: Tensor, good: Tensor) -> None:
         """Advance all coordinates of a part in place, if the step is good; `part.finish` counts it.
 
         Args:
@@ -157,7 +168,7 @@ class TritonKernel:
                 PADDED=self.width,
                 LAYERS=config.layers,
                 NORMALIZED=config.features == "normalized",
-                TANH=config.output == "tanh",
+                TANH=config.bounded,
                 SCALE=config.output_scale,
                 MAXIMIZE=bool(group["maximize"]),
                 ON_DEVICE=on_device,

@@ -1,12 +1,40 @@
-"""The rules: what is meta-trained, run, exported and read back."""
+"""The rules: what is meta-trained, run, exported and read back. A new one is a file here, and a line in `RULES`."""
 
-from l2o_runtime.config import RuleConfig
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.rules.tiered import ScaleRule
+from typing import Any
 
-__all__ = ["Rule", "ScaleRule", "make_rule"]
+from l2o_runtime.rules.base import Rule, RuleConfig, Spec
+from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
+from l2o_runtime.rules.tiered import StepLimits, TieredConfig, TieredRule
+
+AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | TieredConfig
+"""A rule's configuration, told apart by its `kind`."""
+
+RULES: dict[type[RuleConfig], Any] = {
+    LSTMConfig: LSTMRule,
+    NormalizedConfig: LSTMRule,
+    MomentsConfig: LSTMRule,
+    TieredConfig: TieredRule,
+}
+"""Configuration → rule."""
+
+__all__ = [
+    "RULES",
+    "AnyRuleConfig",
+    "LSTMConfig",
+    "LSTMRule",
+    "MomentsConfig",
+    "NormalizedConfig",
+    "Rule",
+    "RuleConfig",
+    "Spec",
+    "StepLimits",
+    "TieredConfig",
+    "TieredRule",
+    "make_rule",
+]
 
 
 def make_rule(config: RuleConfig) -> Rule:
     """The rule that a configuration describes, with random weights."""
-    return ScaleRule(config) if config.cell == "scale" else Rule(config)
+    rule: Rule = RULES[type(config)](config)
+    return rule

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State, zeros
 
@@ -45,9 +45,9 @@ class Descent(Solver):
     def init(self, problems: Problems) -> State:
         """The rule's states, all of them zero, and the layout."""
         rule, layout, (*lead, n), device = self.rule, problems.layout, problems.params.shape, problems.params.device
-        coordinates = zeros(rule.coordinate_spec, (*lead, n), device)
-        optimization = zeros(rule.context_spec, (*lead,), device)
-        optimization |= zeros(rule.tensor_spec, (*lead, len(layout.shapes)), device)
+        coordinates = zeros(rule.spec.coordinate, (*lead, n), device)
+        optimization = zeros(rule.spec.model, (*lead,), device)
+        optimization |= zeros(rule.spec.tensor, (*lead, len(layout.shapes)), device)
         return _join(coordinates, optimization, layout)
 
     def step(self, point: Point, state: State) -> tuple[Tensor, State]:
@@ -69,11 +69,12 @@ class Descent(Solver):
         """
         rule, (coordinates, optimization, layout) = self.rule, _split(state)
         params, grad, loss = _constants(point)
-        context, optimization = rule.perceive(params, grad, loss, coordinates, optimization, layout)
+        sums = rule.rows(params, grad, coordinates, layout)
+        steering, optimization = rule.steer(sums, layout.shapes, loss, optimization)
         with torch.no_grad():
-            delta, coordinates = rule.update(grad, params, rule.spread(context, layout), coordinates)
+            delta, coordinates = rule.update(grad, params, rule.spread(steering, layout), coordinates)
         places, theta, own = chosen
-        moved, own = rule.update(take(grad, places), theta.detach(), rule.spread(context, layout, places), own)
+        moved, own = rule.update(take(grad, places), theta.detach(), rule.spread(steering, layout, places), own)
         return params + delta, _join(coordinates, optimization, layout), Chosen(places, theta + moved, own)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from l2o_runtime.config import RuleConfig
+from l2o_runtime.rules import RuleConfig
 from l2o_runtime.stepping.distributed import Groups
 from l2o_runtime.stepping.losses import RANKS, Loss
 

@@ -1,4 +1,4 @@
-"""How a rule is run over the parts of a model: observe all, contextualise once, update each.
+"""How a rule is run over the parts of a model: observe all, steer once, update each.
 
 Everything is written in place, and only if the step is good; there is no branch on the device's numbers, so that no
 device has to be waited for and a compiled step is one graph.
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.files.exported import ExportedRule
-from l2o_runtime.kernels import Kernel, TensorKernel, fits, select
+from l2o_runtime.kernels import Kernel, fits, select
 from l2o_runtime.layout import Layout, describe
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.rules.tiered import ScaleRule
+from l2o_runtime.rules import Rule
 from l2o_runtime.state import State
 from l2o_runtime.stepping.distributed import Groups, sum_over
 from l2o_runtime.stepping.parts import Part, full_precision
@@ -30,7 +29,7 @@ class Replicas:
     def __init__(self, rule: Rule):
         self.rule = rule
         self.copies: dict[torch.device, Rule] = {}
-        self.kernels: dict[torch.device, Kernel | TensorKernel | None] = {}
+        self.kernels: dict[torch.device, Kernel | None] = {}
 
     def on(self, device: torch.device) -> Rule:
         """The rule on a device."""
@@ -38,20 +37,16 @@ class Replicas:
             self.copies[device] = copy.deepcopy(self.rule).to(device)
         return self.copies[device]
 
-    def kernel(self, part: Part) -> Kernel | None:
-        """The fast update for a part, None where only the plain loop will do."""
-        return None if self.rule.tensor_spec else self._fast(part)
-
-    def together(self, parts: list[Part]) -> dict[TensorKernel, list[int]]:
-        """The fast updates of a rule with a network per tensor, each with the numbers of the parts that it is for."""
-        found: dict[TensorKernel, list[int]] = {}
-        for index, part in enumerate(parts if self.rule.tensor_spec else ()):
-            kernel = self._fast(part)
+    def fast(self, parts: list[Part]) -> dict[Kernel, list[int]]:
+        """The kernels, each with the numbers of the parts that it is for; the plain loop does the others."""
+        found: dict[Kernel, list[int]] = {}
+        for index, part in enumerate(parts):
+            kernel = self._kernel(part)
             if kernel is not None:
                 found.setdefault(kernel, []).append(index)
         return found
 
-    def _fast(self, part: Part) -> Any:
+    def _kernel(self, part: Part) -> Kernel | None:
         if torch.compiler.is_compiling() or not fits(part):
             return None
         device = part.param.device
@@ -65,25 +60,26 @@ class Replicas:
 
 
 def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
-    """Statistics for the context and Σ|g| (), of all parts on all ranks, summed in float64.
+    """The rule's sums and Σ|g| (), of all parts on all ranks, in float64.
 
     They are exchanged together: sharding costs one all-reduce for every set of process groups.
 
     Args:
         parts: of this rank.
-        rule: whose context is to see them; None gives Σθ in place of the statistics. Both are not finite
-            where a parameter is not (a rule without context gives no statistics).
+        rule: whose sums; None gives Σθ in their place. Both are not finite where a parameter is not (a rule that looks
+            at nothing gives no sums).
 
     Returns:
-        Statistics (k,), or (parts, k) if the rule has a network per tensor; and Σ|g|.
+        Sums (parts, k), or (1, k) if the rule steers all parts alike; and Σ|g|.
     """
     device = parts[0].param.device
     # Rows of sums that are exchanged together: one for all parts that are split alike, or one for each of them.
     rows: dict[Groups, dict[int, Tensor]] = {}
     sums: dict[int, Tensor] = {}
-    separate = rule is not None and bool(rule.rule.tensor_spec)
-    for kernel, members in ({} if rule is None else rule.together(parts)).items():
-        sums |= zip(members, kernel.observe([parts[index] for index in members]), strict=True)
+    separate = rule is not None and rule.rule.per_tensor
+    for kernel, members in ({} if rule is None else rule.fast(parts)).items():
+        if kernel.observes:
+            sums |= zip(members, kernel.observe([parts[index] for index in members]), strict=True)
     for index, part in enumerate(parts):
         own = rows.setdefault(part.groups, {})
         row = index if separate else 0
@@ -92,15 +88,15 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
             own[row] = own[row] + seen if row in own else seen
     tables = [sum_over(groups, torch.stack(list(own.values()))) for groups, own in rows.items()]
     if not separate:
-        total = torch.cat(tables).sum(0)
-        return total[1:], total[0]
+        total = torch.cat(tables).sum(0, keepdim=True)
+        return total[:, 1:], total[0, 0]
     found = [index for own in rows.values() for index in own]
     table = torch.cat(tables)[sorted(range(len(found)), key=found.__getitem__)]
     return table[:, 1:], table[:, 0].sum()
 
 
 def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Tensor]:
-    """Σ|g| and statistics of a part, to be summed up; the context alone looks where a kernel has done the rest."""
+    """Σ|g| and sums of a part, to be added up; the context alone looks where a kernel has done the rest."""
     if sums is not None and rule is not None and not rule.rule.context.observes:
         yield sums
         return
@@ -117,25 +113,25 @@ def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Te
         sums = None if sums is None else torch.zeros_like(sums)
 
 
-def diagnose(pulse: Tensor, loss: Tensor, statistics: Tensor) -> tuple[Tensor, list[Tensor]]:
+def diagnose(pulse: Tensor, loss: Tensor, sums: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Whether a step may be taken.
 
     Args:
         pulse: () Σ|g|.
         loss: ().
-        statistics: (k,) or (parts, k).
+        sums: of the rule.
 
     Returns:
         () bool, and which of `REASONS` are against it, () bool each.
     """
-    reasons = [~pulse.isfinite(), ~loss.isfinite(), ~statistics.isfinite().all(), pulse == 0]
+    reasons = [~pulse.isfinite(), ~loss.isfinite(), ~sums.isfinite().all(), pulse == 0]
     return ~torch.stack(reasons).any(), reasons
 
 
 def advance(
     rule: Replicas,
     parts: list[Part],
-    statistics: Tensor,
+    sums: Tensor,
     loss: Tensor,
     context_state: State,
     good: Tensor,
@@ -145,58 +141,47 @@ def advance(
     Args:
         rule: on all devices.
         parts: of this rank; their parameters and states are written.
-        statistics: (k,) of all parts on all ranks, or (parts, k).
+        sums: of all parts on all ranks, from `observe`.
         loss: ().
         context_state: written.
         good: () bool; else nothing is written.
     """
     with full_precision(loss.device):
-        statistics, loss = torch.where(good, statistics, 0.0), torch.where(good, loss, 0.0)
-        if rule.rule.tensor_spec:
-            contexts = _tensor_contexts(rule, parts, statistics, loss, context_state, good)
-        else:
-            context, new = rule.on(loss.device).contextualise(statistics, loss, context_state)
-            _write(context_state, new, good)
-            contexts = [context] * len(parts)
+        steering = _steer(rule, parts, torch.where(good, sums, 0.0), torch.where(good, loss, 0.0), context_state, good)
     done = set()
-    for kernel, members in rule.together(parts).items():
+    for kernel, members in rule.fast(parts).items():
         device = parts[members[0]].param.device
-        here = [contexts[index].to(device) for index in members]
-        kernel([parts[index] for index in members], here, good.to(device))
+        here = [steering[index].to(device) for index in members]
+        kernel.update([parts[index] for index in members], here, good.to(device))
         done.update(members)
-    for index, (part, context) in enumerate(zip(parts, contexts, strict=True)):
+    for index, (part, row) in enumerate(zip(parts, steering, strict=True)):
         fine = good.to(part.param.device)
         if index not in done:
-            _advance(rule, part, context.to(fine.device), fine)
+            _advance(rule, part, row.to(fine.device), fine)
         part.finish(fine)
 
 
-def _advance(rule: Replicas, part: Part, context: Tensor, good: Tensor) -> None:
-    """One step of one part; everything is on its device."""
-    kernel = rule.kernel(part)
-    if kernel is not None:
-        kernel(part, context, good)
-        return
+def _advance(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> None:
+    """One step of one part by the plain loop; everything is on its device."""
     for piece in part.chunks():
         with full_precision(good.device):
             wide = {key: value.float() for key, value in piece.state.items()}
-            delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), context, wide)
+            delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), steering, wide)
         _write(piece.state, new, good)
         part.move(piece.theta, delta, good)
 
 
-def _tensor_contexts(
-    rule: Replicas, parts: list[Part], statistics: Tensor, loss: Tensor, context_state: State, good: Tensor
+def _steer(
+    rule: Replicas, parts: list[Part], sums: Tensor, loss: Tensor, context_state: State, good: Tensor
 ) -> list[Tensor]:
-    """The contexts (1, c) of all parts, from statistics (parts, k); their states and the context's are written."""
-    here = rule.on(loss.device)
-    assert isinstance(here, ScaleRule)
-    shapes = describe([part.shape for part in parts], loss.device)
-    states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in rule.rule.tensor_spec}
-    contexts, new = here.contextualise_tensors(statistics, shapes, loss, context_state | states)
-    present = statistics[:, 0] > 0  # of what has no gradient on any rank nothing changes
-    _write_contexts(context_state, parts, new, good, present if any(part.groups for part in parts) else None)
-    return list(contexts.split(1))
+    """What each part is steered by, (1, c); the states of the model and of tensors are written."""
+    shapes = describe([part.shape for part in parts], loss.device) if rule.rule.per_tensor else None
+    states = {key: torch.stack([part.own[key].to(loss.device) for part in parts]) for key in parts[0].own}
+    steering, new = rule.on(loss.device).steer(sums, shapes, loss, context_state | states)
+    # Of what has no gradient on any rank nothing changes; the first sum of rules with states of tensors is a count.
+    shared = bool(states) and any(part.groups for part in parts)
+    _write_contexts(context_state, parts, new, good, sums[:, 0] > 0 if shared else None)
+    return list(steering.expand(len(parts), -1).split(1))
 
 
 def advance_exported(rule: ExportedRule, parts: list[Part], loss: Tensor, context_state: State, good: Tensor) -> None:
@@ -213,11 +198,11 @@ def advance_exported(rule: ExportedRule, parts: list[Part], loss: Tensor, contex
         # The step count is one number per parameter here, and one per coordinate in the file.
         return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
 
-    coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.coordinate_spec}
+    coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.spec.coordinate}
     thetas = join([part.theta.float() for part in parts])
     grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
-    states = {key: torch.stack([part.own[key].cpu() for part in parts]) for key in rule.tensor_spec}
-    layout = Layout.of([part.shape for part in parts]) if states else None
+    states = {key: torch.stack([part.own[key].cpu() for part in parts]) for key in rule.spec.tensor}
+    layout = Layout.of([part.shape for part in parts]) if rule.per_tensor else None
     loss = torch.where(good, loss, 0.0)
     delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state | states, layout)
     _write_contexts(context_state, parts, new, good)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from l2o_cli.lists import PURPOSES
 from l2o_cli.main import app
 from l2o_export.formats import WRITERS
-from l2o_runtime import RuleConfig, __version__, save_rule
+from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
+from l2o_runtime.rules import NormalizedConfig, StepLimits, TieredConfig
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.reproduction.plans import PLANS
 
@@ -53,17 +54,15 @@ def test_the_whole_way(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "phrases"),
+    ("config", "phrases"),
     [
-        ({}, ["they go on where a gradient is gone"]),
-        ({"noise_floor": 1e-3}, ["they fade where a gradient is gone"]),
-        ({"features": "normalized", "output": "tanh", "cell": "lstm"}, ["at most 0.1 · lr"]),
-        ({"known_parameters": 30_000}, ["30,000 parameters"]),
-        ({"growth": 1.5, "known_parameters": 7}, ["1.5 times", "7 parameters"]),
+        (TieredConfig(), ["they go on where a gradient is gone"]),
+        (TieredConfig(noise_floor=1e-3), ["they fade where a gradient is gone"]),
+        (NormalizedConfig(output="tanh"), ["at most 0.1 · lr"]),
+        (TieredConfig(limits=StepLimits(known_parameters=30_000)), ["30,000 parameters"]),
     ],
 )
-def test_inspect_says_what_bounds_steps(cli, tmp_path, changes, phrases):
-    config = RuleConfig(**{"features": "moments", "output": "adam", "cell": "scale", "layers": 1} | changes)
+def test_inspect_says_what_bounds_steps(cli, tmp_path, config, phrases):
     save_rule(tmp_path / "rule.safetensors", make_rule(config))
     text = " ".join(cli("inspect", "rule.safetensors").stdout.split())
     assert all(phrase in text for phrase in phrases)
@@ -90,11 +89,12 @@ def test_the_keys_are_those_of_the_configuration(cli):
     assert {field.name for field in dataclasses.fields(TrainConfig)} == {re.split(r"\W", row[0])[0] for row in rows}
     plain = [f"{key}={default}" for key, _, default in rows if not re.search(r"[\[(]", key) and default != "absent"]
     assert "epochs=100" in plain
-    assert 'rule.context.kind="none"' in plain
+    assert "rule.hidden=20" in plain
     own = Path("own.toml")
     own.write_text("")
     assert load_preset("own.toml", plain) == TrainConfig()
     assert any(row[0] == "rule.context.rank (dmd)" for row in rows)
+    assert "rule.limits.fading (tiered)" in text
     assert "tasks[].hidden (mlp)" in text
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import onnx
@@ -61,7 +62,7 @@ def test_one_step_agrees_for_any_number_of_coordinates(files, name, form):
     assert exported.config == rule.config
     torch.manual_seed(0)
     for n in (2, 7, 300):
-        ours = zeros(rule.coordinate_spec, (n,)), zeros(rule.context_spec, ())
+        ours = zeros(rule.spec.coordinate, (n,)), zeros(rule.spec.model, ())
         theirs = copy.deepcopy(ours)
         theta = torch.randn(n)
         for _ in range(9):
@@ -337,6 +338,13 @@ def early(monkeypatch, name):
     monkeypatch.setattr(GramWindow, "full", lambda self, state: state["count"] >= self.size - 1)
 
 
+def fading(monkeypatch, name):
+    lengthen = scale.StepLimits.lengthen
+    monkeypatch.setattr(
+        scale.StepLimits, "lengthen", lambda limits, *args: lengthen(replace(limits, fading=26.0), *args)
+    )
+
+
 MUTANTS = {
     "epsilon dropped": ((*DECAYING, *TIERED), no_epsilon),
     "gates swapped": (bundled_rules(), swapped_gates),
@@ -351,9 +359,9 @@ MUTANTS = {
         ("normalized-dmd",),
         wrong(dmd, "scaled_features", lambda x: torch.cat([x[..., 1:2], x[..., :1], x[..., 2:]], dim=-1)),
     ),
-    "latent state rotated": (("l2o-kae",), wrong(kae.KAE, "contextualise", lambda x: (x[0].roll(1, -1), x[1]))),
+    "latent state rotated": (("l2o-kae",), wrong(kae.KAE, "read", lambda x: (x[0].roll(1, -1), x[1]))),
     "energy's decay in its third digit": (("moments", *TIERED), constant(progress, "ENERGY_SPAN", 101)),
-    "fading of large networks": (("scale",), constant(scale, "FADING", 26.0)),
+    "fading of large networks": (("scale",), fading),
 }
 CASES = [(rule, mutant) for rule in bundled_rules() for mutant, (rules, _) in MUTANTS.items() if rule in rules]
 
@@ -409,9 +417,9 @@ def test_files_of_others_are_refused(tmp_path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_newer_exported_files_are_refused_with_both_versions(files, form, tmp_path, monkeypatch):
     suffix, writer = WRITERS[form]
-    monkeypatch.setattr("l2o_export.formats.FORMAT", "l2o-rule/2")
+    monkeypatch.setattr("l2o_export.formats.FORMAT", "l2o-rule/3")
     writer(make_rule(RULES["none-log_sign"]), {}, tmp_path / f"rule{suffix}")
-    with pytest.raises(ArtifactError, match="format l2o-rule/2, this version reads l2o-rule/1: upgrade"):
+    with pytest.raises(ArtifactError, match="format l2o-rule/3, this version reads l2o-rule/1, l2o-rule/2: upgrade"):
         load_exported(tmp_path / f"rule{suffix}")
 
 

@@ -152,7 +152,7 @@ def zip_tricks(rng: random.Random, content: bytes, suffix: str) -> bytes:
 def metadata(rng: random.Random, content: bytes, suffix: str) -> bytes:
     """Other metadata: newer, duplicate keys, too deep, not JSON, another rule's."""
     good = extra(content, suffix)
-    others = [good.replace("l2o-rule/1", "l2o-rule/2"), good.replace('"config"', '"config": 1, "config"'), "", "[]"]
+    others = [good.replace("l2o-rule/2", "l2o-rule/3"), good.replace('"config"', '"config": 1, "config"'), "", "[]"]
     others += [nested(rng), good.replace('"hidden": ', '"hidden": 1e999, "x": ')]
     others += ["null", good[:-1], good.replace("hidden", "hiden"), good.replace('"config"', '"conf"'), "\0" * 1000]
     if suffix == ".pt2":  # in the others, that the sizes are another rule's shows at the first step

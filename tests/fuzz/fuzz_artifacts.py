@@ -32,19 +32,21 @@ import rule_mutators
 import signed_mutators
 import torch
 
-from l2o_runtime import ArtifactError, Rule, RuleConfig
+from l2o_runtime import ArtifactError
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig
 from l2o_runtime.files.artifact import parse_rule, read_rule, rule_bytes
 from l2o_runtime.files.exported import load_exported
+from l2o_runtime.rules import LSTMConfig, NormalizedConfig
+from l2o_runtime.rules import make_rule as new_rule
 
 LIMIT_BYTES = 200 * 10**6
 LIMIT_SECONDS = 1.0  # of CPU time
 HANG = 20  # seconds after which a file counts as hanging
-CONFIGS = [RuleConfig(hidden=2, layers=1), RuleConfig(hidden=2, layers=1, context=FlagConfig(window=4))]
-CONFIGS += [RuleConfig(hidden=3, layers=2, features="normalized", context=DMDConfig(window=4, rank=1))]
-CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2))]
-CONFIGS += [RuleConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1, snapshots="loss", delay=3))]
-CONFIGS += [RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4))]
+CONFIGS = [LSTMConfig(hidden=2, layers=1), LSTMConfig(hidden=2, layers=1, context=FlagConfig(window=4))]
+CONFIGS += [NormalizedConfig(hidden=3, layers=2, context=DMDConfig(window=4, rank=1))]
+CONFIGS += [LSTMConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=2, sketch=16, every=2))]
+CONFIGS += [LSTMConfig(hidden=2, layers=1, context=DMDConfig(window=4, rank=1, snapshots="loss", delay=3))]
+CONFIGS += [LSTMConfig(hidden=2, layers=1, context=KAEConfig(window=4, latent=2, hidden=4))]
 Read = Callable[[Path], str]
 
 
@@ -200,7 +202,7 @@ def special_file(rng: random.Random, folder: Path) -> Path:
 def good_rules() -> list[bytes]:
     """The files that are spoilt."""
     torch.manual_seed(0)
-    return [rule_bytes(Rule(config).requires_grad_(False), {"seed": 0}) for config in CONFIGS]
+    return [rule_bytes(new_rule(config).requires_grad_(False), {"seed": 0}) for config in CONFIGS]
 
 
 def rule_cases() -> list[Case]:
@@ -230,7 +232,7 @@ def exported_cases(folder: Path, native: bool) -> list[Case]:
     from l2o_export.formats import WRITERS
 
     torch.manual_seed(0)
-    rule = Rule(CONFIGS[1]).eval().requires_grad_(False)
+    rule = new_rule(CONFIGS[1]).eval().requires_grad_(False)
     cases = []
     for suffix, writer in list(WRITERS.values())[1:]:
         writer(rule, {"seed": 0}, folder / f"good{suffix}")

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from l2o_runtime import HorizonWarning, LearnedOptimizer, Rule, RuleConfig, save_rule
+from l2o_runtime import HorizonWarning, LearnedOptimizer, save_rule
 from l2o_runtime.config import ContextConfig, DMDConfig, KAEConfig
 from l2o_runtime.contexts.sketch import count_sketch
+from l2o_runtime.rules import NormalizedConfig, make_rule
 
 DRIFT = 1e-10
 GROWTH = 8.0
@@ -59,7 +60,7 @@ def megabytes() -> float:
 def run(context: ContextConfig, steps: int, every: int) -> tuple[float, float, float, bool]:
     """Largest relative drift, growth of memory in MB, milliseconds per step, and whether all stayed finite."""
     torch.manual_seed(0)
-    rule = Rule(RuleConfig(features="normalized", context=context, output="tanh", output_scale=0.01)).eval()
+    rule = make_rule(NormalizedConfig(context=context, output="tanh", output_scale=0.01)).eval()
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
     with tempfile.TemporaryDirectory() as folder:
         save_rule(Path(folder) / "rule.safetensors", rule)

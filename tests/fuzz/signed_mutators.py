@@ -55,7 +55,7 @@ def duplicate_header_key(rng: random.Random, content: bytes) -> bytes:
     """A tensor, or the metadata, twice."""
     name = rng.choice(tensors(split(content)[0]))
     entry = f'"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}},'
-    extra = rng.choice([entry, '"__metadata__":{"format":"l2o-rule/1"},', entry * 3])
+    extra = rng.choice([entry, '"__metadata__":{"format":"l2o-rule/2"},', entry * 3])
     return sign_text(lambda text: rng.choice(["{" + extra + text[1:], text[:-1] + "," + extra[:-1] + "}"]), content)
 
 
@@ -231,7 +231,7 @@ def metadata(rng: random.Random, header: Header) -> None:
 
 def formats(rng: random.Random, header: Header) -> None:
     """Another format, or another version of it."""
-    others = ["l2o-rule/2", "l2o-rule/10", "l2o-rule/0", "l2o-rule/", "l2o-rule/1 ", "L2O-RULE/1", "l2o-rule/1.0", "pt"]
+    others = ["l2o-rule/3", "l2o-rule/10", "l2o-rule/0", "l2o-rule/", "l2o-rule/2 ", "L2O-RULE/2", "l2o-rule/2.0", "pt"]
     others += [""]
     others += ["l2o-rule/" + name for name in NAMES] + ["l2o-rule/" + "9" * 100_000, "l2o-rule/१", " l2o-rule/1"]
     header["__metadata__"]["format"] = rng.choice(others)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from l2o_runtime import load_rule
 from l2o_training.config import TrainConfig
-from l2o_training.meta.curriculum import Lane
-from l2o_training.tasks.data import load_dataset
-from l2o_training.meta.estimators import make_estimator
 from l2o_training.fused.lstm import fuse
+from l2o_training.meta.curriculum import Lane
+from l2o_training.meta.estimators import make_estimator
 from l2o_training.tasks import ConvConfig, MLPConfig, make_task
+from l2o_training.tasks.data import load_dataset
 
 TASKS = {
     "mlp": MLPConfig(data="digits", hidden=(6,), batch_size=16),

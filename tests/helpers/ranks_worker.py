@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from l2o_runtime.config import KAEConfig, RuleConfig
+from l2o_runtime.config import KAEConfig
+from l2o_runtime.rules import NormalizedConfig
 from l2o_training.config import TrainConfig
 from l2o_training.meta.trainer import Trainer
 from l2o_training.ranks.group import ALONE, Ranks
@@ -18,7 +19,7 @@ from l2o_training.tasks import MLPConfig, QuadraticConfig
 UPDATES = 6
 STOP = 3
 CONFIG = TrainConfig(
-    rule=RuleConfig(hidden=3, layers=1, features="normalized", context=KAEConfig(window=4)),
+    rule=NormalizedConfig(hidden=3, layers=1, context=KAEConfig(window=4)),
     tasks=(QuadraticConfig(size=5), MLPConfig(hidden=(2,), norm="batch", batch_size=4)),
     **{"epochs": 6, "horizon": 20, "shortest": 5, "unroll": 5, "batch": 2, "lanes": 4},
     **{"validate_every": 1, "validation_runs": 3, "particles": 4},

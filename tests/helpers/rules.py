@@ -5,8 +5,9 @@ import dataclasses
 import torch
 
 from l2o_runtime import Rule, RuleConfig, rules
-from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, TensorDMDConfig
 from l2o_runtime.layout import Layout
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, StepLimits, TieredConfig
 from l2o_runtime.state import zeros
 
 CONTEXTS = {
@@ -23,21 +24,15 @@ CONTEXTS = {
     "kae-sketch": KAEConfig(window=5, latent=4, hidden=8, sketch=32),
 }
 RULES = {
-    f"{context}-{features}": RuleConfig(context=config, features=features)
+    f"{context}-{kind.features}": kind(context=config)
     for context, config in CONTEXTS.items()
-    for features in ("log_sign", "normalized")
+    for kind in (LSTMConfig, NormalizedConfig)
 } | {
-    f"{context}-moments": RuleConfig(
-        context=CONTEXTS[context], features="moments", output="adam", layers=1, output_scale=0.01
-    )
+    f"{context}-moments": MomentsConfig(context=CONTEXTS[context], layers=1, output_scale=0.01)
     for context in ("none", "dmd-sketch")
 }
-RULES |= {
-    name.replace("moments", "scale"): dataclasses.replace(config, cell="scale", output_scale=0.003, hidden=8)
-    for name, config in RULES.items()
-    if name.endswith("moments")
-}
-RULES["bounded-scale"] = dataclasses.replace(RULES["none-scale"], growth=1.02, known_parameters=16)
+RULES |= {f"{context}-scale": TieredConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")}
+RULES["limited-scale"] = dataclasses.replace(RULES["none-scale"], limits=StepLimits(known_parameters=16, largest=1.0))
 RULES |= {
     f"restrained-{kind}": dataclasses.replace(RULES[name], noise_floor=0.1)
     for kind, name in (
@@ -47,19 +42,20 @@ RULES |= {
     )
 }
 RULES |= {
-    f"layers-{window}-scale": dataclasses.replace(
-        RULES["none-scale"], context=dataclasses.replace(CONTEXTS[f"dmd-{window}"], scope="tensor")
+    f"layers-{window}-scale": TieredConfig(hidden=8, context=context)
+    for window, context in (
+        ("exact", TensorDMDConfig(window=6, rank=2)),
+        ("sketch", TensorDMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3)),
     )
-    for window in ("exact", "sketch")
 }
 
 
 def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):
     """States and layout before the first step, as the last arguments of `Rule.forward`."""
     shapes = [torch.Size(shape) for shape in shapes]
-    coordinates = zeros(rule.coordinate_spec, (*lead, sum(shape.numel() for shape in shapes)))
-    optimization = zeros(rule.context_spec, lead) | zeros(rule.tensor_spec, (*lead, len(shapes)))
-    return [coordinates, optimization], [Layout.of(shapes)] if rule.tensor_spec else []
+    coordinates = zeros(rule.spec.coordinate, (*lead, sum(shape.numel() for shape in shapes)))
+    optimization = zeros(rule.spec.model, lead) | zeros(rule.spec.tensor, (*lead, len(shapes)))
+    return [coordinates, optimization], [Layout.of(shapes)] if rule.per_tensor else []
 
 
 def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
@@ -68,8 +64,6 @@ def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
     if config.features == "moments":  # its heads are zero at first, and the networks without effect
         torch.manual_seed(seed + 1)
         rule.cell.head.weight.normal_(std=0.05)
-        if config.cell == "scale":
+        if isinstance(config, TieredConfig):
             rule.out.weight.normal_(std=0.05)
-        if config.growth is not None:  # so that some directions are cut
-            rule.out.bias[0] = 0.8
     return rule

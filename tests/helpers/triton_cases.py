@@ -15,13 +15,14 @@ from l2o_runtime import LearnedOptimizer, RuleConfig, save_rule
 from l2o_runtime.config import PlaceboConfig
 from l2o_runtime.kernels import fits
 from l2o_runtime.kernels.triton import MAX_HIDDEN, TritonKernel, supported
+from l2o_runtime.rules import LSTMConfig, NormalizedConfig
 from l2o_runtime.stepping.parts import Part
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 BLOCK = 16
 GROUP = {"lr": 0.3, "weight_decay": 0.0, "maximize": False}
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # σ(−100) is 0
-ALL_FEATURES = [RuleConfig(), RuleConfig(features="normalized", output="tanh", context=PlaceboConfig(width=3))]
+ALL_FEATURES = [LSTMConfig(), NormalizedConfig(output="tanh", context=PlaceboConfig(width=3))]
 
 
 def strong_rule(config: RuleConfig):
@@ -42,7 +43,7 @@ def random_grad(n: int) -> Tensor:
 def random_part(rule, n, *, dtype=torch.float32, state_dtype=torch.float32, step=3.0, seed=0, **group) -> Part:
     """With a state as after some steps; one number more lies in memory behind all that is `n` long."""
     torch.manual_seed(seed)
-    state = {key: torch.randn(n + 1, *shape) * 0.7 for key, (shape, _) in rule.coordinate_spec.items()}
+    state = {key: torch.randn(n + 1, *shape) * 0.7 for key, (shape, _) in rule.spec.coordinate.items()}
     if "v" in state:
         state["v"] = state["v"].square()
     state = {key: (value if key == "window" else value.to(state_dtype)).to(DEVICE) for key, value in state.items()}
@@ -56,7 +57,7 @@ def plain(rule, part: Part, context: Tensor, good: Tensor) -> None:
     """What the engine does without a kernel; states of less than float32 are rounded when they are written."""
     for piece in part.chunks():
         state = {key: value.float() for key, value in piece.state.items()}
-        delta, new = rule.update(piece.grad, piece.theta.float(), context, state)
+        delta, new = rule.update(piece.grad, piece.theta.float(), context.unsqueeze(0), state)
         for key in new.keys() - {"step"}:
             piece.state[key].copy_(torch.where(good, new[key], state[key]))
         part.move(piece.theta, delta, good)
@@ -78,7 +79,7 @@ def check(rule, n, *, good=True, kernel=None, **kwargs) -> tuple[Part, Part]:
     context = torch.randn(rule.config.context.width).to(DEVICE)
     flag = torch.tensor(good, device=DEVICE)
     plain(rule, parts[0], context, flag)
-    (kernel or TritonKernel(rule, block=BLOCK))(parts[1], context, flag)
+    (kernel or TritonKernel(rule, block=BLOCK)).advance(parts[1], context, flag)
     for key, expected in parts[0].state.items():
         assert_same(parts[1].state[key], expected)
     assert_same(parts[1].theta, parts[0].theta)
@@ -171,7 +172,7 @@ def test_extreme_gradients(config):
             value.zero_()
     for _ in range(3):
         plain(rule, parts[0], context, good)
-        TritonKernel(rule, block=BLOCK)(parts[1], context, good)
+        TritonKernel(rule, block=BLOCK).advance(parts[1], context, good)
         assert_same(parts[1].theta, parts[0].theta)
         for part in parts:
             part.finish(good)
@@ -181,18 +182,18 @@ def test_extreme_gradients(config):
 
 @pytest.mark.parametrize(("hidden", "layers"), [(1, 1), (16, 2), (20, 3), (33, 1)])
 def test_other_sizes(hidden, layers):
-    check(strong_rule(RuleConfig(hidden=hidden, layers=layers, features="normalized")), 20)
+    check(strong_rule(NormalizedConfig(hidden=hidden, layers=layers)), 20)
 
 
 def test_default_blocks():
     for precision in ("ieee", "tf32x3"):
-        rule = strong_rule(RuleConfig())
+        rule = strong_rule(LSTMConfig())
         check(rule, 150, kernel=TritonKernel(rule, precision))
 
 
 def test_which_rules_are_supported():
-    assert supported(make_rule(RuleConfig(hidden=MAX_HIDDEN, layers=1)))
-    assert not supported(make_rule(RuleConfig(hidden=MAX_HIDDEN + 1, layers=1)))
+    assert supported(make_rule(LSTMConfig(hidden=MAX_HIDDEN, layers=1)))
+    assert not supported(make_rule(LSTMConfig(hidden=MAX_HIDDEN + 1, layers=1)))
     assert not supported(make_rule(RULES["none-moments"]))
 
 
@@ -204,7 +205,7 @@ def test_strided_gradients_and_parameters(lay):
     for run in (lambda *args: plain(rule, *args), TritonKernel(rule, block=BLOCK)):
         torch.manual_seed(0)
         param, grad = torch.randn(40).to(DEVICE)[::2], lay(torch.randn(40).to(DEVICE)).reshape(-1)
-        state = {key: torch.zeros(20, *shape, device=DEVICE) for key, (shape, _) in rule.coordinate_spec.items()}
+        state = {key: torch.zeros(20, *shape, device=DEVICE) for key, (shape, _) in rule.spec.coordinate.items()}
         part = Part(
             GROUP,
             param,
@@ -224,7 +225,7 @@ def test_strided_gradients_and_parameters(lay):
 
 def test_an_empty_part():
     rule = strong_rule(ALL_FEATURES[1])
-    TritonKernel(rule)(random_part(rule, 0), torch.zeros(3, device=DEVICE), torch.tensor(True, device=DEVICE))
+    TritonKernel(rule).advance(random_part(rule, 0), torch.zeros(3, device=DEVICE), torch.tensor(True, device=DEVICE))
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -240,13 +241,13 @@ def test_a_real_run(name, state_dtype, tmp_path, monkeypatch):
 
         def advance(rules, parts, statistics, loss, context_state, good, use_kernel=use_kernel):
             rule = rules.on(DEVICE)
-            context, new = rule.contextualise(statistics, loss, context_state)
+            context, new = rule.steer(statistics, None, loss, context_state)
             for key, value in new.items():
                 context_state[key].copy_(value)
-            kernel = TritonKernel(rule) if use_kernel else lambda *args: plain(rule, *args)
+            kernel = TritonKernel(rule).advance if use_kernel else lambda *args: plain(rule, *args)
             for part in parts:
                 assert fits(part)
-                kernel(part, context, good)
+                kernel(part, context.squeeze(0), good)
                 part.finish(good)
 
         monkeypatch.setattr("l2o_runtime.optimizer.advance", advance)

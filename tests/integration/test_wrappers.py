@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
-from l2o_runtime import LearnedOptimizer, RuleConfig, save_rule
+from l2o_runtime import LearnedOptimizer, save_rule
+from l2o_runtime.rules import LSTMConfig
 
 COUNT = 12
 """Minibatches per epoch: more than the rule's window of 7 snapshots."""
@@ -399,7 +400,7 @@ class TestTrainer:
 
     def test_a_rule_that_needs_the_loss_says_so(self, hf, tmp_path):
         save_rule(
-            tmp_path / "needy.safetensors", make_rule(RuleConfig(context=CONTEXTS["dmd-sketch"], needs_loss=True))
+            tmp_path / "needy.safetensors", make_rule(LSTMConfig(context=CONTEXTS["dmd-sketch"], needs_loss=True))
         )
         model = WithLoss()
         optimizer = LearnedOptimizer(model.parameters(), rule=tmp_path / "needy.safetensors")

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from rules import RULES, make_rule
 from torch import nn
 
-from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
+from l2o_runtime import LearnedOptimizer, Rule, save_rule
 from l2o_runtime.config import DMDConfig, WindowConfig
 from l2o_runtime.contexts.gram import GramWindow
 from l2o_runtime.contexts.gram import push as gram_push
 from l2o_runtime.contexts.sketch import count_sketch
 from l2o_runtime.kernels import fits, select
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, TieredConfig
 from l2o_runtime.rules.features import SMALLEST_SQUARE
 from l2o_runtime.state import LARGEST, zeros
 from l2o_runtime.stepping.engine import Replicas, advance
@@ -34,16 +35,16 @@ from l2o_runtime.kernels import lstm_code as lstm
 
 CPU = torch.device("cpu")
 SHAPES = {
-    "one-layer": RuleConfig(hidden=20, layers=1),
-    "three-layers": RuleConfig(hidden=8, layers=3, features="normalized"),
-    "bounded": RuleConfig(hidden=20, output="tanh", output_scale=0.7),
-    "odd": RuleConfig(hidden=7),
-    "even": RuleConfig(hidden=6, features="normalized"),
-    "one-unit": RuleConfig(hidden=1, layers=2),
-    "groups": RuleConfig(hidden=32),
-    "largest": RuleConfig(hidden=64, layers=1),
-    "odd-moments": RuleConfig(hidden=7, features="moments", output="adam", output_scale=0.01),
-    "groups-moments": RuleConfig(hidden=32, layers=1, features="moments", output="adam", output_scale=0.01),
+    "one-layer": LSTMConfig(hidden=20, layers=1),
+    "three-layers": NormalizedConfig(hidden=8, layers=3),
+    "bounded": LSTMConfig(hidden=20, output="tanh", output_scale=0.7),
+    "odd": LSTMConfig(hidden=7),
+    "even": NormalizedConfig(hidden=6),
+    "one-unit": LSTMConfig(hidden=1, layers=2),
+    "groups": LSTMConfig(hidden=32),
+    "largest": LSTMConfig(hidden=64, layers=1),
+    "odd-moments": MomentsConfig(hidden=7, output_scale=0.01),
+    "groups-moments": MomentsConfig(hidden=32, layers=1, output_scale=0.01),
 }
 
 
@@ -65,7 +66,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[name for name, config in RULES.items() if config.cell == "lstm"])
+@pytest.fixture(params=[name for name, config in RULES.items() if not isinstance(config, TieredConfig)])
 def rule(request) -> Rule:
     """Every rule of the table that runs its LSTM for every coordinate; the others' kernel is tested with them."""
     return make_rule(RULES[request.param])
@@ -84,7 +85,7 @@ def random_part(
     param.grad = (torch.randn(n, generator=rng) * 10 ** (12 * torch.rand(n, generator=rng) - 9)).to(dtype)
     param.grad[::5] = 0
     state = {}
-    spec = kept_in(state_dtype, rule.coordinate_spec)
+    spec = kept_in(state_dtype, rule.spec.coordinate)
     for key, (shape, kind) in spec.items():
         state[key] = torch.randn(n, *shape, generator=rng).to(kind)
     state |= {"step": torch.tensor(step)}
@@ -101,13 +102,13 @@ def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, **changes) 
         part = random_part(rule, n, dtype, **changes)
         replicas = Replicas(rule)
         replicas.kernels[CPU] = kernel
-        context = zeros(rule.context_spec, ())
+        context = zeros(rule.spec.model, ())
         seen = rule.observe(part.theta.float(), part.grad.float(), part.state)
         statistics = torch.linspace(-1, 1, len(seen))
         if rule.progress:
-            statistics[: rule.progress.STATISTICS] = seen[: rule.progress.STATISTICS]
+            statistics[: rule.progress.SUMS] = seen[: rule.progress.SUMS]
         with torch.no_grad():
-            advance(replicas, [part], statistics, torch.tensor(0.5), context, torch.tensor(good))
+            advance(replicas, [part], statistics.unsqueeze(0), torch.tensor(0.5), context, torch.tensor(good))
         parts.append(part)
     return parts
 
@@ -231,12 +232,12 @@ def test_extreme_gradients(plain):
         for kernel in (None, cpu.make_kernel(rule)):
             param = nn.Parameter(torch.zeros(len(values)))
             param.grad = torch.tensor(values)
-            part = make_part(group(), param, {}, rule.coordinate_spec, {}, 0)
+            part = make_part(group(), param, {}, rule.spec.coordinate, {}, 0)
             replicas = Replicas(rule)
             replicas.kernels[CPU] = kernel
             for _ in range(5):
                 with torch.no_grad():
-                    advance(replicas, [part], torch.zeros(0), torch.tensor(0.0), {}, torch.tensor(True))
+                    advance(replicas, [part], torch.zeros(1, 0), torch.tensor(0.0), {}, torch.tensor(True))
             parts.append(part)
         assert_same(parts)
 
@@ -391,9 +392,9 @@ def test_no_memory_is_taken_after_the_first_step(name):
         kernel = cpu.make_kernel(rule)
         part = random_part(rule, 40_001, dtype, weight_decay=0.1, state_dtype=state_dtype)
         context, good = torch.zeros(width), torch.tensor(True)
-        kernel(part, context, good, 1.0)
+        kernel.update([part], [context.unsqueeze(0)], good, 1.0)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            kernel(part, context, good, 1.0)
+            kernel.update([part], [context.unsqueeze(0)], good, 1.0)
         taken = sum(max(0, event.self_device_memory_usage, event.self_cpu_memory_usage) for event in seen.events())
         assert taken <= 256, f"{dtype}: {taken} bytes"  # numbers of no dimension
 
@@ -409,7 +410,7 @@ def test_a_long_run_does_not_grow():
     if not os.path.exists("/proc/self/statm"):  # noqa: PTH110
         pytest.skip("needs /proc/self/statm to see its own memory")
     for step in range(300):
-        kernel(part, torch.zeros(0), torch.tensor(True), None)
+        kernel.update([part], [torch.zeros(1, 0)], torch.tensor(True), None)
         if step == 100:
             before = resident()
     assert resident() - before < 2**20
@@ -421,7 +422,7 @@ def test_what_kernels_are_not_for():
     part = random_part(rule, 5)
     part.state["h0"] = part.state["h0"].double()
     assert not fits(part)
-    assert select(make_rule(RuleConfig(hidden=cpu.LARGEST + 4)), CPU) is None
+    assert select(make_rule(LSTMConfig(hidden=cpu.LARGEST + 4)), CPU) is None
     assert select(rule.double(), CPU) is None
     assert select(rule, torch.device("meta")) is None
 
@@ -440,7 +441,7 @@ def test_without_llvm_the_plain_loop_is_taken(monkeypatch):
 
 
 def test_copies_and_pickles_make_their_own_kernel(tmp_path):
-    save_rule(tmp_path / "rule.safetensors", make_rule(RuleConfig(context=DMDConfig(window=4, rank=1))))
+    save_rule(tmp_path / "rule.safetensors", make_rule(LSTMConfig(context=DMDConfig(window=4, rank=1))))
     param = nn.Parameter(torch.ones(9))
     param.grad = torch.ones(9)
     optimizer = LearnedOptimizer([param], rule=tmp_path / "rule.safetensors")
@@ -511,7 +512,7 @@ def test_a_step_with_an_exact_window_takes_no_memory_for_it(tmp_path):
     """No tensor is larger than a chunk in float64: neither the window nor a copy of it is made anew."""
     from torch.profiler import ProfilerActivity, profile
 
-    save_rule(tmp_path / "rule.safetensors", make_rule(RuleConfig(context=DMDConfig(window=20, rank=1))))
+    save_rule(tmp_path / "rule.safetensors", make_rule(LSTMConfig(context=DMDConfig(window=20, rank=1))))
     param = nn.Parameter(torch.randn(40_000))
     param.grad = torch.randn(40_000)
     optimizer = LearnedOptimizer([param], rule=tmp_path / "rule.safetensors")

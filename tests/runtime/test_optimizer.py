@@ -11,8 +11,9 @@ from problems import flat
 from rules import RULES, first_state, make_rule
 from torch import nn
 
-from l2o_runtime import ArtifactError, LearnedOptimizer, RuleConfig, save_rule
+from l2o_runtime import ArtifactError, LearnedOptimizer, save_rule
 from l2o_runtime.config import DMDConfig
+from l2o_runtime.rules import LSTMConfig
 
 
 def problem(seed: int = 0):
@@ -208,7 +209,7 @@ def test_the_loss_may_be_a_number_or_not_finite():
 
 def test_a_rule_that_needs_the_loss_says_so_once(tmp_path):
     path = tmp_path / "rule.safetensors"
-    save_rule(path, make_rule(RuleConfig(context=DMDConfig(window=3), needs_loss=True)))
+    save_rule(path, make_rule(LSTMConfig(context=DMDConfig(window=3), needs_loss=True)))
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
     optimizer = LearnedOptimizer([p], rule=path)

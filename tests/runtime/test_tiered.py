@@ -11,13 +11,21 @@ from problems import Regression, flat, minibatches
 from rules import RULES, first_state, make_rule
 from torch import nn
 
-from l2o_runtime import ConfigError, LearnedOptimizer, RuleConfig, save_rule
-from l2o_runtime.config import NoneConfig
+from l2o_runtime import ConfigError, LearnedOptimizer, save_rule
+from l2o_runtime.config import DMDConfig, NoneConfig
 from l2o_runtime.contexts.dmd import DMD
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.tiered import LONGEST, LONGEST_UNKNOWN, ScaleRule
+from l2o_runtime.rules import StepLimits, TieredRule
 
 CONFIG = dataclasses.replace(RULES["none-scale"], output_scale=0.01)
+LIMITS = StepLimits(known_parameters=1)
+
+
+def limited(known):
+    """The configuration with limits from so many parameters on, or without any."""
+    return dataclasses.replace(CONFIG, limits=None if known is None else StepLimits(known_parameters=known))
+
+
 SHAPES = [(3, 4), (4,), (2, 2, 3), (1,), ()]
 SIZE = 30
 
@@ -46,7 +54,7 @@ def test_untrained_it_is_adam_with_steps_in_proportion_to_parameters(growth):
     """
     params, grads = wild(0)
     params = 0.3 * params * growth ** torch.arange(len(params)).unsqueeze(-1)
-    steps = run(ScaleRule(CONFIG), params, grads).detach().numpy()
+    steps = run(TieredRule(CONFIG), params, grads).detach().numpy()
     theta, g = params.double().numpy(), grads.double().numpy()
     m, v = np.zeros(SIZE), np.zeros(SIZE)
     bounds = np.cumsum([0, *(math.prod(shape) for shape in SHAPES)])
@@ -85,12 +93,17 @@ def test_clocks_stop_after_a_hundred_steps_but_in_meta_training():
     # From 3,000 on an average over 100 steps is the same in float32 with and without correction of its bias.
     assert torch.equal(step_after(3_000), step_after(100_000))
     assert not torch.allclose(step_after(50), step_after(3_000), rtol=1e-3)
-    rule.train()
+    rule.config = rule.config.unrolled
     assert not torch.equal(step_after(3_000), step_after(100_000))
 
 
+def test_meta_training_and_evaluation_mode_compute_the_same():
+    rule = make_rule(CONFIG)
+    assert torch.equal(run(rule.train(), *wild(2)), run(rule.eval(), *wild(2)))
+
+
 def test_the_size_of_a_step_is_bounded_by_the_magnitude_that_the_tensor_was_given():
-    rule, (params, grads) = ScaleRule(CONFIG), wild(3)
+    rule, (params, grads) = TieredRule(CONFIG), wild(3)
     steps = run(rule, params, 10 ** (6 * grads)).detach()
     for part, theta in zip(steps.split([12, 4, 12, 1, 1], -1), params.split([12, 4, 12, 1, 1], -1), strict=True):
         rho = (theta.square().mean(-1) + params.square().mean(-1) + 1e-6).sqrt()
@@ -98,47 +111,12 @@ def test_the_size_of_a_step_is_bounded_by_the_magnitude_that_the_tensor_was_give
         assert (part.square().mean(-1).sqrt() <= 0.01 * rho * (1 + 1e-5)).all()
 
 
-def wavering_lengths(params, grads, level=0.0, **changes):
-    """e^(2 s) of every step and tensor (T, S), from a network whose judgement varies much, about e^(2 level)."""
-    rule = make_rule(dataclasses.replace(CONFIG, **changes))
-    rule.cell.head.weight.mul_(10)
-    rule.cell.head.bias[0] += level
-    state, layout = first_state(rule, (), SHAPES)
-    seen = []
-    for param, grad in zip(params, grads, strict=True):
-        _, *state = rule(param, grad, torch.tensor(1.0), *state, *layout)
-        seen.append(state[1]["tensor_length"])
-    return torch.stack(seen)
-
-
-def test_steps_grow_by_no_more_than_they_may():
-    """From the second step on, tensor by tensor, however the network wavers; they may shrink at once."""
-    params, grads = wild(5, steps=40)
-    lengths = {growth: wavering_lengths(params, grads, growth=growth) for growth in (1.01, 100.0)}
-    free, bounded = (lengths[growth][1:] / lengths[growth][:-1] for growth in (100.0, 1.01))
-    assert (free > 1.01).any(), "the bound is of use here"
-    assert (bounded <= 1.01 * (1 + 1e-6)).all()
-    assert (bounded < 0.99).any()
-    assert torch.equal(lengths[1.01][0], lengths[100.0][0]), "the first one is free"
-
-    wide, none = (make_rule(dataclasses.replace(CONFIG, growth=growth)) for growth in (100.0, None))
-    wide.out.bias.copy_(none.out.bias)
-    assert torch.equal(run(wide, params, grads), run(none, params, grads))
-
-
 @pytest.mark.parametrize(
-    ("changes", "longest"),
-    [
-        ({"growth": 1.1}, LONGEST),
-        ({"known_parameters": 1}, LONGEST_UNKNOWN * SIZE**-0.25),
-        ({"growth": 1.1, "known_parameters": 1}, LONGEST * SIZE**-0.25),
-        ({}, math.exp(6)),
-        ({"known_parameters": SIZE}, math.exp(6)),
-    ],
+    ("known", "longest"), [(1, LIMITS.largest * SIZE**-0.25), (None, math.exp(6)), (SIZE, math.exp(6))]
 )
-def test_where_growth_is_bounded_or_the_network_unknown_directions_are_cut(changes, longest):
+def test_in_networks_of_more_parameters_than_it_knows_directions_are_cut(known, longest):
     """In the first step u is ± 1 everywhere, and its root mean square 1."""
-    rule, (params, grads) = make_rule(dataclasses.replace(CONFIG, **changes)), wild(6, steps=1)
+    rule, (params, grads) = make_rule(limited(known)), wild(6, steps=1)
     rule.cell.head.weight.zero_()
     rule.out.weight.zero_()
     rule.out.bias.zero_()
@@ -150,35 +128,43 @@ def test_where_growth_is_bounded_or_the_network_unknown_directions_are_cut(chang
 
 @pytest.mark.parametrize(("known", "factor"), [(1, SIZE**-0.25), (2, (SIZE / 2) ** -0.25), (SIZE, 1.0), (10**6, 1.0)])
 def test_steps_are_shorter_in_networks_of_more_parameters_than_it_knows(known, factor):
-    free, held = (make_rule(dataclasses.replace(CONFIG, known_parameters=number)) for number in (None, known))
+    free, held = (make_rule(limited(number)) for number in (None, known))
     torch.testing.assert_close(run(held, *wild(0)), factor * run(free, *wild(0)))
 
 
 @pytest.mark.parametrize("known", [1, 7, SIZE, 10**6])
 def test_in_networks_of_more_parameters_than_it_knows_steps_fade_no_faster_than_with_the_root_of_time(known):
-    """e^(2 s) is what it would be, and at least (1 − κ) / √(1 + t / 25)."""
+    """Steps are what they would be, times κ, and e^(2 s) at least (1 − κ) / √(1 + t / 25)."""
     params, grads = wild(7, steps=60)
-    lengths = {k: wavering_lengths(params, grads, -1.5, growth=100.0, known_parameters=k) for k in (None, known)}
+    low, free, held = (make_rule(limited(number)) for number in (None, None, known))
+    for rule, size in ((low, -4.0), (free, 0.0), (held, -4.0)):
+        rule.cell.head.weight.zero_()
+        rule.cell.head.bias[0] = size
+    kappa = min(1.0, (known / SIZE) ** 0.25)
     times = 1 + torch.arange(60).unsqueeze(-1)
-    shortest = (1 - min(1.0, (known / SIZE) ** 0.25)) / (1 + times / 25).sqrt()
-    torch.testing.assert_close(lengths[known], torch.maximum(lengths[None], shortest))
-    assert known > 7 or ((lengths[None] < shortest).any() and (lengths[None] > shortest).any())
+    shortest = ((1 - kappa) / (1 + times / LIMITS.fading).sqrt()).clamp_min(math.exp(-8.0))
+    torch.testing.assert_close(run(held, params, grads), kappa * shortest * run(free, params, grads))
+    assert known < SIZE or torch.equal(run(held, params, grads), run(low, params, grads))
 
 
-@pytest.mark.parametrize("changes", [{"known_parameters": 0}, {"known_parameters": 10**16}])
-def test_bad_known_parameters_are_refused(changes):
-    with pytest.raises(ConfigError, match=r"known_parameters: must be in 1\.\."):
-        dataclasses.replace(CONFIG, **changes)
-    with pytest.raises(ConfigError, match="goes with cell 'scale'"):
-        RuleConfig(known_parameters=10)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"known_parameters": 0}, r"known_parameters: must be in 1\.\."),
+        ({"known_parameters": 10**16}, r"known_parameters: must be in 1\.\."),
+        ({"known_parameters": 1, "fading": 0.0}, r"fading: must be in \(0"),
+        ({"known_parameters": 1, "largest": 0.5}, r"largest: must be in \[1"),
+    ],
+)
+def test_bad_limits_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        StepLimits(**changes)
 
 
-@pytest.mark.parametrize("growth", [1.0, 0.5, 101.0])
-def test_bad_growths_are_refused(growth):
-    with pytest.raises(ConfigError, match=r"growth: must be in \(1, 100\]"):
-        dataclasses.replace(CONFIG, growth=growth)
-    with pytest.raises(ConfigError, match="goes with cell 'scale'"):
-        RuleConfig(growth=1.1)
+@pytest.mark.parametrize("stop", [0, 10**10])
+def test_bad_clocks_are_refused(stop):
+    with pytest.raises(ConfigError, match=r"clock_stop: must be in 1\.\."):
+        dataclasses.replace(CONFIG, clock_stop=stop)
 
 
 def test_coordinates_and_tensors_without_any_gradient_do_not_move():
@@ -219,7 +205,7 @@ def test_every_weight_gets_a_meta_gradient():
 @pytest.mark.parametrize("window", ["exact", "sketch"])
 def test_of_one_tensor_a_window_per_tensor_is_that_of_the_model(window):
     config = RULES[f"layers-{window}-scale"]
-    whole = dataclasses.replace(config, context=dataclasses.replace(config.context, scope="model"))
+    whole = dataclasses.replace(config, context=DMDConfig(**dataclasses.asdict(config.context)))
     params, grads = wild(8, steps=12)
     steps = [run(make_rule(own), params, grads, shapes=[(SIZE,)]) for own in (config, whole)]
     torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-8)
@@ -235,10 +221,10 @@ def test_a_window_per_tensor_sees_nothing_of_the_others():
         (params, grads), found = wild(9, steps=12), []
 
         def spy(*args):
-            found.append(DMD.contextualise(rule.context, *args))
+            found.append(DMD.read(rule.context, *args))
             return found[-1]
 
-        rule.context.contextualise = spy
+        rule.context.read = spy
         params[:, :12] *= torch.linspace(1, factor, 12).unsqueeze(-1)
         run(rule, params, grads)
         return found[-1][0]
@@ -277,7 +263,7 @@ def test_a_late_tensor_starts_afresh_and_the_others_go_on(tmp_path):
 
 def test_weights_are_shared_by_an_embedding_that_moves_in_few_rows(tmp_path):
     """Rows that are never looked up stay where they are, those that are move at most tenfold."""
-    save_rule(tmp_path / "rule.safetensors", ScaleRule(CONFIG))
+    save_rule(tmp_path / "rule.safetensors", TieredRule(CONFIG))
     torch.manual_seed(0)
     table = nn.Embedding(1000, 4)
     optimizer, start = LearnedOptimizer(table.parameters(), rule=tmp_path / "rule.safetensors"), flat(table)
@@ -346,10 +332,3 @@ def test_the_sums_do_not_depend_on_which_thread_was_faster(tmp_path):
     first, *others = (optimize(path, [100_000], steps=3)[0][0] for _ in range(4))
     torch.set_num_threads(1)
     assert all(torch.equal(first, other) for other in others)
-
-
-@pytest.mark.parametrize("wrong", [{"layers": 2}, {"features": "normalized", "output": "tanh"}])
-def test_what_the_two_tiers_go_with(wrong):
-    options = {"features": "moments", "output": "adam", "layers": 1} | wrong
-    with pytest.raises(ConfigError, match="cell: 'scale' goes with features 'moments' and layers 1"):
-        RuleConfig(cell="scale", **options)

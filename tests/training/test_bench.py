@@ -12,7 +12,8 @@ from torch.optim import SGD, Adam
 from typer.testing import CliRunner
 
 from l2o_cli.main import app
-from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
+from l2o_runtime import LearnedOptimizer, save_rule
+from l2o_runtime.rules import LSTMConfig, NormalizedConfig, make_rule
 from l2o_training.benchmark import bench, plan, plots
 from l2o_training.benchmark.contenders import FOREACH, FUSED, NO_CONTEXT, Contender, contenders, stepper
 from l2o_training.benchmark.memory import allocated_peak, available_bytes, resident_peak, state_bytes
@@ -102,7 +103,7 @@ def test_state_bytes_of_known_optimizers(make, expected):
 
 def test_the_plain_lstm_is_the_same_rule(tmp_path):
     torch.manual_seed(0)
-    rule = Rule(RuleConfig()).eval().requires_grad_(False)
+    rule = make_rule(LSTMConfig()).eval().requires_grad_(False)
     save_rule(tmp_path / "rule.safetensors", rule)
     ends = []
     for make in (lambda p: PlainLSTM(p, rule), lambda p: LearnedOptimizer(p, tmp_path / "rule.safetensors")):
@@ -118,7 +119,7 @@ def test_the_plain_lstm_is_the_same_rule(tmp_path):
 
 def test_the_plain_lstm_refuses_rules_that_it_is_not(param):
     with pytest.raises(ValueError, match="log_sign"):
-        PlainLSTM([param], Rule(RuleConfig(features="normalized")))
+        PlainLSTM([param], make_rule(NormalizedConfig()))
 
 
 def test_the_loss_is_passed_to_those_who_take_it(param):

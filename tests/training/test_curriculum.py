@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.checkpoints import flatten, nest

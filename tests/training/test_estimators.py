@@ -8,8 +8,8 @@ import torch
 from torch.func import functional_call
 
 from l2o_runtime import ConfigError
-from l2o_runtime.config import KAEConfig, RuleConfig
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.config import KAEConfig
+from l2o_runtime.rules import LSTMConfig, make_rule
 from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset
@@ -23,7 +23,7 @@ from l2o_training.tasks.data import load_dataset
 
 PAIRS = 160
 SIGMA = 0.03
-RULE = RuleConfig(hidden=2, layers=1, output_scale=0.1)
+RULE = LSTMConfig(hidden=2, layers=1, output_scale=0.1)
 TINY = TrainConfig(
     rule=RULE, tasks=(QuadraticConfig(size=4),), horizon=12, unroll=3, sigma=SIGMA, particles=2 * PAIRS, epochs=4
 )
@@ -33,7 +33,7 @@ def setting(estimator, tail=None):
     """Descent along a rule, its only task slot, and the estimator; the problem is the same for all."""
     config = dataclasses.replace(TINY, estimator=estimator, tail=tail)
     torch.manual_seed(0)
-    solver, made = Descent(Rule(config.rule)), make_estimator(config)
+    solver, made = Descent(make_rule(config.rule)), make_estimator(config)
     tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
     slot = TaskSlot(config, make_curriculum(config), tasks, 0, made.copies)
     return config, solver, made, slot
@@ -74,7 +74,7 @@ def smoothed(truncations, count=40, tail=None):
         leaf = phi.clone().requires_grad_()
         theta, total, steps = inner.instances.params, 0.0, 0
         mean = theta
-        state = zeros(rule.coordinate_spec, tuple(theta.shape)), zeros(rule.context_spec, (1,))
+        state = zeros(rule.spec.coordinate, tuple(theta.shape)), zeros(rule.spec.model, (1,))
         for _ in range(truncations):
             pieces = (leaf + SIGMA * torch.randn(phi.shape, generator=rng)).split([s.numel() for s in shapes.values()])
             named = {name: piece.view(s) for (name, s), piece in zip(shapes.items(), pieces, strict=True)}
@@ -136,7 +136,7 @@ def test_slots_are_clipped_one_by_one(share):
     def message(change=lambda inner: None, **settings):
         config = dataclasses.replace(TINY, lanes=4, **settings)
         torch.manual_seed(0)
-        solver, made = Descent(Rule(config.rule)), make_estimator(config)
+        solver, made = Descent(make_rule(config.rule)), make_estimator(config)
         tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
         slot = TaskSlot(config, make_curriculum(config), tasks, 0)
         slot.tick()
@@ -158,7 +158,7 @@ def mixed_up(change=lambda message: message):
     for name in ("tbptt", "es", "mixed"):
         config = dataclasses.replace(TINY, estimator=name, lanes=4, particles=6)
         torch.manual_seed(0)
-        solver, made[name] = Descent(Rule(config.rule)), make_estimator(config)
+        solver, made[name] = Descent(make_rule(config.rule)), make_estimator(config)
         tasks = [make_task(config.tasks[0], load_dataset, torch.device("cpu"))]
         slots = [TaskSlot(config, make_curriculum(config), tasks, index) for index in range(4)]
         for slot in slots:
@@ -218,7 +218,7 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
     config = dataclasses.replace(
         load_preset("demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=40", "unroll=10"]),
         tasks=(QuadraticConfig(size=5), QuadraticConfig(size=3)),
-        rule=RuleConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
+        rule=LSTMConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
         **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 4},
     )
     whole = Trainer(config, tmp_path / "whole").run()

@@ -8,11 +8,11 @@ from rules import RULES
 
 pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install 'l2o-runtime[fast]'")
 
-from l2o_runtime.config import RuleConfig
+from l2o_runtime import rules
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules import make_rule
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, make_rule
+from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.lstm import Rule
 from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.fused import lstm as fused
@@ -27,7 +27,7 @@ from l2o_training.tasks.data import load_dataset
 
 def pair(name):
     torch.manual_seed(0)
-    plain = Rule(RULES[name])
+    plain = new_rule(RULES[name])
     return plain, fused.fuse(copy.deepcopy(plain))
 
 
@@ -60,14 +60,14 @@ def test_one_step_and_its_gradients(monkeypatch, name, lead, most):
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [{"features": "moments", "output": "adam", "layers": 1}, {"hidden": 7, "layers": 3}, {"hidden": 33}, {"hidden": 1}],
+    "config",
+    [MomentsConfig(layers=1), LSTMConfig(hidden=7, layers=3), LSTMConfig(hidden=33), LSTMConfig(hidden=1)],
     ids=str,
 )
-def test_other_sizes_of_network(sizes):
+def test_other_sizes_of_network(config):
     """Four outputs, rows of weights that do not fill vectors, one layer and more than two."""
     torch.manual_seed(0)
-    plain = Rule(RuleConfig(**sizes))
+    plain = rules.make_rule(config)
     torch.nn.init.normal_(plain.cell.head.weight)
     check_step([plain.cell, fused.fuse(copy.deepcopy(plain)).cell], (2,))
 
@@ -170,7 +170,7 @@ SHAPES = [(12, 5), (12,), (3, 12), (3,), (1,), (40, 10), ()]
 def two_tiers(name="none-scale", seed=0):
     """The plain rule and the compiled one, with weights that are far from those of a rule that was not trained."""
     torch.manual_seed(seed)
-    plain = make_rule(RULES[name]).train()
+    plain = make_rule(RULES[name])
     for head in (plain.out, plain.cell.head):
         torch.nn.init.normal_(head.weight, std=0.3)
         torch.nn.init.normal_(head.bias, std=0.3)
@@ -182,8 +182,8 @@ def some_steps(rule, lead, steps=4):
     rng = torch.Generator().manual_seed(1)
     layout = Layout.of([torch.Size(shape) for shape in SHAPES])
     n = len(layout.owner)
-    coordinates = zeros(rule.coordinate_spec, (*lead, n))
-    optimization = zeros(rule.context_spec, lead) | zeros(rule.tensor_spec, (*lead, len(SHAPES)))
+    coordinates = zeros(rule.spec.coordinate, (*lead, n))
+    optimization = zeros(rule.spec.model, lead) | zeros(rule.spec.tensor, (*lead, len(SHAPES)))
     deltas = []
     for _ in range(steps):
         param, grad, size = torch.randn(3, *lead, n, generator=rng).unbind()
@@ -209,7 +209,7 @@ def test_two_tiers_step_by_step(monkeypatch, name, lead, most):
         grads = torch.autograd.grad((weights * deltas).sum(), parameters, allow_unused=True)
         results.append([deltas, *(state[key] for state in states for key in sorted(state)), *grads])
     fused_scale._pieces.cache_clear()
-    assert isinstance(rule, fused_scale.FusedScaleRule)
+    assert isinstance(rule, fused_scale.FusedTieredRule)
     for ours, expected in zip(reversed(results[1]), reversed(results[0]), strict=True):
         if expected is None:
             assert ours is None
@@ -261,8 +261,8 @@ def test_a_tensor_of_two_tiers_that_is_not_finite_stays_so():
         layout = Layout.of([torch.Size(shape) for shape in SHAPES])
         n = len(layout.owner)
         state = (
-            zeros(rule.coordinate_spec, (n,)),
-            zeros(rule.context_spec, ()) | zeros(rule.tensor_spec, (len(SHAPES),)),
+            zeros(rule.spec.coordinate, (n,)),
+            zeros(rule.spec.model, ()) | zeros(rule.spec.tensor, (len(SHAPES),)),
         )
         grad = torch.linspace(-1, 1, n)
         grad[3] = float("nan")

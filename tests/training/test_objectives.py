@@ -10,7 +10,7 @@ from rules import RULES
 from torch import nn
 
 from l2o_runtime.config import KAEConfig, RuleConfig
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import make_rule
 from l2o_runtime.solvers import Descent, Point, Solver
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.objectives import KoopmanLoss, LogLoss, Loss, Tail, loss_objectives, make_objectives
@@ -86,14 +86,14 @@ def test_losses_that_are_gone_have_finite_logarithms():
 
 def test_the_koopman_loss_is_of_what_the_autoencoder_saw():
     torch.manual_seed(0)
-    solver, objective = Descent(Rule(RULES["kae-log_sign"])), KoopmanLoss(weight=0.5)
+    solver, objective = Descent(make_rule(RULES["kae-log_sign"])), KoopmanLoss(weight=0.5)
     trace = unroll(solver, begin(solver, TASK.instances(2, seed=0)), 6, [objective])
     (features,) = trace.states.values()
     assert features.shape[:2] == (6, 2)
     expected = solver.rule.context.koopman_loss(features)
     assert trace.terms == {"koopman_loss": expected}
     torch.testing.assert_close(trace.objective, 0.5 * expected)
-    plain = Descent(Rule(RULES["none-log_sign"]))
+    plain = Descent(make_rule(RULES["none-log_sign"]))
     assert unroll(plain, begin(plain, TASK.instances(2, seed=0)), 6, [objective]).terms == {}
 
 

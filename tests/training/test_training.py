@@ -23,9 +23,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from l2o_cli.main import app
-from l2o_runtime import ArtifactError, ConfigError, Rule, load_rule
-from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, RuleConfig, to_dict
+from l2o_runtime import ArtifactError, ConfigError, load_rule
+from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, to_dict
 from l2o_runtime.files.artifact import read_rule
+from l2o_runtime.rules import LSTMConfig, LSTMRule
 from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.compare.baselines import BASELINES
@@ -58,7 +59,7 @@ def task_of(config):
 def test_meta_gradient_equals_plain_differentiation(name, weights, tail):
     """⟨∇L, θ⟩ with ∇L held constant has the gradient of Σ w L(θ) with detached optimizee gradients."""
     torch.manual_seed(0)
-    rule = Rule(RULES[name])
+    rule = make_rule(RULES[name]).requires_grad_()
     task = task_of(MLPConfig(hidden=(4,), batch_size=8))
     solver = Descent(rule)
     inner = begin(solver, task.instances(3, seed=5))
@@ -80,7 +81,7 @@ def test_meta_gradient_equals_plain_differentiation(name, weights, tail):
         return torch.stack([loss(theta[i], (images[i], labels[i])) for i in range(3)])
 
     theta = instances.params
-    state = zeros(rule.coordinate_spec, tuple(theta.shape)), zeros(rule.context_spec, (3,))
+    state = zeros(rule.spec.coordinate, tuple(theta.shape)), zeros(rule.spec.model, (3,))
     value, total = losses_of(theta.detach().requires_grad_()), 0.0
     leaf = instances.params.clone().requires_grad_()
     instances = task.instances(3, seed=5)
@@ -156,7 +157,7 @@ def test_meta_training_learns_quadratics(tmp_path):
 def test_koopman_loss_falls_in_meta_training(tmp_path):
     config = dataclasses.replace(
         load_preset("quadratics", ["epochs=40", "horizon=40", "batch=4", "lr=0.01"]),
-        rule=RuleConfig(context=KAEConfig(window=8)),
+        rule=LSTMConfig(context=KAEConfig(window=8)),
     )
     trainer = Trainer(config, tmp_path / "run")
     losses = [trainer.train_epoch().objectives["koopman_loss"] for _ in range(40)]
@@ -265,7 +266,7 @@ def test_lanes_in_the_middle_of_a_horizon_resume_bit_for_bit(tmp_path):
 
 def test_the_mean_goes_on_from_truncation_to_truncation():
     """The mean of all parameters (a tail of 1): over steps done four at a time as over the steps of one truncation."""
-    rule, task = Descent(Rule(RULES["none-log_sign"])), task_of(QuadraticConfig(size=5))
+    rule, task = Descent(make_rule(RULES["none-log_sign"])), task_of(QuadraticConfig(size=5))
     tail = loss_objectives(tail=1.0)
     whole, parts = (begin(rule, task.instances(2, seed=0)) for _ in range(2))
     expected = unroll(rule, whole, 8, tail).mean_losses
@@ -280,7 +281,7 @@ def test_the_mean_goes_on_from_truncation_to_truncation():
     torch.testing.assert_close(parts.mean, torch.stack(theta).mean(0))
 
 
-STARTED = ["start=moments", "rule.context={kind='none'}", "rule.features=moments", "rule.output=adam"]
+STARTED = ["start=moments", "rule.kind=moments", "rule.context={kind='none'}"]
 STARTED += ["rule.output_scale=0.01", "rule.layers=1", *TINY, "validate_every=1"]
 
 
@@ -669,7 +670,7 @@ def test_real_data_is_read(data_root, name, shape):
     assert len(data.images) == len(data.labels) >= 10_000
 
 
-class Pushing(Rule):
+class Pushing(LSTMRule):
     """Gradient descent that pushes parameters, as well."""
 
     push: torch.Tensor
@@ -685,7 +686,7 @@ def test_biases_in_front_of_batch_norm_that_run_away_are_seen(tmp_path, kind, ta
     widths = {"hidden": (8,)} if kind is MLPConfig else {"channels": (4,)}
     task = task_of(kind(data="digits", norm="batch", activation="relu", batch_size=16, **widths))
     weight, bias, *_ = task.instances(1, 0).shapes
-    still, rule = torch.zeros_like(task.instances(1, 0).params[0]), Pushing(RuleConfig(hidden=3, layers=1))
+    still, rule = torch.zeros_like(task.instances(1, 0).params[0]), Pushing(LSTMConfig(hidden=3, layers=1))
     moving = still.clone()
     moving[weight.numel() :][: bias.numel()] = 1.0
     config = TrainConfig(horizon=60, unroll=10, validation_runs=2, tail=tail)

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from l2o_runtime.config import LATER, ConfigError, FlagConfig, RuleConfig, WindowConfig, build, nearest, require
+from l2o_runtime.config import LATER, ConfigError, FlagConfig, WindowConfig, build, nearest, require
+from l2o_runtime.files.upgrade import upgraded
+from l2o_runtime.rules import AnyRuleConfig, LSTMConfig
 from l2o_training.tasks import MLPConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
@@ -60,7 +62,7 @@ class TrainConfig:
 
     description: str = ""
     start: str = dataclasses.field(default="", metadata=LATER)
-    rule: RuleConfig = dataclasses.field(default_factory=RuleConfig)
+    rule: AnyRuleConfig = dataclasses.field(default_factory=LSTMConfig)
     tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
     validation_tasks: tuple[TaskConfig, ...] = dataclasses.field(default=(), metadata=LATER)
     epochs: int = 100
@@ -122,7 +124,7 @@ class TrainConfig:
             require(fits, f"rule.context.window: {context.window} is larger than the horizon {self.horizon}")
 
     @property
-    def trained_rule(self) -> RuleConfig:
+    def trained_rule(self) -> AnyRuleConfig:
         """The rule's configuration with what meta-training adds to it: horizon, and need of the loss."""
         needs_loss = isinstance(self.rule.context, WindowConfig) and self.hide_loss == 0
         return dataclasses.replace(self.rule, horizon=self.horizon, needs_loss=needs_loss)
@@ -154,7 +156,19 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         _override(data, override)
-    return build(TrainConfig, data)
+    return read_config(data)
+
+
+def read_config(data: dict[str, Any]) -> TrainConfig:
+    """A configuration from parsed TOML or JSON; its rule may be written as the first format of rules had it.
+
+    Raises:
+        ConfigError: unknown key or bad value.
+    """
+    try:
+        return build(TrainConfig, data | ({"rule": upgraded(data["rule"])} if "rule" in data else {}))
+    except ConfigError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:

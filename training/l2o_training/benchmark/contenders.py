@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, save_rule
+from l2o_runtime import LearnedOptimizer, Rule, RuleConfig, make_rule, save_rule
 from l2o_runtime.config import ConfigError, ContextConfig, DMDConfig, KAEConfig, NoneConfig, require
 from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import load_exported
+from l2o_runtime.rules.base import OUTPUTS
 from l2o_runtime.rules.features import WIDTHS
-from l2o_runtime.rules.lstm import OUTPUTS
-from l2o_runtime.rules.tiered import UNITS
+from l2o_runtime.rules.lstm import LSTMConfig
+from l2o_runtime.rules.tiered import UNITS, TieredConfig
 from l2o_runtime.rules.tiered_features import INPUTS
 from l2o_training.benchmark.reference import PlainLSTM
 
@@ -54,12 +55,12 @@ class Contender:
 def network_flops(config: RuleConfig) -> int:
     """Floating-point operations of a rule's matrix products per coordinate and step, biases included.
 
-    >>> network_flops(RuleConfig())
+    >>> network_flops(LSTMConfig())
     10121
-    >>> network_flops(RuleConfig(cell="scale", features="moments", output="adam", layers=1))
+    >>> network_flops(TieredConfig())
     204
     """
-    if config.cell == "scale":
+    if isinstance(config, TieredConfig):
         return 2 * UNITS * (INPUTS + OUTPUTS) + UNITS + OUTPUTS
     inputs = [WIDTHS[config.features]] + [config.hidden] * (config.layers - 1)
     layers = sum(2 * 4 * config.hidden * (size + config.hidden) + 4 * config.hidden for size in inputs)
@@ -92,7 +93,7 @@ def contenders(rule: str, extras: Iterable[str] = (), state_dtype: torch.dtype =
 
 def _rule(context: ContextConfig) -> Rule:
     torch.manual_seed(0)
-    return Rule(RuleConfig(context=context)).eval().requires_grad_(False)
+    return make_rule(LSTMConfig(context=context)).eval().requires_grad_(False)
 
 
 def _untrained(name: str, context: ContextConfig, state_dtype: torch.dtype) -> Contender:

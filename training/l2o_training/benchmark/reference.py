@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from l2o_runtime.rules import LSTMRule, Rule
 from l2o_runtime.rules.features import log_sign
-from l2o_runtime.rules.lstm import Rule
 
 
 class PlainLSTM(Optimizer):
@@ -25,7 +25,7 @@ class PlainLSTM(Optimizer):
 
     def __init__(self, params: Iterable[Tensor], rule: Rule, lr: float = 1.0):
         config = rule.config
-        if config.context.kind != "none" or config.features != "log_sign" or config.output != "linear":
+        if not isinstance(rule, LSTMRule) or config.context.kind != "none" or config.kind != "lstm" or config.bounded:
             raise ValueError("PlainLSTM takes a rule without context, with log_sign features and linear output")
         super().__init__(params, {"lr": lr})
         self._hidden, self._scale = config.hidden, config.output_scale
@@ -58,7 +58,7 @@ class PlainLSTM(Optimizer):
         return loss
 
 
-def _cells(rule: Rule) -> list[nn.LSTMCell]:
+def _cells(rule: LSTMRule) -> list[nn.LSTMCell]:
     """The rule's layers as torch's cells, which have two biases where ours have one."""
     cells = []
     for ih, hh, bias in zip(rule.cell.weight_ih, rule.cell.weight_hh, rule.cell.bias, strict=True):

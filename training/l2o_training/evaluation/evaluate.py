@@ -11,7 +11,7 @@ import torch
 from l2o_runtime.config import require
 from l2o_runtime.files.artifact import find_rule, load_rule
 from l2o_runtime.files.atomic import atomic_write
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import BASELINES, GRID, best_lr
 from l2o_training.evaluation.plots import loss_curves

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.contexts.passes import turned_off
+from l2o_runtime.rules import LSTMRule, Rule, TieredRule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.lstm import Rule
-from l2o_runtime.rules.tiered import ScaleRule
 from l2o_runtime.state import State
 
 try:
@@ -27,7 +26,7 @@ try:
     from l2o_runtime.kernels.lstm import LARGEST
     from l2o_runtime.kernels.threads import share
     from l2o_training.fused.sweep import BACKWARD, FORWARD, module_of
-    from l2o_training.fused.tiered import FusedScaleRule
+    from l2o_training.fused.tiered import FusedTieredRule
     from l2o_training.fused.tile import Shape, choose_shape
 except ImportError:  # llvmlite is not installed
     choose_shape = None  # type: ignore[assignment]
@@ -42,9 +41,11 @@ def fuse(rule: Rule) -> Rule:
     """A rule on the CPU with fast code and the same parameters; as it is without llvmlite or with kernels off."""
     if choose_shape is None or turned_off() or next(rule.parameters()).device.type != "cpu":
         return rule
-    if isinstance(rule, ScaleRule):
-        return _become(FusedScaleRule, rule)
-    rule.cell = _become(FusedLSTM, rule.cell)
+    match rule:
+        case TieredRule():
+            return _become(FusedTieredRule, rule)
+        case LSTMRule():
+            rule.cell = _become(FusedLSTM, rule.cell)
     return rule
 
 

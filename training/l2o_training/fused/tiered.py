@@ -1,4 +1,4 @@
-"""The two-tier rule for meta-training on the CPU: its sums, its steps and their gradient in compiled code.
+"""The tiered rule for meta-training on the CPU: its sums, its steps and their gradient in compiled code.
 
 Features of coordinates are constants of the rule, so that the network per coordinate is differentiated by its
 weights alone. These are a tensor's: gains, biases and magnitude are in them, and torch takes the gradient on from
@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, store, widest
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, module_of_pieces, network, scale_module
+from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, module_of_pieces, network, tiered_module
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.features import LARGEST_SIZE, combine, lowest_root, step_size
 from l2o_runtime.rules.restraint import share as restrained_share
-from l2o_runtime.rules.tiered import SCALARS as IN_CONTEXT
-from l2o_runtime.rules.tiered import UNITS, ScaleRule
+from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
+from l2o_runtime.rules.tiered import UNITS, TieredRule
 from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, average, look
 from l2o_runtime.state import State
 
@@ -35,11 +35,11 @@ SLOPES = 1 + WEIGHTS
 """Derivatives that a piece gives: by the magnitude, then by the weights."""
 
 
-class FusedScaleRule(ScaleRule):
-    """A `ScaleRule` whose coordinates are compiled; float32 on the CPU."""
+class FusedTieredRule(TieredRule):
+    """A `TieredRule` whose coordinates are compiled; float32 on the CPU."""
 
     def sums(self, param: Tensor, grad: Tensor, state: State, layout: Layout) -> Tensor:
-        """As `ScaleRule.sums`; nothing is differentiated."""
+        """As `TieredRule.sums`; nothing is differentiated."""
         pieces = Pieces.of(layout, param.shape[:-1])
         numbers = param.new_zeros(*param.shape[:-1], 1, SCALARS + WEIGHTS)
         numbers[..., : len(BETAS)] = _corrections(state)
@@ -59,24 +59,25 @@ class FusedScaleRule(ScaleRule):
     ) -> tuple[Tensor, State, State]:
         """As `Rule.forward`."""
         assert layout is not None
-        context, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
+        sums = self.rows(param, grad, coordinates, layout)
+        steering, optimization = self.steer(sums, layout.shapes, loss, optimization)
         arrays = _arrays(param, grad, coordinates)
-        numbers = self.numbers(context, _corrections(coordinates))
+        numbers = self.numbers(steering, _corrections(coordinates))
         restrained = self.config.noise_floor is not None
         delta, *averages = _Step.apply(Pieces.of(layout, param.shape[:-1]), restrained, numbers, *arrays)
         new = dict(zip(AVERAGES, averages, strict=True)) | {"step": coordinates["step"] + 1}
         return delta, new | self.context.remember(param, grad, coordinates), optimization
 
-    def numbers(self, context: Tensor, corrections: Tensor) -> Tensor:
+    def numbers(self, steering: Tensor, corrections: Tensor) -> Tensor:
         """What the code reads besides coordinates, for every tensor: (..., S, SCALARS + WEIGHTS).
 
         Args:
-            context: (..., S, c).
+            steering: (..., S, c).
             corrections: (..., 1, k) 1 − βᵗ of every average.
         """
-        size_root, size_fast, rho, noise, longest, magnitude = context[..., :IN_CONTEXT].unbind(-1)
+        size_root, size_fast, rho, noise, longest, magnitude = steering[..., :IN_STEERING].unbind(-1)
         constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), noise, longest]
-        gain, bias = context[..., IN_CONTEXT:].chunk(2, dim=-1)
+        gain, bias = steering[..., IN_STEERING:].chunk(2, dim=-1)
         first = torch.cat([self.into.weight, self.into.bias.unsqueeze(-1)], dim=-1) * (1 + gain).unsqueeze(-1)
         first = torch.cat([first[..., :-1], first[..., -1:] + bias.unsqueeze(-1)], dim=-1)
         last = torch.cat([self.out.weight, self.out.bias.unsqueeze(-1)], dim=-1).flatten()
@@ -201,7 +202,7 @@ def _compile(restrained: bool) -> tuple[dict[str, Callable[[int, int], None]], l
     dtypes = (torch.float32,) * len(AVERAGES)
     kinds = [POINTER] * (3 + len(AVERAGES) + 2)
     gradient = functools.partial(_gradient, restrained)
-    modules = [scale_module(widest(), dtypes, restrained), module_of_pieces(widest(), {"gradient": (kinds, gradient)})]
+    modules = [tiered_module(widest(), dtypes, restrained), module_of_pieces(widest(), {"gradient": (kinds, gradient)})]
     compiled = [Compiled(module) for module in modules]
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     names = {"observe": 0, "update": 0, "gradient": 1}

@@ -1,6 +1,5 @@
 """A run's folder: what it holds, who may write it, and where a stopped run goes on."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,11 @@ from filelock import FileLock, Timeout
 
 from l2o_runtime.files.artifact import ArtifactError, read_rule, save_rule
 from l2o_runtime.files.atomic import remove_leftovers
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.meta import checkpoints
-from l2o_training.meta.provenance import comparable, differences, spell
+from l2o_training.meta.provenance import comparable, differences, kept_config, spell
 from l2o_training.ranks.group import PROBE
 
 CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
@@ -39,7 +38,7 @@ def newest_checkpoint(out: Path, config: TrainConfig, resume: bool, restarted: b
             raise RunError(f"{out / RULE} is there without a checkpoint: choose another --out, or remove it")
         return None
     begun = checkpoints.read(found[max(found)], lambda key: False)[1]["config"]
-    return found[_last_common(out, list(found), begun, json.loads(json.dumps(comparable(config))))]
+    return found[_last_common(out, list(found), kept_config(begun), kept_config(comparable(config)))]
 
 
 def _last_common(out: Path, epochs: list[int], there: dict[str, Any], here: dict[str, Any]) -> int:
@@ -101,7 +100,7 @@ def keep_rule(path: Path, rule: Rule, provenance: dict[str, Any]) -> None:
         and found.config == rule.config
         and all(torch.equal(weights[key], value) for key, value in found.state_dict().items())
     )
-    if not (same and before.get("config") == json.loads(json.dumps(provenance["config"]))):  # not of fewer epochs
+    if not (same and kept_config(before.get("config")) == kept_config(provenance["config"])):  # not of fewer epochs
         save_rule(path, rule, provenance)
 
 

@@ -1,5 +1,6 @@
 """The outer problem: the rule that is trained, its optimizer, and the average of its weights."""
 
+import copy
 import math
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig
 
@@ -53,6 +54,12 @@ class Learner:
         if self.averaged is not None:
             self.averaged.update_parameters(self.rule)
         return True
+
+    def judged(self) -> Rule:
+        """The candidate as it will be used: its clocks stop where its configuration says so."""
+        rule = copy.deepcopy(self.candidate)
+        rule.config = self.config.trained_rule
+        return rule
 
     def candidate_state(self) -> dict[str, Tensor]:
         """A copy of the candidate's weights."""

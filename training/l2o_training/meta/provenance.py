@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 import l2o_runtime
 from l2o_runtime.config import ConfigError, to_dict
 from l2o_runtime.files.artifact import read_rule
-from l2o_runtime.rules.lstm import Rule
-from l2o_training.config import TrainConfig
+from l2o_runtime.rules import Rule
+from l2o_training.config import TrainConfig, read_config
 
 
 def versions() -> dict[str, str]:
@@ -27,6 +28,13 @@ def versions() -> dict[str, str]:
 def comparable(config: TrainConfig) -> dict[str, Any]:
     """A configuration as plain data (its description aside), to be compared and kept."""
     return {key: value for key, value in to_dict(config).items() if key != "description"}
+
+
+def kept_config(data: Any) -> Any:
+    """`comparable` as it was kept in JSON, by this version or an older one; other data as it is."""
+    with suppress(ConfigError, TypeError, AttributeError):  # it is of a rule that is no longer, or none at all
+        data = comparable(read_config(data))
+    return json.loads(json.dumps(data))
 
 
 def differences(one: Any, other: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -83,5 +91,5 @@ def inherit(rule: Rule, start: str) -> dict[str, Any]:
 def _architecture(rule: Rule) -> str:
     """What has to be equal for weights to fit."""
     config = rule.config
-    context = json.dumps(to_dict(config.context))
-    return f"{config.cell} {config.layers} × {config.hidden}, {config.features}, {config.output}, context {context}"
+    bounded = ", bounded steps" if config.bounded else ""
+    return f"{config.kind}, {config.network}{bounded}, context {json.dumps(to_dict(config.context))}"

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.files.atomic import atomic_write
-from l2o_runtime.rules import make_rule
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule, make_rule
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.fused.lstm import fuse
@@ -84,7 +83,7 @@ class Trainer:
         )
         self.validation = Validation(config, judges or self.tasks, ranks, self.device)
         torch.manual_seed(config.seed)
-        rule = make_rule(config.trained_rule)
+        rule = make_rule(config.trained_rule.unrolled)
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
             self.ancestor = inherit(rule, config.start)
@@ -158,7 +157,6 @@ class Trainer:
     def train_epoch(self) -> Epoch:
         """One outer epoch: T steps in every slot, an outer update after every u of them."""
         config, started, idle = self.config, time.perf_counter(), self.ranks.idle
-        self.rule.train()
         self.learner.set_lr(self.epoch)
         updates, taken = config.horizon // config.unroll, 0
         record = torch.zeros(1 + len(self.names), dtype=torch.float64, device=self.device)
@@ -221,7 +219,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Score of the candidate on the validation's instances; the best rule so far is kept."""
-        score = self.validation.score(self.learner.candidate.eval())
+        score = self.validation.score(self.learner.judged())
         if score < self.best:
             self.best, self.best_epoch = score, self.epoch
             self.best_state = self.learner.candidate_state()

@@ -5,7 +5,7 @@ from math import inf, isfinite
 
 import torch
 
-from l2o_runtime.rules.lstm import Rule
+from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.config import TrainConfig

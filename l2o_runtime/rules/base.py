@@ -1,0 +1,214 @@
+"""What every rule is: a step in three phases, one definition that is meta-trained, run, exported and read back.
+
+`observe` is additive over coordinates, `steer` is small and the same for everybody, `update` is coordinatewise; so a
+list of tensors, a loop over chunks and a set of shards all give the same numbers. All states are zero at the start.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2o_runtime.config import MAX_NUMBERS, ContextConfig, NoneConfig, WindowConfig, require
+from l2o_runtime.contexts.base import Context
+from l2o_runtime.layout import Layout
+from l2o_runtime.state import State, StateSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """What fixes the architecture of a rule, whatever its kind.
+
+    Attributes:
+        hidden: units of a layer of the LSTM.
+        output_scale: factor on the network's output.
+        context: what the network sees of the whole optimization.
+        horizon: number of steps the rule was meta-trained for.
+        needs_loss: the rule was meta-trained only with a loss value at every step.
+    """
+
+    kind: ClassVar[str]
+    features: ClassVar[str]
+    """What coordinates see of their own gradients: a name in `l2o_runtime.rules.features`."""
+    hidden: int = 20
+    output_scale: float = 0.1
+    context: ContextConfig = field(default_factory=NoneConfig)
+    horizon: int = 100
+    needs_loss: bool = False
+
+    def __post_init__(self) -> None:
+        require(1 <= self.hidden <= 512, f"hidden: must be in 1..512, got {self.hidden}")
+        require(1 <= self.layers <= 8, f"layers: must be in 1..8, got {self.layers}")
+        require(0 < self.output_scale <= 100, f"output_scale: must be in (0, 100], got {self.output_scale}")
+        floor = self.noise_floor
+        fits = floor is None or 0 < floor <= 0.1
+        require(fits, f"noise_floor: must be in (0, 0.1], or absent; got {floor}")
+        require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
+        weights = 4 * self.hidden * (2 * self.hidden * self.layers + self.context.width)
+        require(weights <= MAX_NUMBERS, f"hidden: the LSTM has about {weights} weights, more than {MAX_NUMBERS}")
+
+    @property
+    def layers(self) -> int:
+        """Of the LSTM; some kinds have a field of this name."""
+        return 1
+
+    @property
+    def noise_floor(self) -> float | None:
+        """See `l2o_runtime.rules.restraint`; some kinds have a field of this name."""
+        return None
+
+    @property
+    def sees_loss(self) -> bool:
+        """Whether a loss changes what the rule does."""
+        return isinstance(self.context, WindowConfig)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether steps are at most `output_scale` · lr."""
+        return False
+
+    @property
+    def network(self) -> str:
+        """The network in a few words."""
+        return f"{self.layers} × {self.hidden} LSTM"
+
+    @property
+    def unrolled(self) -> "RuleConfig":
+        """As it is while it is meta-trained."""
+        return self
+
+
+class Spec(NamedTuple):
+    """A rule's state: trailing shape and dtype by name.
+
+    Attributes:
+        coordinate: kept for every coordinate.
+        tensor: kept for every tensor; names begin with `tensor_`.
+        model: kept once for the whole optimization.
+    """
+
+    coordinate: StateSpec
+    tensor: StateSpec
+    model: StateSpec
+
+
+class Rule(nn.Module, ABC):
+    """θ ← θ + lr · Δ, where Δ is what a network makes of the gradients.
+
+    Coordinates may have leading batch dimensions, (..., n), and everything else then has the same. Sums and steering
+    have a row for every tensor, (..., S, k) and (..., S, c); or a single one where all tensors are steered alike.
+
+    Attributes:
+        config: of the rule.
+        context: what it sees of the whole optimization.
+        per_tensor: whether every tensor is steered by itself.
+    """
+
+    config: RuleConfig
+    context: Context
+    per_tensor: bool = False
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """Its state."""
+
+    @abstractmethod
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
+        """Sums over some coordinates, which add up: (..., k).
+
+        Args:
+            param, grad: (..., n) float32.
+            state: coordinate state.
+            offset: global index of the first coordinate, or (n,) global minus local index of each.
+        """
+
+    @abstractmethod
+    def steer(self, sums: Tensor, shapes: Tensor | None, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """What this step makes of the sums.
+
+        Args:
+            sums: (..., S, k), each row summed over its tensor; (..., 1, k) over everything where all are steered alike.
+            shapes: (S, 2) as in `Layout`, for rules that steer every tensor by itself.
+            loss: (...) at θ; zero where it is not known.
+            state: that of the model, and the tensors' with (..., S) in front.
+
+        Returns:
+            Steering (..., S, c), or (..., 1, c), and the new state.
+        """
+
+    @abstractmethod
+    def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
+        """The step of some coordinates.
+
+        Args:
+            grad, param: (..., n) float32.
+            steering: their tensor's row (..., 1, c), or one for every coordinate (..., n, c).
+            state: coordinate state.
+
+        Returns:
+            Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
+        """
+
+    def rows(self, param: Tensor, grad: Tensor, state: State, layout: Layout | None) -> Tensor:
+        """`observe` of all coordinates at once, as `steer` takes it."""
+        return self.observe(param, grad, state).unsqueeze(-2)
+
+    def spread(self, steering: Tensor, layout: Layout | None, chosen: Tensor | None = None) -> Tensor:
+        """What each coordinate is steered by, as `update` takes it: (..., 1, c), or (..., n, c).
+
+        Args:
+            steering: from `steer`.
+            layout: of the coordinates.
+            chosen: (..., k) some of the coordinates; all of them if left out.
+        """
+        if not self.per_tensor:
+            return steering
+        assert layout is not None
+        if chosen is None:
+            return steering.index_select(-2, layout.owner)
+        owner = layout.owner[chosen].unsqueeze(-1)
+        return steering.gather(-2, owner.expand(*owner.shape[:-1], steering.shape[-1]))
+
+    def forward(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        coordinates: State,
+        optimization: State,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, State, State]:
+        """All three phases, for all coordinates at once.
+
+        Nothing is differentiated through what is observed: θ, g and L are constants of the step, as in
+        Algorithm 1 of arXiv 2211.16268.
+
+        Args:
+            param, grad: (..., n) float32.
+            loss: (...).
+            coordinates, optimization: coordinate state; that of the model together with the tensors'.
+            layout: which tensors the coordinates belong to; needed by rules that steer every tensor by itself.
+
+        Returns:
+            Δ (..., n), and both new states.
+        """
+        shapes = None if layout is None else layout.shapes
+        sums = self.rows(param, grad, coordinates, layout)
+        steering, optimization = self.steer(sums, shapes, loss, optimization)
+        delta, coordinates = self.update(grad, param, self.spread(steering, layout), coordinates)
+        return delta, coordinates, optimization
+
+
+OUTPUTS = 4
+"""What the network of a rule over directions says: the size of the step, and three factors."""
+
+
+def silence(*heads: nn.Linear) -> None:
+    """Let networks say zero before they are meta-trained."""
+    with torch.no_grad():
+        for head in heads:
+            head.weight.zero_()
+            head.bias.zero_()
