@@ -34,7 +34,6 @@ test-torch:
 	$(MAKE) test VENV=.venv-torch-$(TORCH) PIN=torch==$(TORCH)
 
 docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]' $(PIN)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

@@ -83,7 +83,8 @@ def rooms() -> dict[str, list[str]]:
     """The packages and the packages in them, each with its own modules: those that have a docstring."""
     found: dict[str, list[str]] = {}
     for package, folder in PACKAGES.items():
-        for path in sorted((ROOT / folder / package).rglob("*.py")):
+        paths = (ROOT / folder / package).rglob("*.py")
+        for path in sorted(paths, key=lambda path: (path.parent, path.name)):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             if path.name.startswith("_") or not path.read_text(encoding="utf-8").startswith('"""'):
                 continue
