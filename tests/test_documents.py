@@ -56,6 +56,14 @@ def test_readme_has_sentences_of_at_most_forty_words():
     assert [sentence for sentence in sentences if len(sentence.split()) > 40] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/which-rule.md", "docs/results/index.md"])
+def test_figures_are_those_of_the_pages_that_have_their_commands(page):
+    interval = re.compile(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]")
+    sources = [ROOT / "docs" / "evaluation.md", *(ROOT / "docs" / "reproduction").glob("*.md")]
+    known = set(interval.findall(" ".join(source.read_text(encoding="utf-8") for source in sources)))
+    assert set(interval.findall((ROOT / page).read_text(encoding="utf-8"))) <= known
+
+
 def test_decisions_are_dated_records_in_one_list():
     folder = ROOT / "docs" / "decisions"
     records = sorted(folder.glob("[0-9]*.md"))
