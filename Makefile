@@ -1,16 +1,19 @@
-# `make demo` runs the main job, `make test` the test-suite; both make and reuse a virtual environment.
+# `make demo` runs the main job, `make test` the test-suite, `make docs` builds the site; all make and reuse a virtual
+# environment. `make test-torch TORCH=2.9.1` runs the test-suite in one of its own, with that version of torch.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+TORCH ?= 2.9.1
+PIN ?=
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-torch lint docs clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(PIN)
 	touch $@
 
 demo: install
@@ -27,5 +30,11 @@ lint: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+test-torch:
+	$(MAKE) test VENV=.venv-torch-$(TORCH) PIN=torch==$(TORCH)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-torch-* runs site

@@ -1,0 +1,113 @@
+"""What is written: links lead somewhere, the README stays short, decisions are dated, snippets run, the site builds."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+FENCE = re.compile(r"^( *)```.*?^\1```", flags=re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]*`")
+
+
+def documents() -> list[Path]:
+    """All pages in the repository, but for what is made or installed in it."""
+    made = {".venv", "runs", "site", "dist"}
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in made and path.name[0] != "."]
+    pages = [page for folder in folders for page in folder.rglob("*.md")]
+    return sorted([*ROOT.glob("*.md"), *pages])
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as forges make them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", documents(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = CODE.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))
+    wrong = []
+    for target in LINK.findall(text):
+        path, _, anchor = target.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        goal = (page.parent / path).resolve() if path else page
+        if not goal.exists() or (anchor and goal.suffix == ".md" and anchor not in anchors(goal)):
+            wrong.append(target)
+    assert not wrong
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_readme_has_sentences_of_at_most_forty_words():
+    text = FENCE.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "#", "!")))
+    prose = LINK.sub(lambda found: found[0].partition("](")[0], prose)
+    sentences = re.split(r"(?<=[.:;])\s|\n\n|\n- | · ", prose)
+    assert [sentence for sentence in sentences if len(sentence.split()) > 40] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/which-rule.md", "docs/results/index.md"])
+def test_figures_are_those_of_the_pages_that_have_their_commands(page):
+    interval = re.compile(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]")
+    sources = [ROOT / "docs" / "evaluation.md", *(ROOT / "docs" / "reproduction").glob("*.md")]
+    known = set(interval.findall(" ".join(source.read_text(encoding="utf-8") for source in sources)))
+    assert set(interval.findall((ROOT / page).read_text(encoding="utf-8"))) <= known
+
+
+def test_decisions_are_dated_records_in_one_list():
+    folder = ROOT / "docs" / "decisions"
+    records = sorted(folder.glob("[0-9]*.md"))
+    assert [record.name[:4] for record in records] == [f"{number + 1:04d}" for number in range(len(records))]
+    rows = []
+    for record in records:
+        title, _, line, *_ = record.read_text(encoding="utf-8").splitlines()
+        date, status = line.split(" · ")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+        assert re.fullmatch(r"in force|superseded by \[\d{4}\]\(.*\)", status), record.name
+        rows.append(f"| {record.name[:4]} | [{title[2:]}]({record.name}) | {date} | {status} |")
+    listed = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in listed if re.match(r"\| \d", line)] == rows
+
+
+@pytest.mark.parametrize("page", ["check", "resume"])
+def test_snippets_run(page, tmp_path):
+    text = (ROOT / "docs" / "howto" / f"{page}.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": _path()},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_site_builds_without_warnings_and_needs_no_network(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    pytest.importorskip("mkdocstrings", reason="needs the extra docs")
+    env = os.environ | {"PYTHONPATH": _path(), "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    start = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    fetched = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?([^\"\s>]+)|<link[^>]* href=\"?([^\"\s>]+)", start)
+    assert fetched
+    assert [url for urls in fetched for url in urls if re.match(r"\w+:", url)] == []
+    page = (tmp_path / "site" / "configuration.html").read_text(encoding="utf-8")
+    assert all(f"<code>{key}</code>" in page for key in ("epochs", "horizon", "noise_floor", "sketch", "label_noise"))
+
+
+def _path() -> str:
+    folders = [ROOT, ROOT / "training", ROOT / "export", ROOT / "cli"]
+    return os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
