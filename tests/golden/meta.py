@@ -10,10 +10,12 @@ from golden.trajectories import Nudge, kernels
 from torch import Tensor
 
 from l2o_runtime import load_rule
+from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig
 from l2o_training.fused.lstm import fuse
-from l2o_training.meta.curriculum import Lane
+from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.estimators import make_estimator
+from l2o_training.meta.slots import TaskSlot
 from l2o_training.tasks import ConvConfig, MLPConfig, make_task
 from l2o_training.tasks.data import load_dataset
 
@@ -66,21 +68,24 @@ def segments(name: str, task: str, compiled: bool, nudge: Nudge | None = None) -
         tasks=(TASKS[task],), horizon=UNROLL * SEGMENTS, unroll=UNROLL, batch=2, objective="log_loss", hide_loss=0.3
     )
     with kernels(compiled):
-        rule = fuse(copy.deepcopy(frozen).requires_grad_(True).train())
-        lane = Lane(config, [make_task(TASKS[task], load_dataset, torch.device("cpu"))], 0)
+        rule = copy.deepcopy(frozen).requires_grad_(True)
+        rule.config = rule.config.unrolled
+        solver = Descent(fuse(rule))
+        tasks = [make_task(TASKS[task], load_dataset, torch.device("cpu"))]
+        slot = TaskSlot(config, make_curriculum(config), tasks, 0)
         estimator = make_estimator(config)
-        return [_segment(rule, lane, estimator, nudge if number == 0 else None) for number in range(SEGMENTS)]
+        return [_segment(solver, slot, estimator, nudge if number == 0 else None) for number in range(SEGMENTS)]
 
 
-def _segment(rule, lane, estimator, nudge) -> Segment:
-    lane.tick()
-    (inner,) = lane.begun(rule)
+def _segment(solver, slot, estimator, nudge) -> Segment:
+    slot.tick()
+    (inner,) = slot.begun(solver)
     if nudge is not None:
         inner.params = nudge(inner.params)
-    share = estimator.share(rule, lane)
-    koopman = torch.zeros(()) if share.koopman is None else share.koopman
-    gradient = estimator.gradient(rule, [lane], share.message)
-    names, params = zip(*rule.named_parameters(), strict=True)
+    share = estimator.share(solver, slot)
+    koopman = share.terms.get("koopman_loss", torch.zeros(()))
+    gradient = estimator.gradient(solver, [slot], share.message)
+    names, params = zip(*solver.rule.named_parameters(), strict=True)
     grads = dict(zip(names, gradient.split([p.numel() for p in params]), strict=True))
     return Segment(torch.stack([share.loss.double(), koopman.double()]), grads)
 
