@@ -8,7 +8,7 @@ says it: `own` is how far two nudges of the initial parameters in the last bits 
 times as far from plain code as that, or as 1e-7. So other processors, and compiled code, may differ from what was
 recorded by `FACTOR` · own, or `LEAST`. Where own is above `CHAOS` (for `l2o`, `l2o-dmd` and `l2o-kae` on networks
 after 7 to 29 steps, for others never) a trajectory is nothing to compare with any more; on the model `fed`, whose
-gradients do not depend on the parameters, none is. Compiled meta-gradients differ from plain ones by up to 10 · own.
+gradients do not depend on the parameters, none is. Compiled meta-gradients differ from plain ones by up to 4 · own.
 """
 
 import functools
