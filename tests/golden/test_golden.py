@@ -1,13 +1,14 @@
 """Every bundled rule does what it did when its golden trajectories were recorded.
 
-Measured when they were recorded, for seven rules on four models: PyTorch 2.9.1, 2.14.1 and 2.15.0 gave the same bits
+Measured when they were recorded, for seven rules on four models: PyTorch 2.9.1, 2.14.1 and 2.15.0 give the same bits
 on one processor, with and without compiled code. So the same processor has to give them still. Plain and compiled code
-never agreed to the bit over 200 steps: from equal states they differ by rounding, and a trajectory amplifies it. How
-much differs by rule and model: from 2e-7 of the parameters (`mnist` on bowls) to 0.3 (`l2o` on the MLP), and every
-record says it: `own` is how far two nudges of the initial parameters in the last bits lead. Compiled code was at most
-8 times as far from plain code as that, or 1e-7. So other processors, and compiled code, may differ from what was
-recorded by `FACTOR` · own, or `LEAST`. Where own is above `CHAOS` a trajectory is nothing to compare with any more;
-on the model `fed`, whose gradients do not depend on the parameters, none is.
+do not agree to the bit over 200 steps: from equal states they differ by rounding, and a trajectory amplifies it. How
+much differs by rule and model: from 1e-7 of the parameters (`fed`) to 0.4 (rule `l2o` on the MLP), and every record
+says it: `own` is how far two nudges of the initial parameters in the last bits lead. Compiled code came at most 8
+times as far from plain code as that, or as 1e-7. So other processors, and compiled code, may differ from what was
+recorded by `FACTOR` · own, or `LEAST`. Where own is above `CHAOS` (for `l2o`, `l2o-dmd` and `l2o-kae` on networks
+after 7 to 29 steps, for others never) a trajectory is nothing to compare with any more; on the model `fed`, whose
+gradients do not depend on the parameters, none is. Compiled meta-gradients differ from plain ones by up to 4 · own.
 """
 
 import functools
@@ -79,9 +80,9 @@ def check_trajectory(found: Trajectory, key: str, least: float = LEAST) -> None:
     calm = own <= CHAOS
     error = (found.projection - projection).abs() / found.norms
     assert (error <= allowed)[calm].all(), f"parameters differ, first after step {first(error > allowed)}"
-    # The gradient of a loss is not known here: it changes by some hundred times what parameters do (measured: 60).
+    # A small loss changes by more than the parameters do: by up to 8 times what is allowed of these (`mnist`, convnet).
     error = (found.losses - losses)[1:].abs() / losses[1:].abs().clamp_min(1e-3)
-    over = error > 100 * allowed[:-1]
+    over = error > 30 * allowed[:-1]
     assert not over[calm[:-1]].any(), f"losses differ, first at step {first(over) + 1}"
     if calm[-1]:
         assert (found.params[-1] - final).norm() <= allowed[-1] * final.norm()
