@@ -22,13 +22,14 @@ from l2o_runtime.files.artifact import find_rule, read_rule
 from l2o_training import metrics
 from l2o_training.benchmark.memory import state_bytes
 from l2o_training.cells import read_cell, write_cell
+from l2o_training.compare.baselines import GRID_SIZE
 from l2o_training.config import load_preset
 from l2o_training.results import write_results
 from l2o_training.tasks.data import DataError, Dataset
 from l2o_training.workloads import WORKLOADS, find_workloads
 from l2o_training.workloads import study as studies
 from l2o_training.workloads.base import code_version
-from l2o_training.workloads.entrants import BASELINES, GRID_SIZE, Entrant, find_baselines, find_rules, thinned
+from l2o_training.workloads.entrants import BASELINES, Entrant, find_baselines, find_rules, thinned
 from l2o_training.workloads.study import Study, measure, read_run, read_times
 from l2o_training.workloads.summary import Incomplete, summarise
 from l2o_training.workloads.train import Run, looks, tracking, train, validate_by_batches
