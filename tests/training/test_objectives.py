@@ -9,8 +9,8 @@ import torch
 from rules import RULES
 from torch import nn
 
-from l2o_runtime.config import KAEConfig, RuleConfig
-from l2o_runtime.rules import make_rule
+from l2o_runtime.config import KAEConfig
+from l2o_runtime.rules import LSTMConfig, make_rule
 from l2o_runtime.solvers import Descent, Point, Solver
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.objectives import KoopmanLoss, LogLoss, Loss, loss_objectives, make_objectives
@@ -121,13 +121,13 @@ def test_a_configuration_names_its_objectives():
         LogLoss(weight=0.5),
         LogLoss(weight=0.5, span=0.1),
     )
-    kae = RuleConfig(context=KAEConfig(window=5))
+    kae = LSTMConfig(context=KAEConfig(window=5))
     assert kinds(rule=kae, koopman=2.0) == (Loss(), KoopmanLoss(weight=2.0))
 
 
 @pytest.mark.parametrize("context", [KAEConfig(window=4), None])
 def test_runs_record_objectives_by_their_names(tmp_path, context):
-    rule = RuleConfig(hidden=2, layers=1) if context is None else RuleConfig(hidden=2, layers=1, context=context)
+    rule = LSTMConfig(hidden=2, layers=1) if context is None else LSTMConfig(hidden=2, layers=1, context=context)
     config = dataclasses.replace(
         load_preset("quadratics", ["epochs=2", "horizon=20", "validate_every=1", "validation_runs=1"]), rule=rule
     )
