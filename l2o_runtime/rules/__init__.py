@@ -4,15 +4,17 @@ from typing import Any
 
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
+from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import StepLimits, TieredConfig, TieredRule
 
-AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | TieredConfig
+AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig
 """A rule's configuration, told apart by its `kind`."""
 
 RULES: dict[type[RuleConfig], Any] = {
     LSTMConfig: LSTMRule,
     NormalizedConfig: LSTMRule,
     MomentsConfig: LSTMRule,
+    RNNPropConfig: RNNPropRule,
     TieredConfig: TieredRule,
 }
 """Configuration → rule."""
@@ -24,6 +26,8 @@ __all__ = [
     "LSTMRule",
     "MomentsConfig",
     "NormalizedConfig",
+    "RNNPropConfig",
+    "RNNPropRule",
     "Rule",
     "RuleConfig",
     "Spec",
