@@ -27,9 +27,9 @@ from torchvision.models import VisionTransformer, mobilenet_v2, shufflenet_v2_x0
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_training.tasks.data import load_dataset
-from l2o_training.workloads.images import cross_entropy
-from l2o_training.workloads.networks import CharGRU
-from l2o_training.workloads.texts import next_character
+from l2o_training.tasks.networks import CharGRU
+from l2o_training.tasks.scripts.images import cross_entropy
+from l2o_training.tasks.scripts.texts import next_character
 
 LENGTH = 32
 """Characters that a network of text sees at once."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
-from l2o_training.workloads.images import cross_entropy
+from l2o_training.tasks.scripts.images import cross_entropy
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
