@@ -33,7 +33,7 @@ from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.engine import Replicas, advance
 from l2o_runtime.stepping.parts import Part, make_part
-from l2o_training.benchmark.contenders import network_flops
+from l2o_training.bench.racers import network_flops
 
 RULES = {
     "paper": LSTMConfig(),

@@ -20,8 +20,8 @@ from l2o_runtime import LearnedOptimizer
 from l2o_runtime.rules import LSTMConfig, make_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.parts import CHUNK
-from l2o_training.benchmark.contenders import CONTEXTS
-from l2o_training.benchmark.models import MODELS, count, random_tensors, shapes_of
+from l2o_training.bench.models import MODELS, count, random_tensors, shapes_of
+from l2o_training.bench.racers import CONTEXTS
 
 CPU = torch.device("cpu")
 

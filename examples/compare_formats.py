@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
-from l2o_training.evaluation.plots import loss_curves
+from l2o_training.plots import loss_curves
 
 warnings.simplefilter("ignore", HorizonWarning)  # twice as long as in meta-training: that is what the demo shows
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
+from l2o_training.compare.scripts import advance
 from l2o_training.tasks.data import load_dataset
-from l2o_training.workloads import texts
-from l2o_training.workloads.train import advance
+from l2o_training.tasks.scripts import texts
 
 TRAIN, VALIDATION, BATCH = 20_000, 2_000, 64
 ADAM = "Adam 0.001"

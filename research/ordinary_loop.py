@@ -1,4 +1,4 @@
-"""What the benchmarks on larger networks share: an ordinary training loop, residual blocks, Fashion-MNIST."""
+"""What the benchmarks on larger networks share: an ordinary training loop, and Fashion-MNIST."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,17 +11,6 @@ from torch.optim import Optimizer
 from l2o_training.tasks.data import load_dataset
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
-
-
-class Residual(nn.Module):
-    """x + f(x)."""
-
-    def __init__(self, *layers: nn.Module):
-        super().__init__()
-        self.f = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.f(x)
 
 
 def fashion_mnist(root: Path) -> tuple[Tensor, Tensor]:

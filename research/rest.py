@@ -19,7 +19,7 @@ from torch.optim import Adam, Optimizer
 
 from l2o_runtime import LearnedOptimizer
 from l2o_runtime.files.artifact import bundled_rules
-from l2o_training.workloads.train import advance
+from l2o_training.compare.scripts import advance
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
 

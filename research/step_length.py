@@ -16,14 +16,15 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from ordinary_loop import MakeOptimizer, Residual, fashion_mnist, mean_loss
+from ordinary_loop import MakeOptimizer, fashion_mnist, mean_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
-from l2o_training.workloads.images import cross_entropy
+from l2o_training.tasks.modules import Residual
+from l2o_training.tasks.scripts.images import cross_entropy
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 

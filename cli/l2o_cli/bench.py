@@ -57,18 +57,18 @@ def bench(
     with friendly_errors():
         import torch
 
-        from l2o_training.benchmark.bench import bench as run
-        from l2o_training.benchmark.contenders import contenders
-        from l2o_training.benchmark.models import parse_sizes
+        from l2o_training.bench.models import parse_sizes
+        from l2o_training.bench.racers import racers
+        from l2o_training.bench.run import bench as run
         from l2o_training.config import pick_device
 
         set_threads(threads)
         place = torch.device(pick_device(device))
         chosen = parse_sizes(sizes)
-        entrants = contenders(rule, extra or (), torch.bfloat16 if state_dtype == "bfloat16" else torch.float32)
+        competing = racers(rule, extra or (), torch.bfloat16 if state_dtype == "bfloat16" else torch.float32)
         with err.status("benchmarking") as status:
             content = run(
-                entrants,
+                competing,
                 chosen,
                 steps=steps,
                 seconds=seconds,

@@ -93,6 +93,21 @@ def _say(message: str) -> None:
     err.print(" ".join(message.split()), soft_wrap=True, style="red")
 
 
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[str, str, int, int], None]]:
+    """A progress bar on standard error; gives what tells it what is done now, a detail, and how much of how much."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+    with Progress(*columns, TextColumn("{task.fields[detail]}", markup=False), TimeElapsedColumn(), console=err) as bar:
+        job = bar.add_task(name, total=None, detail="")
+
+        def tell(what: str, detail: str, done: int, total: int) -> None:
+            bar.update(job, description=what, detail=detail, completed=done, total=total)
+
+        yield tell
+
+
 def set_threads(threads: int) -> None:
     """Use that many CPU threads in torch; 0 changes nothing."""
     import torch

@@ -7,182 +7,160 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
-from l2o_cli.console import Json, Threads, Wide, err, fitting, friendly_errors, print_json, set_threads, show, table_of
+from l2o_cli.console import (
+    Json,
+    Threads,
+    Wide,
+    err,
+    fitting,
+    friendly_errors,
+    out,
+    print_json,
+    progress,
+    set_threads,
+    show,
+    table_of,
+)
 
 if TYPE_CHECKING:
-    from l2o_runtime import Rule
-    from l2o_training.evaluation.evaluate import Result
+    from l2o_training.compare.summary import Findings
 
 
 def evaluate(
     rules: Annotated[list[str], typer.Argument(help="Rules: .safetensors files or bundled names.")],
     suite: Annotated[str, typer.Option(help="Which tasks (see `l2o suites`).")] = "digits",
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Only this task of the suite unseen; may be repeated.")
+        list[str] | None, typer.Option("--task", help="Only this task of the suite; may be repeated.")
     ] = None,
     baselines: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated: adam, sgd, momentum, rmsprop; "
-            "unseen: adam, adam-0.001, adamw-cosine, nadamw, momentum, rmsprop.",
-            show_default="adam,sgd,rmsprop; unseen: all",
-        ),
-    ] = None,
+        str,
+        typer.Option(help="Comma-separated: adam, adam-0.001, adamw-cosine, nadamw, sgd, momentum, rmsprop; or all."),
+    ] = "all",
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of every run.", show_default="300; unseen: 100, at horizon 1")
+        int | None, typer.Option(min=1, help="Steps of a run at horizon 1.", show_default="300; unseen: 100")
     ] = None,
     horizons: Annotated[
         str | None,
-        typer.Option(help="Suite unseen: lengths of the runs, times --steps.", show_default="1,5,25"),
+        typer.Option(help="Lengths of the runs, times --steps, such as 1,5,25.", show_default="1; unseen: 1,5,25"),
     ] = None,
     runs: Annotated[
         int | None,
         typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches.", show_default="10; unseen: 3"),
     ] = None,
-    thin: Annotated[
-        int | None,
-        typer.Option(min=1, max=14, help="Suite unseen: every n-th of 14 learning rates.", show_default="1"),
-    ] = None,
+    thin: Annotated[int, typer.Option(min=1, max=14, help="Try every n-th of 14 learning rates.")] = 1,
     cosine: Annotated[
-        bool,
-        typer.Option("--cosine", help="Suite unseen: enter rules a second time, with lr falling along a cosine."),
+        bool, typer.Option("--cosine", help="Enter rules a second time, with lr falling along a cosine.")
     ] = False,
-    report: Annotated[
-        Path | None, typer.Option(help="Suite unseen: write a report, one HTML file, to this path.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report, one HTML file, to this path.")] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=2**31 - 1, help="Seed of the runs; all optimizers get the same.", show_default="0"),
-    ] = None,
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run; all optimizers get the same.")
+    ] = 0,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; training scripts run on the CPU.")
+    ] = "auto",
     threads: Threads = 0,
     wide: Wide = False,
     as_json: Json = False,
 ) -> None:
-    """Compare rules with hand-made optimizers, untuned and with the learning rate tuned per task.
+    """Compare rules with hand-made optimizers whose learning rate is tuned for every task and length.
 
-    The figure is the mean training loss of the last 10 steps, ± the standard deviation over runs. The folder gets
-    results.json, results.csv and a picture of the loss curves per task.
+    Losses are means over the last 10 steps, as ratios to tuned Adam's. The folder gets results.json, results.csv and
+    a picture of the loss curves per length; --report writes a page with all of it.
 
-    The suite `unseen` runs rules as drop-in optimizers of ordinary training scripts, against baselines whose learning
-    rate is tuned for every task and length. What was measured is kept under --out: a stopped evaluation goes on where
-    it was, and two processes with the same arguments share the work. See docs/evaluation.md.
+    What was measured is kept under --out: a stopped evaluation goes on where it was, and two processes with the same
+    arguments share the work. See docs/evaluation.md.
 
-    Example: l2o eval runs/demo/rule.safetensors --suite digits --steps 300 --runs 10
+    Example: l2o eval runs/demo/rule.safetensors --suite digits
 
     Example: l2o eval default --suite unseen --horizons 1 --data-root data --report report.html
     """
     with friendly_errors():
-        import torch
-
-        from l2o_cli.unseen import evaluate_unseen
-        from l2o_runtime.config import require
-        from l2o_training.compare.baselines import find_baselines
-        from l2o_training.config import pick_device
-        from l2o_training.evaluation.evaluate import evaluate as run
-        from l2o_training.evaluation.evaluate import name_rules
-        from l2o_training.evaluation.suites import UNSEEN, find_suite
-        from l2o_training.fused.lstm import fuse
-        from l2o_training.meta.provenance import versions
-        from l2o_training.ranks.group import START_TIMEOUT
+        from l2o_training.compare import evaluation
+        from l2o_training.compare.run import measure
         from l2o_training.ranks.rendezvous import join
-        from l2o_training.tasks import Task, make_task
-        from l2o_training.tasks.data import Datasets
 
-        if suite == UNSEEN:
-            set_threads(threads)
-            require(device in ("auto", "cpu"), f"--device {device}: the suite unseen runs on the CPU")
-            require(seed is None, "--seed: the suite unseen has seeds 0, 1, …; --runs says how many")
-            evaluate_unseen(
-                rules,
-                tasks=tasks or (),
-                baselines="all" if baselines is None else baselines,
-                steps=steps,
-                horizons="1,5,25" if horizons is None else horizons,
-                runs=runs,
-                thin=1 if thin is None else thin,
-                cosine=cosine,
-                out_dir=out_dir,
-                data_root=data_root,
-                download=download,
-                report=report,
-                wide=wide,
-                as_json=as_json,
-            )
-            return
-        theirs = {"--task": tasks, "--horizons": horizons, "--thin": thin, "--cosine": cosine, "--report": report}
-        for flag, given in theirs.items():
-            require(given in (None, [], False), f"{flag}: only the suite {UNSEEN} takes it, not {suite}")
-        steps, runs, seed = (
-            usual if given is None else given for given, usual in ((steps, 300), (runs, 10), (seed, 0))
-        )
-        baselines = "adam,sgd,rmsprop" if baselines is None else baselines
-
-        load = Datasets(data_root, download=download)
         with join() as ranks:
             set_threads(threads or (1 if ranks.size > 1 else 0))
-            place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
-            chosen = ranks.agree(lambda: [found.name for found in find_baselines(baselines)], START_TIMEOUT)
-            settings = {"suite": suite, "rules": rules, "baselines": chosen}
-            sizes = {"steps": steps, "runs": runs, "seed": seed}
-            ranks.require_same({**settings, **sizes, "versions": versions()})
-            ranks.connect(torch.device(place))
-
-            def prepare() -> "tuple[list[Task], dict[str, Rule]]":
-                tasks = [make_task(config, load, torch.device(place)) for config in find_suite(suite)]
-                return tasks, {name: fuse(rule.to(place)) for name, rule in name_rules(rules).items()}
-
-            made, named = ranks.agree(prepare)
-            with err.status("evaluating") if ranks.main else nullcontext() as status:
-                results = run(
-                    made,
-                    named,
-                    chosen,
-                    **sizes,
-                    out=out_dir,
-                    settings=settings,
-                    report=lambda task, name: status.update(Text(f"{task}: {name}")) if status else None,
-                    ranks=ranks,
-                )
-        if not ranks.main:
-            return
+            request = evaluation.Request(
+                rules=tuple(rules),
+                suite=suite,
+                tasks=tuple(tasks or ()),
+                baselines=baselines,
+                steps=steps,
+                horizons=horizons,
+                runs=runs,
+                thin=thin,
+                cosine=cosine,
+                seed=seed,
+            )
+            study = evaluation.start(request, out_dir, data_root, download, device, report, ranks)
+            with progress(suite) if ranks.main else nullcontext() as tell_progress:
+                measure(study, *([tell_progress] if tell_progress else []), ranks=ranks)
+            if not ranks.main:
+                return
+            findings = evaluation.finish(study, request, out_dir, report)
         if as_json:
-            print_json([vars(result) for result in results])
+            print_json(evaluation.plain_results(findings))
             return
-        tell(results, f"loss, mean of the last 10 of {steps} steps, ± std over {runs} runs", wide=wide)
-        err.print(f"results.json, results.csv and loss curves are in {out_dir}", soft_wrap=True)
+        tell(findings, wide=wide)
+        err.print(
+            f"every figure is in results.json and results.csv in {out_dir}; --wide prints all columns", soft_wrap=True
+        )
+        if report is not None:
+            out.print(str(report), soft_wrap=True)
 
 
-def tell(results: "list[Result]", title: str, *, wide: bool) -> None:
-    """Print tables of as many tasks as fit side by side."""
-    tasks = list(dict.fromkeys(result.task for result in results))
-    while tasks:
-        count = fitting(partial(table, results, title, tasks), len(tasks), wide=wide)
-        show(table(results, title, tasks, count), wide=wide)
-        tasks = tasks[count:]
+def tell(findings: "Findings", *, wide: bool) -> None:
+    """Print tables for every length of runs, then what they say in words, and what to know before believing it."""
+    from l2o_training.compare.report.words import cautions, headline
+
+    for horizon in findings.study.horizons:
+        for make, most in ((overview, len(titles(findings))), (by_task, len(findings.study.contenders))):
+            count = fitting(partial(make, findings, horizon), most, wide=wide)
+            show(make(findings, horizon, count), wide=wide)
+    for contender in findings.study.contenders:
+        if contender.learned:
+            out.print(f"{contender.name}:", *headline(findings, contender))
+    for text in cautions(findings):
+        out.print(text)
 
 
-def table(results: "list[Result]", title: str, tasks: list[str], count: int) -> Table:
-    """Optimizers down, the first `count` tasks across, the lowest loss of each task in bold."""
-    tasks = tasks[:count]
-    cells = {(result.optimizer, result.task): result for result in results}
-    lowest = {
-        task: min((r.mean for r in results if r.task == task and r.mean == r.mean), default=0.0) for task in tasks
-    }
-    found = table_of("optimizer", *tasks, title=title)
-    for name in dict.fromkeys(result.optimizer for result in results):
-        row = []
-        for task in tasks:
-            result = cells[name, task]
-            style = "bold" if result.mean == lowest[task] else ""
-            cell = Text(f"{result.mean:.3f} ± {result.std:.3f}", style)
-            if name.endswith("tuned") and result.lr is not None:  # a rule may be called so, and has no rate
-                cell.append(f"\n(lr {result.lr:g})", "not bold")
-            row.append(cell)
-        found.add_row(name, *row)
+def titles(findings: "Findings") -> list[str]:
+    """Of the overview's columns, the most telling ones first."""
+    held = ["validation loss"] if findings.validated else []
+    times = ["profile,\nseconds"] if findings.timed else []
+    return ["train loss", *held, "better\non", "speed-up", "diverged", "profile", *times]
+
+
+def overview(findings: "Findings", horizon: int, count: int) -> Table:
+    """Optimizers down, the first `count` of the overall figures across."""
+    from l2o_training.compare.report.words import digits, interval, plural, share, speedup
+
+    study = findings.study
+    title = f"{plural(len(study.workloads), 'task')}, {study.steps * horizon:,} steps, ratios to tuned Adam"
+    found = table_of("optimizer", *titles(findings)[:count], title=title)
+    for row in (row for row in findings.overall if row.horizon == horizon):
+        figures = [interval(row.train), *([interval(row.validation)] if row.validation else [])]
+        figures += [f"{row.better}/{row.workloads}", speedup(row.speedup), share(row.diverged), digits(row.score_steps)]
+        figures += [digits(row.score_seconds)] if findings.timed else []
+        found.add_row(row.optimizer, *figures[:count])
+    return found
+
+
+def by_task(findings: "Findings", horizon: int, count: int) -> Table:
+    """Tasks down, the final training losses of the first `count` optimizers across: tuned Adam, rules, the others."""
+    from l2o_training.compare.contenders import REFERENCE
+    from l2o_training.compare.report.words import digits, loss
+
+    study = findings.study
+    order = sorted(study.contenders, key=lambda c: 0 if c.name == REFERENCE else 1 if c.learned else 2)[:count]
+    title = f"training loss after {study.steps * horizon:,} steps (times tuned Adam's)"
+    found = table_of("task", *(contender.name for contender in order), title=title)
+    for workload in study.workloads:
+        rows = [findings.row(horizon, workload.name, contender.name) for contender in order]
+        found.add_row(workload.name, *(f"{loss(row.train)} ({digits(row.train_ratio)})" for row in rows))
     return found

@@ -48,6 +48,6 @@ def rules(as_json: Json = False) -> None:
 def suites(as_json: Json = False) -> None:
     """List the suites of `l2o eval`."""
     with friendly_errors():
-        from l2o_training.evaluation.suites import DESCRIPTIONS
+        from l2o_training.compare.suites import SUITES
 
-        _show(DESCRIPTIONS, as_json)
+        _show({name: suite.description for name, suite in SUITES.items()}, as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
+from l2o_cli.console import Threads, friendly_errors, out, progress, set_threads
 
 
 def reproduce(
@@ -36,29 +36,16 @@ def reproduce(
     Example: l2o reproduce table1 --data-root data --threads 1
     """
     with friendly_errors():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        from l2o_training.reproduction.measure import Lab
-        from l2o_training.reproduction.page import index_of, write_page
-        from l2o_training.reproduction.plans import find_plan
-        from l2o_training.reproduction.run import reproduce as run
+        from l2o_training.compare.papers.lab import Lab
+        from l2o_training.compare.papers.page import index_of, write_page
+        from l2o_training.compare.papers.plans import find_plan
+        from l2o_training.compare.papers.run import reproduce as run
 
         set_threads(threads)
         chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
         index_of(out_dir)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
-        )
-        with Progress(*columns, console=err) as bar:
-            job = bar.add_task(plan, total=None, detail="")
-
-            def report(what: str, detail: str, done: int, total: int) -> None:
-                bar.update(job, description=what, detail=detail, completed=done, total=total)
-
+        with progress(plan) as report:
             run(chosen, lab, only=only or (), train_only=train_only, report=report)
         if train_only:
             return

@@ -75,6 +75,11 @@ class RuleConfig:
         return f"{self.layers} × {self.hidden} LSTM"
 
     @property
+    def flops(self) -> int | None:
+        """Floating-point operations of matrix products per coordinate and step, biases included; None: not counted."""
+        return None
+
+    @property
     def unrolled(self) -> "RuleConfig":
         """As it is while it is meta-trained."""
         return self

@@ -31,6 +31,17 @@ class CoordinateConfig(RuleConfig):
         """The network in a few words."""
         return f"{self.layers} × {self.hidden} LSTM per coordinate"
 
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of matrix products per coordinate and step, biases included.
+
+        >>> LSTMConfig().flops
+        10121
+        """
+        inputs = [WIDTHS[self.features]] + [self.hidden] * (self.layers - 1)
+        layers = sum(2 * 4 * self.hidden * (size + self.hidden) + 4 * self.hidden for size in inputs)
+        return layers + 2 * self.hidden + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig(CoordinateConfig):

@@ -123,6 +123,15 @@ class TieredConfig(RuleConfig):
         return f"{self.hidden}-unit LSTM per tensor, {UNITS}-unit network per coordinate"
 
     @property
+    def flops(self) -> int | None:
+        """Floating-point operations of matrix products per coordinate and step, biases included.
+
+        >>> TieredConfig().flops
+        204
+        """
+        return 2 * UNITS * (INPUTS + OUTPUTS) + UNITS + OUTPUTS
+
+    @property
     def unrolled(self) -> "TieredConfig":
         """As it is while it is meta-trained: its clocks run."""
         return replace(self, clock_stop=None)

@@ -16,8 +16,8 @@ from l2o_export.formats import WRITERS
 from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
 from l2o_runtime.rules import NormalizedConfig, StepLimits, TieredConfig
+from l2o_training.compare.papers.plans import PLANS
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.reproduction.plans import PLANS
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -50,7 +50,7 @@ def test_the_whole_way(cli, tmp_path):
         "eval", "run/rule.safetensors", "default", "--suite", "quadratics", "--steps", 12, "--runs", 2, "--out", "ev"
     )
     assert result.exit_code == 0, result.output
-    assert "adam tuned" in result.stdout
+    assert "ratios to tuned Adam" in result.stdout
 
 
 @pytest.mark.parametrize(

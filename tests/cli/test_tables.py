@@ -8,17 +8,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from l2o_cli import bench, console, evaluate, unseen
+from l2o_cli import bench, console, evaluate
 from l2o_cli.main import app
-from l2o_training.benchmark.bench import Result as Timing
-from l2o_training.benchmark.contenders import contenders
-from l2o_training.evaluation.evaluate import Result
-from l2o_training.evaluation.suites import SUITES
-from l2o_training.workloads import find_workloads
-from l2o_training.workloads.entrants import find_baselines, find_rules
-from l2o_training.workloads.study import Study
-from l2o_training.workloads.summary import Findings, Overall
-from l2o_training.workloads.words import digits
+from l2o_training.bench.racers import racers
+from l2o_training.bench.run import Result as Timing
+from l2o_training.compare import contenders
+from l2o_training.compare.report.words import digits
+from l2o_training.compare.study import Study
+from l2o_training.compare.suites import SUITES, workloads
+from l2o_training.compare.summary import Findings, Overall, Row
+from l2o_training.tasks.data import Datasets
 
 WIDTHS = [80, 120]
 
@@ -29,7 +28,7 @@ def printed(monkeypatch):
 
     def run(width: int, function, *arguments, wide: bool = False) -> str:
         terminal = Console(width=width, highlight=False, emoji=False, markup=False)
-        for module in (console, bench, unseen):
+        for module in (console, bench, evaluate):
             monkeypatch.setattr(module, "out", terminal)
         with terminal.capture() as text:
             function(*arguments, wide=wide)
@@ -51,7 +50,7 @@ def timings(names=()) -> list[dict]:
     made = Timing("vit", 86_567_656, "", 20, 12.345, 10.0, 23.456, 142.6, 123.4, 234.5, 0.4812, 9**9, 326.4)
     made = replace(made, transient_bytes=27_701_649_920, resident_bytes=28_701_649_920, gemm_floor_ns=110.3)
     made = replace(made, copy_floor_ns=17.5)
-    return [asdict(replace(made, optimizer=name)) for name in names or (c.name for c in contenders("default"))]
+    return [asdict(replace(made, optimizer=name)) for name in names or (c.name for c in racers("default"))]
 
 
 RATES = {"gemm_flops_per_s": 9.2e10, "copy_bytes_per_s": 8.04e10}
@@ -91,31 +90,40 @@ def test_long_names_fold_and_narrow_terminals_cut_nothing(printed):
     assert "12,345" in text
 
 
-# eval --suite unseen
+# eval
 
 
-def findings(tasks: int = 13, interval=(1.09, 1.02, 1.46)) -> Findings:
-    """Overall figures only: nothing is measured."""
-    entrants = [*find_rules(["default"], cosine=True), *find_baselines("all")]
-    nowhere = {"cells": Path("none"), "data_root": Path("none")}
-    study = Study(workloads=find_workloads([])[:tasks], entrants=entrants, horizons=(1, 25), **nowhere)
-    made = Overall("", 1, interval, interval, 11, tasks, 0.0256, 0.81, 0.11, 0.0, 30.09, 180.0)
-    overall = [replace(made, optimizer=entrant.name, horizon=h) for h in study.horizons for entrant in entrants]
-    return Findings(study, {}, [], overall)
+def findings(
+    tasks: int = 13, interval=(1.09, 1.02, 1.46), suite: str = "unseen", train: float | None = 0.00464
+) -> Findings:
+    """Figures of a suite's first tasks, made up: nothing is measured."""
+    everyone = [*contenders.rules(["default"], annealed=True), *contenders.baselines("all")]
+    chosen = replace(SUITES[suite], tasks=SUITES[suite].tasks[:tasks])
+    on = workloads(chosen, Datasets("none"))
+    study = Study(suite=suite, workloads=on, contenders=everyone, horizons=(1, 25), cache=Path("none"))
+    scripts = chosen.scripts
+    held, times = (interval, (0.11, 30.09, 180.0)) if scripts else (None, (None, None, None))
+    made = Overall("", 1, interval, held, 11, len(on), 0.0256, 0.81, times[0], 0.0, *times[1:])
+    overall = [replace(made, optimizer=c.name, horizon=h) for h in study.horizons for c in everyone]
+    ends = (train, 0.001, *((train, 0.001) if scripts else (None, None)), None, None)
+    row = Row("", "", 1, 100, 0.00464, False, *ends, 12.34, None, 0, 3, 0.0, None, None, 0.0, *times, 100)
+    places = [(h, w.name, c.name) for h in study.horizons for w in on for c in everyone]
+    rows = [replace(row, horizon=h, workload=task, optimizer=name) for h, task, name in places]
+    return Findings(study, {}, rows, overall)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("interval", [(1.09, 1.02, 1.46), (12.34, 10.56, 45.67), (0.0123, 0.00512, 100.0)])
 def test_the_overview_fits(printed, width, interval):
-    text = printed(width, unseen.tell, findings(interval=interval))
+    text = printed(width, evaluate.tell, findings(interval=interval))
     assert_fits(text, width)
-    assert all(entrant.name in text for entrant in findings().study.entrants)
+    assert all(contender.name in text for contender in findings().study.contenders)
     centre, low, high = map(digits, interval)
     assert f"{centre} [{low}, {high}] │" in text, "on one line"
 
 
 def test_the_overview_says_in_words_what_the_report_says(printed):
-    text = " ".join(printed(80, unseen.tell, findings()).split())
+    text = " ".join(printed(80, evaluate.tell, findings()).split())
     assert "scale: After 100 steps its training loss is 1.09 times that of tuned Adam (95 % interval" in text
     assert "1.02 to 1.46: worse), and lower on 11 of 13 tasks." in text
     assert "takes 30.09 times Adam's time." in text
@@ -125,7 +133,7 @@ def test_the_overview_says_in_words_what_the_report_says(printed):
 
 def test_few_runs_and_few_tasks_are_said(printed):
     found = findings(1, (0.5, math.nan, math.nan))
-    text = " ".join(printed(80, unseen.tell, replace(found, study=replace(found.study, seeds=1))).split())
+    text = " ".join(printed(80, evaluate.tell, replace(found, study=replace(found.study, runs=1))).split())
     assert "1 task, 100 steps" in text
     assert "(1 task, too few for an interval)" in text
     assert "Runs per setting: 1. Fewer than three say little." in text
@@ -134,32 +142,32 @@ def test_few_runs_and_few_tasks_are_said(printed):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_columns_go_from_the_right(printed, wide):
-    text = printed(80, unseen.tell, findings(), wide=wide)
+    text = printed(80, evaluate.tell, findings(), wide=wide)
     assert ("profile" in text) == wide
     assert "validation loss" in text
 
 
-# eval
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("suite", SUITES)
-def test_losses_of_every_suite_fit(printed, width, suite):
-    names = ["scale", "adam 0.01", "adam tuned", "rmsprop tuned"]
-    tasks = [getattr(task, "name", "") or f"quadratic-{task.size}" for task in SUITES[suite][1]]
-    results = [Result(task, name, 0.00464, 12.345, 1.234, 0) for name in names for task in tasks]
-    text = printed(width, evaluate.tell, results, "loss, mean of the last 10 of 300 steps, ± std over 10 runs")
+@pytest.mark.parametrize("train", [0.00464, 1.23e-5, None])
+def test_tables_of_every_suite_fit(printed, width, suite, train):
+    found = findings(suite=suite, train=train)
+    text = printed(width, evaluate.tell, found)
     assert_fits(text, width)
-    assert all(text.count(f" {task} ") == 1 for task in tasks)
-    assert text.count("12.345 ± 1.234") == len(results)
-    assert text.count("(lr 0.00464)") == 2 * len(tasks)
+    assert all(f" {workload.name} " in text for workload in found.study.workloads)
+    assert "ratios to tuned Adam" in text
+    assert f"{'diverged' if train is None else f'{train:#.3g}'} (12.34)" in text
+    assert ("validation loss" in text) == (suite == "unseen")
+    assert ("takes 30.09 times" in " ".join(text.split())) == (suite == "unseen")
+    assert ("training loss only" in " ".join(text.split())) == (suite != "unseen")
 
 
-def test_wide_prints_all_tasks_side_by_side(printed):
-    tasks = [task.name for task in SUITES["table1"][1]]
-    results = [Result(task, "scale", None, 0.123, 0.045, 0) for task in tasks]
-    text = printed(80, evaluate.tell, results, "loss", wide=True)
-    assert any(all(task in line for task in tasks) for line in text.splitlines())
+@pytest.mark.parametrize("suite", SUITES)
+def test_wide_prints_all_optimizers_side_by_side(printed, suite):
+    found = findings(suite=suite)
+    text = printed(80, evaluate.tell, found, wide=True)
+    names = [contender.name for contender in found.study.contenders]
+    assert any(all(name in line for name in names) for line in text.splitlines())
 
 
 # --help
@@ -167,5 +175,5 @@ def test_wide_prints_all_tasks_side_by_side(printed):
 
 def test_the_help_tells_defaults_and_has_no_ragged_lines():
     text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["eval", "--help"]).stdout
-    assert "[default: (1,5,25)]" in text
+    assert "[default: (1; unseen: 1,5,25)]" in " ".join(text.replace("│", "").split())
     assert "The folder gets results.json" in text

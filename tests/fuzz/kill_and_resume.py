@@ -54,7 +54,7 @@ DURATIONS = {"seconds", "idle"}
 
 PRELOAD = [
     *("__main__", "l2o_cli.main", "l2o_export.formats", "l2o_training.meta.trainer"),
-    *("l2o_training.evaluation.plots", "torch.utils.tensorboard", "torch._dynamo", "sklearn.datasets"),
+    *("l2o_training.plots", "torch.utils.tensorboard", "torch._dynamo", "sklearn.datasets"),
 ]
 FORKS = multiprocessing.get_context("forkserver")
 

@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 from l2o_cli.main import app
 from l2o_runtime import LearnedOptimizer, save_rule
 from l2o_runtime.rules import LSTMConfig, NormalizedConfig, make_rule
-from l2o_training.benchmark import bench, plan, plots
-from l2o_training.benchmark.contenders import FOREACH, FUSED, NO_CONTEXT, Contender, contenders, stepper
-from l2o_training.benchmark.memory import allocated_peak, available_bytes, resident_peak, state_bytes
-from l2o_training.benchmark.models import count, parse_sizes, shapes_of
-from l2o_training.benchmark.plan import Line, Need
-from l2o_training.benchmark.reference import PlainLSTM
-from l2o_training.benchmark.timing import race
+from l2o_training.bench import plan, plots
+from l2o_training.bench import run as bench
+from l2o_training.bench.memory import allocated_peak, available_bytes, resident_peak, state_bytes
+from l2o_training.bench.models import count, parse_sizes, shapes_of
+from l2o_training.bench.plan import Line, Need
+from l2o_training.bench.racers import FOREACH, FUSED, NO_CONTEXT, Racer, racers, stepper
+from l2o_training.bench.reference import PlainLSTM
+from l2o_training.bench.timing import race
 
 CPU = torch.device("cpu")
 MB = 10**6
@@ -38,7 +39,7 @@ def tiny(monkeypatch):
     """Models of 1,230 parameters under every name, and small pilots."""
     monkeypatch.setattr(bench, "shapes_of", lambda size: SHAPES)
     monkeypatch.setattr(plan, "PILOT", (2, 4))
-    monkeypatch.setattr("l2o_training.benchmark.timing.WARM_UP", (2, 2))
+    monkeypatch.setattr("l2o_training.bench.timing.WARM_UP", (2, 2))
 
 
 class Known(torch.optim.Optimizer):
@@ -140,8 +141,8 @@ def test_every_optimizer_finds_the_same_gradients():
                 seen.append(param.grad.clone())
                 param.grad.zero_()
 
-    entrants = [Contender("a", Spoiler, ()), Contender("b", Spoiler, ("a",))]
-    lanes, rates = race(entrants, [(5,)], steps=4, seconds=60, device=CPU)
+    competing = [Racer("a", Spoiler, ()), Racer("b", Spoiler, ("a",))]
+    lanes, rates = race(competing, [(5,)], steps=4, seconds=60, device=CPU)
     assert all(torch.equal(grad, seen[0]) for grad in seen)
     assert seen[0].abs().min() > 0
     assert [len(lane.seconds) for lane in lanes] == [4, 4]
@@ -150,7 +151,7 @@ def test_every_optimizer_finds_the_same_gradients():
 
 
 def test_the_budget_ends_a_race_after_three_rounds():
-    lanes, _ = race([Contender("a", SGD, ())], [(5,)], steps=50, seconds=0, device=CPU)
+    lanes, _ = race([Racer("a", SGD, ())], [(5,)], steps=50, seconds=0, device=CPU)
     assert len(lanes[0].seconds) == 3
 
 
@@ -159,7 +160,7 @@ def need(state: float, transient: float = 0.0) -> Need:
 
 
 def test_plan_groups_by_memory_and_keeps_references():
-    a, b, c, d = (Contender(x, SGD, refs) for x, refs in (("a", ()), ("b", ("a",)), ("c", ("a", "b")), ("d", ("a",))))
+    a, b, c, d = (Racer(x, SGD, refs) for x, refs in (("a", ()), ("b", ("a",)), ("c", ("a", "b")), ("d", ("a",))))
     needs = {"a": need(8), "b": need(100), "c": need(100), "d": need(10**6)}
     n = 10**6
     roomy = plan.group_bytes([a, b, c], needs, n)
@@ -175,14 +176,14 @@ def test_plan_groups_by_memory_and_keeps_references():
 
 
 def test_largest_is_where_it_stops_fitting():
-    a = Contender("a", SGD, ())
+    a = Racer("a", SGD, ())
     needs = {"a": need(100, 50)}
     most = plan.largest([a], needs, 10**10)
     assert plan.group_bytes([a], needs, most) <= 10**10 < plan.group_bytes([a], needs, most + 1)
 
 
 def test_a_pilot_measures_slopes():
-    found = plan.pilot(next(c for c in contenders("default") if c.name == FOREACH), CPU)
+    found = plan.pilot(next(c for c in racers("default") if c.name == FOREACH), CPU)
     assert found.state.slope == pytest.approx(8)
     assert found.transient.slope == pytest.approx(4, rel=0.1)
 
@@ -259,9 +260,7 @@ def test_86_million_parameters_fit_into_24_gb_with_a_state_in_bfloat16():
     n, room = count(shapes_of("vit")), int(0.9 * 22e9)
     fits = {}
     for dtype in (torch.float32, torch.bfloat16):
-        chosen = [
-            c for c in contenders("default", state_dtype=dtype) if c.name in (FOREACH, NO_CONTEXT, "rule default")
-        ]
+        chosen = [c for c in racers("default", state_dtype=dtype) if c.name in (FOREACH, NO_CONTEXT, "rule default")]
         needs = {c.name: plan.pilot(c, CPU) for c in chosen}
         _, skipped = plan.plan([replace(c, references=c.references[:1]) for c in chosen], needs, n, room)
         fits[dtype] = {c.name for c in chosen} - skipped.keys()
@@ -270,13 +269,13 @@ def test_86_million_parameters_fit_into_24_gb_with_a_state_in_bfloat16():
 
 def test_what_does_not_fit_is_skipped_with_a_reason(cli, tmp_path, tiny, monkeypatch):
     # The window of exact DMD is what does not fit; everything else does, though not all at once.
-    needs = {c.name: plan.pilot(c, CPU) for c in contenders("default")}
-    by_name = {c.name: c for c in contenders("default")}
+    needs = {c.name: plan.pilot(c, CPU) for c in racers("default")}
+    by_name = {c.name: c for c in racers("default")}
     n = count(SHAPES)
     adam, exact = by_name[FOREACH], by_name["2×20, dmd exact"]
     room = plan.group_bytes([adam, exact], needs, n) - 1
     monkeypatch.setattr(bench, "available_bytes", lambda device: room)
-    monkeypatch.setattr(bench, "pilot", lambda contender, device: needs[contender.name])
+    monkeypatch.setattr(bench, "pilot", lambda racer, device: needs[racer.name])
     result = cli("--sizes", "vit", "--steps", 1)
     assert result.exit_code == 0, result.output
     assert "2×20, dmd exact skipped: needs" in result.stdout

@@ -15,11 +15,12 @@ from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
+from l2o_training.compare.flat import rollout
 from l2o_training.fused import lstm as fused
 from l2o_training.fused import tiered as fused_scale
 from l2o_training.meta.objectives import Loss, loss_objectives
 from l2o_training.meta.steppers import Recomputing, Stepper
-from l2o_training.meta.unroll import begin, rollout, unroll
+from l2o_training.meta.unroll import begin, unroll
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.tasks.base import Seen
 from l2o_training.tasks.data import load_dataset

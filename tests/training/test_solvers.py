@@ -8,7 +8,8 @@ from torch import nn
 from l2o_runtime import ConfigError
 from l2o_runtime.solvers import Descent, Point
 from l2o_training.compare.baselines import BASELINES, GRID, TorchSolver, best_lr, find_baselines
-from l2o_training.meta.unroll import begin, rollout, unroll
+from l2o_training.compare.flat import rollout
+from l2o_training.meta.unroll import begin, unroll
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.tasks.data import load_dataset
 

@@ -7,12 +7,11 @@ import torch
 
 from l2o_runtime import ConfigError
 from l2o_training.compare.baselines import BASELINES
-from l2o_training.meta.unroll import rollout
+from l2o_training.compare.flat import rollout
 from l2o_training.tasks import AutoencoderConfig, ConvConfig, MLPConfig, RegressionConfig, TextConfig, make_task
 from l2o_training.tasks.data import load_dataset
-from l2o_training.tasks.networks import convnet, flat_parameters, flat_statistics, is_mlp, mlp
+from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, flat_parameters, flat_statistics, is_mlp, mlp
 from l2o_training.tasks.supervised import Labelled, Numbers, Text, cross_entropy, losses_of, squared_error
-from l2o_training.workloads.networks import CharGRU, CharTransformer
 
 NETWORKS = {
     "logistic": partial(mlp, 12, (), 5, "gelu"),

@@ -30,16 +30,15 @@ from l2o_runtime.rules import LSTMConfig, LSTMRule
 from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.compare.baselines import BASELINES
+from l2o_training.compare.flat import rollout
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.errors import RunError
-from l2o_training.evaluation.evaluate import evaluate, name_rules
-from l2o_training.evaluation.suites import SUITES
 from l2o_training.meta import checkpoints, provenance
 from l2o_training.meta.curriculum import VALIDATION_SEED
 from l2o_training.meta.objectives import loss_objectives
 from l2o_training.meta.steppers import Sample, Sampling
 from l2o_training.meta.trainer import Trainer
-from l2o_training.meta.unroll import begin, rollout, unroll
+from l2o_training.meta.unroll import begin, unroll
 from l2o_training.meta.validation import RATES, Validation
 from l2o_training.ranks.group import ALONE
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
@@ -681,7 +680,7 @@ class Pushing(LSTMRule):
 
 @pytest.mark.parametrize("tail", [None, 0.1])
 @pytest.mark.parametrize("kind", [MLPConfig, ConvConfig])
-def test_biases_in_front_of_batch_norm_that_run_away_are_seen(tmp_path, kind, tail):
+def test_biases_in_front_of_batch_norm_that_run_away_are_seen(kind, tail):
     """In training mode they change nothing; meta-validation and `l2o eval` score in evaluation mode."""
     widths = {"hidden": (8,)} if kind is MLPConfig else {"channels": (4,)}
     task = task_of(kind(data="digits", norm="batch", activation="relu", batch_size=16, **widths))
@@ -695,27 +694,10 @@ def test_biases_in_front_of_batch_norm_that_run_away_are_seen(tmp_path, kind, ta
         with torch.no_grad():
             losses.append(unroll(solver, begin(solver, task.instances(2, 0)), 60, loss_objectives(tail=tail)).losses)
         scores.append(Validation(config, [task], ALONE, CPU).score(rule))
-        options = {"steps": 60, "runs": 2, "out": tmp_path, "settings": {}}
-        ends.append(evaluate([task], {"rule": rule}, [], **options)[0].mean)
+        ends.append(rollout(solver, task.instances(2, 0), 60)[-10:].mean())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
     assert scores[1] > 1.5 * scores[0]
     assert ends[1] > 2 * ends[0]
-
-
-def test_evaluation_writes_what_it_returns(tmp_path):
-    rules = name_rules(["default"])
-    tasks = [task_of(config) for config in SUITES["quadratics"][1]]
-    options = {"steps": 25, "runs": 3, "out": tmp_path, "settings": {"suite": "quadratics"}}
-    results = evaluate(tasks, rules, ["adam", "sgd"], **options)
-    assert [r.optimizer for r in results[:5]] == ["scale", "adam 0.01", "adam tuned", "sgd 0.1", "sgd tuned"]
-    expected = rollout(Descent(rules["scale"]), tasks[0].instances(3, 0), 25)[-10:].mean()
-    assert results[0].mean == pytest.approx(expected.item(), rel=1e-5)
-    assert results[0].ratio == pytest.approx(results[0].mean / results[1].mean)
-    assert results[2].mean <= results[1].mean, "tuned is at least as good as untuned"
-    stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored["results"][1]["mean"] == pytest.approx(results[1].mean)
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(results)
-    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".csv", ".png"}
 
 
 def test_the_default_configuration_is_valid():

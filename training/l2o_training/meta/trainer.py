@@ -275,7 +275,7 @@ class Trainer:
 
     def _finish(self) -> Path:
         """Write the best rule and the learning curve."""
-        from l2o_training.evaluation.plots import learning_curve
+        from l2o_training.plots import learning_curve
 
         if self.best == float("inf"):
             raise RunError("no validation gave a finite loss: the rule diverges; try a smaller lr or output_scale")

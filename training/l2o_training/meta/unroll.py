@@ -13,7 +13,6 @@ from l2o_runtime.state import State
 from l2o_training.meta.objectives import Loss, Objective
 from l2o_training.meta.steppers import Stepper
 from l2o_training.tasks import Instances
-from l2o_training.tasks.base import Seen
 
 
 @dataclass
@@ -90,11 +89,7 @@ class _Place:
 
 def begin(solver: Solver, instances: Instances, visible: Tensor | None = None) -> Inner:
     """Start optimizations at the instances' initial parameters."""
-    return _at(solver, instances, instances.look(instances.params, instances.statistics), visible)
-
-
-def _at(solver: Solver, instances: Instances, seen: Seen, visible: Tensor | None = None) -> Inner:
-    """Optimizations at the instances' initial parameters, of which this was seen."""
+    seen = instances.look(instances.params, instances.statistics)
     return Inner(
         instances=instances,
         params=instances.params,
@@ -209,13 +204,3 @@ def _with_terms(trace: Trace, objectives: Sequence[Objective]) -> Trace:
             total, value = total + objective.weight * term, value + objective.weight * term.detach()
             terms[objective.name] = term.detach()
     return dataclasses.replace(trace, objective=total, value=value, terms=terms)
-
-
-@torch.no_grad()
-def rollout(solver: Solver, instances: Instances, steps: int) -> Tensor:
-    """Losses (steps, B) before each of `steps` steps of a frozen solver; with BatchNorm those of evaluation mode."""
-    seen = instances.look(instances.params, instances.statistics)
-    first = seen.score.unsqueeze(0)
-    if steps == 1:
-        return first
-    return torch.cat([first, unroll(solver, _at(solver, instances, seen), steps - 1, ()).scores[0]])

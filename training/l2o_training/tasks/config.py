@@ -11,8 +11,8 @@ from torch import nn
 
 from l2o_runtime.config import LATER, require
 from l2o_training.tasks.base import Task
-from l2o_training.tasks.data import Dataset
-from l2o_training.tasks.networks import convnet, mlp
+from l2o_training.tasks.data import Load
+from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, mlp
 from l2o_training.tasks.quadratic import QuadraticTask
 from l2o_training.tasks.supervised import (
     Draw,
@@ -25,11 +25,9 @@ from l2o_training.tasks.supervised import (
     cross_entropy,
     squared_error,
 )
-from l2o_training.workloads.networks import CharGRU, CharTransformer
 
 Activation = Literal["sigmoid", "tanh", "relu", "elu", "gelu", "silu"]
 Norm = Literal["none", "layer", "batch"]
-Load = Callable[[str], Dataset]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Image data sets as tensors: torchvision's, scikit-learn's digits, and `.npz` files of one's own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class Dataset:
     def to(self, device: torch.device) -> "Dataset":
         """The same data on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+Load = Callable[[str], Dataset]
+"""Gives the data set of a name."""
 
 
 def load_dataset(name: str, root: str | Path = "data", *, download: bool = False) -> Dataset:

@@ -1,4 +1,4 @@
-"""Networks to be trained, and how many instances of one run side by side."""
+"""Networks that rules are meta-trained on, and how many instances of one run side by side."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -52,6 +52,45 @@ def convnet(
         layers.append(ACTIVATIONS[activation]())
         height, width = (height + 1) // 2, (width + 1) // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * height * width, classes))
+
+
+def encoder(width: int, heads: int, depth: int) -> nn.TransformerEncoder:
+    """Pre-norm transformer blocks without dropout."""
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+
+
+class CharTransformer(nn.Module):
+    """A decoder over characters: every position predicts the next one."""
+
+    def __init__(self, characters: int, length: int, width: int, heads: int, depth: int):
+        super().__init__()
+        self.embed = nn.Embedding(characters, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(length, width))
+        self.encoder = encoder(width, heads, depth)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, characters))
+        self.register_buffer("mask", torch.triu(torch.ones(length, length, dtype=torch.bool), 1), persistent=False)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """(B, length) → (B, length, characters)."""
+        hidden = self.embed(text) + self.positions
+        return self.head(self.encoder(hidden, mask=self.mask, is_causal=True))  # type: ignore[no-any-return]
+
+
+class CharGRU(nn.Module):
+    """A GRU over characters: every position predicts the next one."""
+
+    def __init__(self, characters: int, width: int, hidden: int):
+        super().__init__()
+        self.embed = nn.Embedding(characters, width)
+        self.gru = nn.GRU(width, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, characters)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """(B, length) → (B, length, characters)."""
+        return self.head(self.gru(self.embed(text))[0])  # type: ignore[no-any-return]
 
 
 def flat_parameters(model: nn.Module) -> Tensor:

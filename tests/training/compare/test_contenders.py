@@ -1,0 +1,57 @@
+"""Who is compared: what rules have seen, names, grids, schedules."""
+
+import numpy as np
+import pytest
+from comparing import run, script_of
+from rules import RULES, make_rule
+
+from l2o_runtime import ConfigError, save_rule
+from l2o_runtime.files.artifact import find_rule, read_rule
+from l2o_training.compare import contenders
+from l2o_training.compare.baselines import BASELINES, GRID_SIZE
+from l2o_training.config import load_preset
+from l2o_training.tasks.scripts import RECIPES
+
+
+def test_the_bundled_rule_has_not_seen_the_data():
+    assert len(RECIPES) >= 12
+    used = {recipe.data for recipe in RECIPES.values()} - {None}
+    assert used == {"fashion-mnist", "cifar10"}
+    (rule,) = contenders.rules(["default"])
+    assert rule.seen == {"digits", "mnist"}
+    assert "cifar10" in {task.data for task in load_preset("cifar-dmd").tasks}, "so reports have to tell of it"
+
+
+def test_data_of_a_rules_ancestor_and_of_its_validation_are_not_new_to_it(tmp_path):
+    rule, _ = read_rule(find_rule("mnist"))
+    ancestor = {"config": {"tasks": [{"kind": "mlp", "data": "fashion-mnist"}]}}
+    own = {"tasks": [{"kind": "mlp", "data": "digits"}], "validation_tasks": [{"kind": "mlp", "data": "cifar10"}]}
+    save_rule(tmp_path / "own.safetensors", rule, {"config": own, "start": ancestor})
+    (contender,) = contenders.rules([str(tmp_path / "own.safetensors")])
+    assert contender.seen == {"digits", "cifar10", "fashion-mnist"}
+
+
+def test_a_rule_may_be_entered_under_a_cosine_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script, (constant, falling) = script_of("least-squares"), contenders.rules(["default"], annealed=True)
+    losses, annealed = (run(script, contender, 1.0, 0, 20).train for contender in (constant, falling))
+    assert losses[:2] == annealed[:2]  # lr is 1 in the first step
+    assert losses[2:] != annealed[2:]
+    assert constant.identity != falling.identity
+    save_rule("scale-cosine.safetensors", make_rule(RULES["none-normalized"]))
+    with pytest.raises(ConfigError, match="'scale-cosine' is taken"):
+        contenders.rules(["default", "scale-cosine.safetensors"], annealed=True)
+
+
+def test_grids_are_log_spaced():
+    everyone = contenders.baselines("all")
+    for contender in everyone:
+        if len(contender.lrs) > 1:
+            assert len(contender.lrs) == GRID_SIZE == 14
+            np.testing.assert_allclose(np.diff(np.log10(contender.lrs)), 1 / 3, atol=2e-3)
+    assert {contender.name for contender in everyone} == set(BASELINES)
+    assert contenders.baselines("adam", thin=7)[0].lrs == BASELINES["adam"].grid[::7]
+    with pytest.raises(ConfigError, match="did you mean rmsprop"):
+        contenders.baselines("adam,rmspop")
+    with pytest.raises(ConfigError, match="adam sets the target"):
+        contenders.baselines("momentum")

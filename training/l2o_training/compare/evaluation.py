@@ -1,0 +1,189 @@
+"""An evaluation from its request to its files: what `l2o eval` does around the measuring."""
+
+import os
+import shlex
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2o_runtime.config import require
+from l2o_runtime.files.atomic import atomic_write
+from l2o_training.compare import contenders
+from l2o_training.compare.study import Study
+from l2o_training.compare.suites import find_suite, workloads
+from l2o_training.compare.summary import Findings, summarise
+from l2o_training.config import pick_device
+from l2o_training.meta.provenance import versions
+from l2o_training.plots import panels
+from l2o_training.ranks.group import ALONE, START_TIMEOUT, Ranks
+from l2o_training.results import plain, write_results
+from l2o_training.tasks.data import Datasets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be compared on what; None leaves it to the suite.
+
+    Attributes:
+        rules: bundled names or files.
+        suite, tasks: which tasks; none is all of the suite.
+        baselines: names, or "all".
+        steps, horizons, runs, seed: as a `Study` has them; horizons as text, "1,5,25".
+        thin: try every n-th learning rate.
+        cosine: let rules compete a second time, under a cosine.
+    """
+
+    rules: tuple[str, ...]
+    suite: str = "digits"
+    tasks: tuple[str, ...] = ()
+    baselines: str = "all"
+    steps: int | None = None
+    horizons: str | None = None
+    runs: int | None = None
+    thin: int = 1
+    cosine: bool = False
+    seed: int = 0
+
+
+def start(
+    request: Request,
+    out: Path,
+    data_root: Path,
+    download: bool = False,
+    device: str = "auto",
+    report: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> Study:
+    """The study of a request; mistakes are told before anything is measured or written.
+
+    Args:
+        request: what is asked for.
+        out: folder of results.
+        data_root, download: where data sets are, and whether torchvision may fetch them.
+        device: "auto", "cpu" or "cuda".
+        report: file that a report will be written to.
+        ranks: who shares the work.
+
+    Raises:
+        ConfigError, ArtifactError, OSError: what the command line tells in one line.
+    """
+
+    def choose() -> str:
+        scripts = find_suite(request.suite).scripts
+        require(not scripts or device != "cuda", f"--device {device}: the suite {request.suite} runs on the CPU")
+        return "cpu" if scripts else pick_device(device)
+
+    place = torch.device(ranks.place(ranks.agree(choose, START_TIMEOUT)))
+    ranks.require_same({**asdict(request), "versions": versions()})
+    ranks.connect(place)
+
+    def prepare() -> Study:
+        if report is not None and ranks.main:
+            _require_writable(report)
+        return _study(request, out, Datasets(data_root, download=download), place)
+
+    return ranks.agree(prepare)
+
+
+def _study(request: Request, out: Path, load: Datasets, device: torch.device) -> Study:
+    suite = find_suite(request.suite, request.tasks)
+    return Study(
+        suite=request.suite,
+        workloads=workloads(suite, load, device),
+        contenders=[
+            *contenders.rules(request.rules, annealed=request.cosine),
+            *contenders.baselines(request.baselines, request.thin),
+        ],
+        steps=suite.steps if request.steps is None else request.steps,
+        horizons=suite.horizons if request.horizons is None else parse_horizons(request.horizons),
+        runs=suite.runs if request.runs is None else request.runs,
+        seed=request.seed,
+        cache=out / "cache",
+        caveat=suite.caveat,
+    )
+
+
+def parse_horizons(text: str) -> tuple[int, ...]:
+    """Multiples of the number of steps from "1,5,25", each once and ascending.
+
+    Raises:
+        ConfigError: something else.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    valid = bool(parts) and all(part.isascii() and part.isdecimal() and 1 <= int(part) <= 1000 for part in parts)
+    require(valid, f"--horizons: expected whole numbers from 1 to 1000, such as 1,5,25, got {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _require_writable(path: Path) -> None:
+    """Tell before hours of measuring that a file cannot be written."""
+    require(not path.is_dir(), f"--report {path}: is a folder; give the name of a file, such as report.html")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    Path(name).unlink()
+
+
+def finish(study: Study, request: Request, out: Path, report: Path | None = None) -> Findings:
+    """Write `results.json`, `results.csv`, a picture for each length, and the report, of what was measured.
+
+    Raises:
+        Incomplete: a run is missing.
+        OSError: a file cannot be written.
+    """
+    findings = summarise(study)
+    settings = {
+        "suite": study.suite,
+        "rules": list(request.rules),
+        "cosine": request.cosine,
+        "baselines": [contender.name for contender in study.contenders if not contender.learned],
+        "steps": study.steps,
+        "horizons": list(study.horizons),
+        "runs": study.runs,
+        "seed": study.seed,
+        "grids": {c.name: list(c.lrs) for c in study.contenders if len(c.lrs) > 1},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    found = plain_results(findings)
+    write_results(out, {**settings, "overall": found["overall"]}, [asdict(row) for row in findings.rows])
+    for horizon in study.horizons:
+        _draw(findings, horizon, out / f"losses-{study.steps * horizon}.png")
+    if report is not None:
+        from l2o_training.compare.report.page import write_report
+
+        write_report(findings, command(study, request), report)
+    return findings
+
+
+def plain_results(findings: Findings) -> dict[str, Any]:
+    """Overall figures, and those of every task and length, as plain data."""
+    overall, rows = [asdict(row) for row in findings.overall], [asdict(row) for row in findings.rows]
+    return {"overall": plain(overall), "results": plain(rows)}
+
+
+def _draw(findings: Findings, horizon: int, path: Path) -> None:
+    """Loss curves of all contenders at their chosen learning rates, a panel for each task."""
+    study = findings.study
+    curves = {
+        workload.name: {
+            contender.name: findings.tuned[horizon, workload.name, contender.name].curves.train
+            for contender in study.contenders
+        }
+        for workload in study.workloads
+    }
+    with atomic_write(path) as file:
+        panels(curves, file)
+
+
+def command(study: Study, request: Request) -> str:
+    """The command that makes the report, folders aside."""
+    words = ["l2o", "eval", *request.rules, "--suite", study.suite, "--baselines", request.baselines]
+    words += ["--steps", str(study.steps), "--horizons", ",".join(map(str, study.horizons))]
+    words += ["--runs", str(study.runs), "--seed", str(study.seed), "--thin", str(request.thin)]
+    words += ["--cosine"] * request.cosine
+    words += [word for task in request.tasks for word in ("--task", task)]
+    words += ["--threads", str(torch.get_num_threads()), "--data-root", "data", "--report", "report.html"]
+    return shlex.join(words)

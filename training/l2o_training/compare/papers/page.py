@@ -1,0 +1,150 @@
+"""Pages in Markdown: one per plan, and an index of their summaries."""
+
+import json
+import platform
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2o_runtime.files.artifact import read_rule
+from l2o_runtime.files.atomic import atomic_write
+from l2o_training.compare.papers.lab import Lab
+from l2o_training.compare.papers.numbers import NOT_RUN, collect, markdown, number
+from l2o_training.compare.papers.plans import PLANS, Experiment, Plan, Variant
+from l2o_training.compare.papers.sections import SECTIONS
+from l2o_training.errors import RunError
+from l2o_training.meta.folder import METRICS, RULE
+
+TITLE = "# Reproduction"
+"""First line of the index."""
+
+DETAILS = "<!-- details -->"
+"""Where the part of a page ends that the index repeats."""
+
+ENDS = 10
+"""Epochs at the start and at the end of meta-training over which the Koopman loss is averaged."""
+
+
+def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str]) -> Path:
+    """Write `<out>/<name>.md` with its pictures from what was measured, and the index `<out>.md`.
+
+    Args:
+        name: of the plan.
+        plan: with the seeds and runs that were asked for.
+        lab: where the runs are.
+        out: folder; made if needed.
+        arguments: of `l2o reproduce` as it was called, folders aside.
+
+    Returns:
+        Path of the plan's page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    experiments = [collect(lab, experiment) for experiment in plan.experiments]
+    section = SECTIONS[name](experiments, out)
+    missing = [text for numbers in experiments for text in numbers.missing()]
+    changed = f"Changed for this page: {', '.join(f'`{change}`' for change in lab.changes)}." if lab.changes else ""
+    summary = [plan.text, *filter(None, [changed]), section.summary]
+    if missing:
+        summary.append(f"Not run, or not compared: {'; '.join(missing)}.")
+    parts = [f"# {plan.title}", *summary, DETAILS, *filter(None, [section.details])]
+    parts += ["## Commands", _code([shlex.join(["l2o", "reproduce", name, "--data-root", "data", *arguments])])]
+    variants = [(variant, experiment) for experiment in plan.experiments for variant in experiment.variants]
+    if variants:
+        threads = arguments[arguments.index("--threads") :][:2] if "--threads" in arguments else []
+        parts += [_TRAINS, _code(_train_commands(plan, lab, threads)), "## Meta-training", _trainings(variants, lab)]
+    parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
+    path = out / f"{name}.md"
+    _write(path, parts)
+    write_index(out)
+    return path
+
+
+def write_index(out: Path) -> None:
+    """Write `<out>.md`, beside the folder: the summaries of all pages that are there."""
+    parts = [TITLE, "What the papers report, run again: one section per `l2o reproduce PLAN`."]
+    for name, plan in PLANS.items():
+        page = out / f"{name}.md"
+        if page.is_file():
+            body = page.read_text(encoding="utf-8").split("\n", 1)[1].split(DETAILS)[0].strip()
+            linked = re.sub(r"\]\((?=[^):]+\))", f"]({out.name}/", body)  # links are relative to the page
+            parts += [f"## [{plan.title}]({out.name}/{name}.md)", linked]
+        else:
+            parts += [f"## {plan.title}", f"{NOT_RUN.capitalize()}: `l2o reproduce {name}`."]
+    _write(index_of(out), parts)
+
+
+def index_of(out: Path) -> Path:
+    """The index beside a folder of pages.
+
+    Raises:
+        RunError: another document has that name.
+    """
+    path = out.resolve().with_name(f"{out.resolve().name}.md")
+    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith(TITLE):
+        raise RunError(f"the index of the pages would take the place of {path}: choose another --out")
+    return path
+
+
+_TRAINS = (
+    "It runs what is missing. These commands train the same rules, to the bit on the same machine (a DMD whose "
+    "window is never full in meta-training is not trained, but equal to what training would give). Where another plan "
+    "has trained a rule of that name for other epochs, `--runs-dir` takes another folder:"
+)
+
+
+def _train_commands(plan: Plan, lab: Lab, threads: list[str]) -> list[str]:
+    """A shell loop over seeds for every experiment."""
+    lines = []
+    for experiment in plan.experiments:
+        lines.append(f"for seed in {' '.join(map(str, range(experiment.seeds)))}; do")
+        lines += [f"  {_train_command(variant, lab, threads)}" for variant in experiment.variants]
+        lines.append("done")
+    return lines
+
+
+def _train_command(variant: Variant, lab: Lab, threads: list[str]) -> str:
+    settings = [part for override in (*variant.overrides, *lab.changes) for part in ("--set", override)]
+    fixed = shlex.join(["l2o", "train", "--preset", variant.preset, *settings, "--data-root", "data", *threads])
+    return f"{fixed} --seed $seed --out runs/reproduction/{variant.name}-s$seed"
+
+
+def _trainings(variants: list[tuple[Variant, Experiment]], lab: Lab) -> str:
+    """Validation loss, length and time of every run."""
+    rows = []
+    for variant, experiment in variants:
+        for seed in range(experiment.seeds):
+            folder = lab.folder(variant, seed)
+            rows.append([f"{folder.name}", *_training(folder)])
+    header = ["run", "best validation loss", "epochs", "minutes", "Koopman loss, start → end"]
+    return markdown(header, rows)
+
+
+def _training(folder: Path) -> list[str]:
+    if not (folder / RULE).is_file():
+        return [NOT_RUN, "", "", ""]
+    best = number(read_rule(folder / RULE)[1]["validation"])
+    if not (folder / METRICS).is_file():
+        return [best, "put together from the run without context", "", ""]
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [best, str(rows[-1]["epoch"]), f"{sum(row['seconds'] for row in rows) / 60:.1f}", _koopman(rows)]
+
+
+def _koopman(rows: list[dict[str, Any]]) -> str:
+    """Mean Koopman loss of the first and of the last ten epochs, of a KAE."""
+    values = [row["koopman_loss"] for row in rows if "koopman_loss" in row]
+    if not values:
+        return ""
+    first, last = values[:ENDS], values[-ENDS:]
+    return f"{number(sum(first) / len(first))} → {number(sum(last) / len(last))}"
+
+
+def _code(lines: list[str]) -> str:
+    return "\n".join(["```", *lines, "```"])
+
+
+def _write(path: Path, parts: list[str]) -> None:
+    with atomic_write(path) as file:
+        file.write(("\n\n".join(parts) + "\n").encode())

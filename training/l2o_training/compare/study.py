@@ -1,0 +1,134 @@
+"""A study: what is compared on what, and where the result cache keeps it."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from l2o_runtime.config import require
+from l2o_training.compare.cache import read_result, rounded
+from l2o_training.compare.contenders import Contender
+from l2o_training.compare.scripts import ScriptWorkload
+from l2o_training.compare.workloads import Curves, Group, Workload, joined
+
+FIELDS = ("train", "validation", "batch_validation")
+
+Times = dict[str, tuple[float, float]]
+"""Seconds of a training step and of the optimizer's part of it, by contender."""
+
+
+class Cell(NamedTuple):
+    """Runs that are measured together: one file of the cache."""
+
+    workload: Workload
+    contender: Contender
+    lr: float
+    group: Group
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Tasks × contenders × learning rates × runs × lengths.
+
+    Attributes:
+        suite: name of the tasks.
+        workloads, contenders: on what, and who.
+        steps: of a run at horizon 1.
+        horizons: multiples of `steps`; learning rates are tuned for each.
+        runs: per task, contender and learning rate.
+        seed: of the first run.
+        cache: folder of what was measured.
+        caveat: what a reader has to know of these tasks.
+    """
+
+    suite: str
+    workloads: list[Workload]
+    contenders: list[Contender]
+    steps: int = 100
+    horizons: tuple[int, ...] = (1,)
+    runs: int = 3
+    seed: int = 0
+    cache: Path
+    caveat: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"--steps: must be 1 or more, got {self.steps}")
+        require(self.runs >= 1, f"--runs: must be 1 or more, got {self.runs}")
+        require(all(h >= 1 for h in self.horizons), f"--horizons: must be 1 or more, got {self.horizons}")
+
+    def cells(self, workload: Workload, contender: Contender, horizon: int, lr: float | None = None) -> Iterator[Cell]:
+        """What is measured of a contender, at one of its learning rates or at all."""
+        rates = contender.lrs if lr is None else (lr,)
+        for rate, group in itertools.product(rates, workload.groups(self.runs, self.seed)):
+            yield Cell(workload, contender, rate, group, self.steps * horizon)
+
+    def folder(self, workload: Workload, contender: Contender) -> Path:
+        """Folder of the runs of a contender on a task."""
+        return self.cache / quote(workload.name, safe="") / quote(contender.name, safe="")
+
+    def place(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
+        """File and key of some runs."""
+        (seed, size), lr = cell.group, cell.lr
+        key = cell.workload.key(cell.contender) | {"lr": lr, "seed": seed, "runs": size, "steps": cell.steps}
+        return self.folder(cell.workload, cell.contender) / f"{cell.steps}-{lr:g}-s{seed}x{size}.json", key
+
+    def times_place(self, workload: ScriptWorkload) -> tuple[Path, dict[str, Any]]:
+        """File and key of the times of all contenders, which are taken together."""
+        key = workload.times_key(self.contenders)
+        name = hashlib.sha256(json.dumps(key["optimizers"]).encode()).hexdigest()[:12]
+        return self.cache / quote(workload.name, safe="") / "times" / f"{name}.json", key
+
+
+def read_cell(study: Study, cell: Cell) -> Curves | None:
+    """Runs that were measured; None where their file is missing, damaged, or of other code."""
+    content = read_result(*study.place(cell), *FIELDS)
+    if content is None:
+        return None
+    try:
+        curves = Curves(
+            **{name: content[name].reshape(cell.group.size, -1) for name in FIELDS},
+            parameters=int(content["parameters"]),
+            state_bytes=None if content["state_bytes"] is None else float(content["state_bytes"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    return curves if curves.fits(cell.group.size, cell.steps) else None
+
+
+def read_curves(study: Study, workload: Workload, contender: Contender, lr: float, horizon: int) -> Curves | None:
+    """All runs of a contender at a learning rate; None where some are missing."""
+    parts = [read_cell(study, cell) for cell in study.cells(workload, contender, horizon, lr)]
+    found = [part for part in parts if part is not None]
+    return joined(found) if len(found) == len(parts) else None
+
+
+def measure_cell(cell: Cell) -> dict[str, Any]:
+    """Run, and give what the cache keeps of it."""
+    curves = cell.workload.measure(cell.contender, cell.lr, cell.group, cell.steps)
+    rows = {name: rounded(np.asarray(getattr(curves, name)).tolist()) for name in FIELDS}
+    return {**rows, "parameters": curves.parameters, "state_bytes": curves.state_bytes}
+
+
+def read_times(study: Study, workload: Workload) -> Times | None:
+    """Times of all contenders; None where they were not taken."""
+    if not isinstance(workload, ScriptWorkload):
+        return None
+    content = read_result(*study.times_place(workload), "step", "optimizer")
+    if content is None or not content["step"].shape == content["optimizer"].shape == (len(study.contenders),):
+        return None
+    pairs = zip(content["step"].tolist(), content["optimizer"].tolist(), strict=True)
+    return dict(zip((contender.name for contender in study.contenders), pairs, strict=True))
+
+
+def measure_times(study: Study, workload: ScriptWorkload) -> dict[str, Any]:
+    """Let all contenders take turns, and give what the cache keeps of it."""
+    times = workload.times(study.contenders)
+    rows = [times[contender.name] for contender in study.contenders]
+    return {"step": rounded([row[0] for row in rows]), "optimizer": rounded([row[1] for row in rows])}

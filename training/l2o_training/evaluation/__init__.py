@@ -1,1 +1,0 @@
-"""Evaluation: suites of tasks, baselines, tables and plots."""
