@@ -16,7 +16,7 @@ from l2o_runtime.rules.base import OUTPUTS
 from l2o_runtime.rules.features import combine
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.rules.tiered import UNITS
-from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, TERMS, average, look, terms
+from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, TERMS, average, directions, look, terms
 
 F64 = ir.DoubleType()
 
@@ -165,9 +165,9 @@ def _update(
         for value, place in zip(new.new, places, strict=True):
             store(builder, value, place)
         floor, size_root, inverse_rho, inverse_fast, noise, longest, magnitude = scalars[len(BETAS) :]
-        seen = look(theta * inverse_rho, new, floor, size_root, inverse_fast)
+        seen = look(theta * inverse_rho, new, floor, size_root)
         _, output = network(seen.features, weight)
-        step = magnitude * combine(output, seen.directions).clamp(-longest, longest)
+        step = magnitude * combine(output, directions(seen, new, inverse_fast)).clamp(-longest, longest)
         store(builder, restrain(step, *seen.relative, noise) if restrained else step, builder.gep(delta, at))
         return []
 

@@ -201,7 +201,7 @@ def combine(output: Sequence[Any], directions: Sequence[Any]) -> Any:
     total = factors[0] * 2 * others[0]
     for factor, direction in zip(factors[1:], others[1:], strict=True):
         total = multiply_add(factor * 2, direction, total)
-    return -step_size(size) * (first + total)
+    return -(step_size(size) * (first + total))
 
 
 def step_size(output: Any) -> Any:

@@ -18,7 +18,7 @@ from l2o_runtime.rules.base import OUTPUTS, Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.features import SMALLEST_SQUARE, combine, lowest_root
 from l2o_runtime.rules.restraint import restrain
-from l2o_runtime.rules.tiered_features import AVERAGES, INPUTS, TERMS, averages_of, look, terms
+from l2o_runtime.rules.tiered_features import AVERAGES, INPUTS, TERMS, averages_of, directions, look, terms
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 UNITS = 8
@@ -349,9 +349,9 @@ class TieredRule(Rule):
         size_root, size_fast, rho, noise, longest, magnitude = steering[..., :SCALARS].unbind(-1)
         gain, bias = steering[..., SCALARS:].chunk(2, dim=-1)
         averages, new = averages_of(grad, state)
-        seen = look(param / rho, averages, lowest_root(size_root), size_root, (-size_fast).exp())
+        seen = look(param / rho, averages, lowest_root(size_root), size_root)
         hidden = (self.into(torch.stack(seen.features, dim=-1)) * (1 + gain) + bias).relu()
-        delta = combine(self.out(hidden).unbind(-1), seen.directions)
+        delta = combine(self.out(hidden).unbind(-1), directions(seen, averages, (-size_fast).exp()))
         delta = magnitude * delta.clamp(-longest, longest)
         if self.config.noise_floor is not None:
             delta = restrain(delta, *seen.relative, noise)

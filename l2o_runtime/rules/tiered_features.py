@@ -82,16 +82,14 @@ class Look(NamedTuple):
 
     Attributes:
         features: for its network.
-        directions: that its output combines: Adam's, m̂₁₀ beside its root mean square, m̂₁₀₀/r and g/r.
         relative: g/r, m̂₁₀/r and r, as `restrain` takes them.
     """
 
     features: list[Any]
-    directions: list[Any]
     relative: tuple[Any, Any, Any]
 
 
-def look(relative: Any, averages: Averages, floor: Any, size: Any, inverse_fast: Any) -> Look:
+def look(relative: Any, averages: Averages, floor: Any, size: Any) -> Look:
     """With r = √v̂₁₀₀ + floor: g/r, m̂₁₀/r, m̂₁₀₀/r, the product of the first two, log r − size, log |m̂₁₀₀/r|, log |θ/ρ|
     and θ/ρ; scaled to the order of 1 and clipped.
 
@@ -100,7 +98,6 @@ def look(relative: Any, averages: Averages, floor: Any, size: Any, inverse_fast:
         averages: of the gradients.
         floor: `lowest_root` of the size.
         size: log of the root of the mean v̂₁₀₀ over the tensor.
-        inverse_fast: 1 / RMS(m̂₁₀) over the tensor.
     """
     root = averages.root + floor
     g, fast, slow = (x.clamp(-5, 5) for x in quotients([averages.grad, averages.fast, averages.slow], root))
@@ -114,5 +111,16 @@ def look(relative: Any, averages: Averages, floor: Any, size: Any, inverse_fast:
         (relative.abs() + 1e-3).log() / 3 + 1,
         relative.clamp(-3, 3),
     ]
-    plain = (averages.fast * inverse_fast).clamp(-5, 5)
-    return Look(features, [fast, plain, slow, g], (g, fast, root))
+    return Look(features, (g, fast, root))
+
+
+def directions(seen: Look, averages: Averages, inverse_fast: Any) -> list[Any]:
+    """What the network's output combines: m̂₁₀/r, m̂₁₀ beside its root mean square, m̂₁₀₀/r and g/r.
+
+    Args:
+        seen: by the network; compiled code has more registers for the rest when that is done.
+        averages: of the gradients.
+        inverse_fast: 1 / RMS(m̂₁₀) over the tensor.
+    """
+    g, fast, slow, *_ = seen.features
+    return [fast, (averages.fast * inverse_fast).clamp(-5, 5), slow, g]

@@ -66,6 +66,15 @@ def everything(seen) -> list:
     return [x for field in seen for x in (field if isinstance(field, list | tuple) else [field])]
 
 
+def tiered_look(relative, grad, fast, slow, root, *tensor) -> tiered_features.Look:
+    return tiered_features.look(relative, tiered_features.Averages(grad, fast, slow, root, []), *tensor)
+
+
+def tiered_directions(relative, grad, fast, slow, root, floor, size, inverse_fast) -> list:
+    seen = tiered_look(relative, grad, fast, slow, root, floor, size)
+    return tiered_features.directions(seen, tiered_features.Averages(grad, fast, slow, root, []), inverse_fast)
+
+
 # What is put in: θ, g and averages of all magnitudes, roots and squares that are not negative, 1 − βᵗ, outputs, logs.
 DRAWS = {
     "x": lambda z, u: z * 10 ** (9 * u - 9),
@@ -94,9 +103,9 @@ FORMULAS: dict[str, tuple[str, Formula]] = {
     "normalized_products": ("xxv", normalized_products),
     "average": ("xxxvccc", lambda g, *x: everything(tiered_features.average(g, x[:3], x[3:]))),
     "terms": ("xxxxr", tiered_features.terms),
-    "tiered look": (
+    "directions": (
         "oxxxrrlo",
-        lambda relative, *x: everything(tiered_features.look(relative, tiered_features.Averages(*x[:4], []), *x[4:])),
+        lambda relative, *x: everything(tiered_look(relative, *x[:-1])) + tiered_directions(relative, *x),
     ),
     "restrain": ("oxxrr", lambda *x: [restraint.restrain(*x)]),
     "share": ("xxrr", restraint.share),

@@ -23,7 +23,7 @@ from l2o_runtime.rules.features import LARGEST_SIZE, combine, lowest_root, step_
 from l2o_runtime.rules.restraint import share as restrained_share
 from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
 from l2o_runtime.rules.tiered import UNITS, TieredRule
-from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, average, look
+from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, average, directions, look
 from l2o_runtime.state import State
 
 PIECE = 8192
@@ -235,17 +235,18 @@ def _gradient(
         )
         floor, size_root, inverse_rho, inverse_fast, noise, longest, magnitude = scalars[len(BETAS) :]
         new = average(g, old, scalars[: len(BETAS)])
-        seen = look(theta * inverse_rho, new, floor, size_root, inverse_fast)
+        seen = look(theta * inverse_rho, new, floor, size_root)
         hidden, output = network(seen.features, weight)
         if restrained:
             through = through * restrained_share(*seen.relative, noise)[0]
-        delta = combine(output, seen.directions)
+        combined = directions(seen, new, inverse_fast)
+        delta = combine(output, combined)
         add(0, through, delta.clamp(-longest, longest))
         through = (through * magnitude).where(delta.abs() < longest, 0.0)
         scale = through * step_size(output[0]) * -2.0
         within = (through * delta * 2.0).where(output[0].abs() < LARGEST_SIZE, 0.0)
         back = [g.like(0.0)] * UNITS
-        for row, slope in enumerate([within, *(scale * direction for direction in seen.directions[1:])]):
+        for row, slope in enumerate([within, *(scale * direction for direction in combined[1:])]):
             first = UNITS * (INPUTS + 1) + row * (UNITS + 1)
             for unit, value in enumerate(hidden):
                 add(1 + first + unit, slope, value)
