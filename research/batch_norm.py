@@ -1,5 +1,8 @@
 """How far does a rule move biases whose gradients are rounding, and what does that cost in evaluation mode?
 
+Verdict: with a `noise_floor` no further than Adam. `scale` moves them 1.00 times as far as Adam, and loses at most 0.40
+points of accuracy in evaluation mode; before, 86 times as far in 600 steps (`l2o_runtime/pretrained/README.md`).
+
 python research/batch_norm.py --data-root data --rule scale --steps 3000 --seeds 3
 
 A bias in front of BatchNorm changes nothing in training mode, nor does a key bias of attention: their gradients are

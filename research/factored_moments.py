@@ -1,5 +1,8 @@
 """Would second moments that are kept by rows and columns add to those that are kept by coordinates?
 
+Verdict: no, less than a per cent. Beside the usual Adam's loss 0.996 ± 0.014 after 100 steps and 0.992 ± 0.012 after
+500 (decision 0086).
+
 Adam's direction, m₁₀ / √v, on the validation tasks of a preset, with three kinds of v, averages over 100 steps: of
 every coordinate's g²; what row and column means make of it, v_ij = r_i c_j / mean(r) (Shazeer and Stern 2018); and the
 geometric mean of these two. Each kind takes the best of eight learning rates, task by task. Losses are the mean of the

@@ -1,5 +1,8 @@
 """How much do meta-gradients differ from lane to lane, and what does it help to bound each of them?
 
+Verdict: by orders of magnitude, and a bound helps. Norms go from 0.6 to 776; the mean over its standard error is 3.39
+where each is at most 1, and 1.34 without (decisions 0074 and 0078).
+
 Lanes of a preset are advanced side by side by a rule that does not change, and the gradient of every truncation is
 kept. First come quantiles of their norms; then, for several bounds on the norm of each, how large the mean is beside
 its standard error (both over all parameters): the larger the ratio, the more a mean over so many lanes says.

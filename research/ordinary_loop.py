@@ -1,4 +1,4 @@
-"""What the benchmarks on larger networks share: an ordinary training loop, and Fashion-MNIST."""
+"""No question of its own: the training loop that `larger_networks.py` and `step_length.py` share, and Fashion-MNIST."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

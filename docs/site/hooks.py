@@ -23,7 +23,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "benchmarks/RESULTS.md": "benchmarks.md",
-    "benchmarks/sketch-error.png": "pictures/sketch-error.png",
+    "research/README.md": "research.md",
+    "research/sketch-error.png": "pictures/sketch-error.png",
     "l2o_runtime/pretrained/README.md": "bundled.md",
 }
 """File in the repository → file on the site, of those outside docs/."""
