@@ -12,6 +12,10 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^( *)```.*?^\1```", flags=re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
+PATH = re.compile(r"(?<![\w/.<>-])(?:[\w.-]+/)+(?:[\w.-]+\.(?:jinja|md|png|py|sbatch|toml|yaml|yml))?(?![\w/*{<-])")
+COMMAND = re.compile(r"\b(?:python|sh|sbatch) ([\w./-]+\.\w+)")
+ELSEWHERE = {"runs/", "data/", "site/", "test/test_optim.py"}
+"""What programs make or users have, and a file of PyTorch's."""
 
 
 def documents() -> list[Path]:
@@ -39,6 +43,21 @@ def test_links_lead_somewhere(page):
         goal = (page.parent / path).resolve() if path else page
         if not goal.exists() or (anchor and goal.suffix == ".md" and anchor not in anchors(goal)):
             wrong.append(target)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in documents() if not re.match(r"\d{4}-", page.name)],  # names in a record are those of its day
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_paths_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = {path for code in CODE.findall(FENCE.sub("", text)) for path in PATH.findall(code)}
+    named |= {path for path in COMMAND.findall(text) if "/" in path}
+    rooms = [ROOT, ROOT / "tests", *(ROOT / "training").glob("l2o_*")]
+    written = {path for path in named if "NAME" not in path and not path.startswith(".venv")}
+    wrong = {path for path in written - ELSEWHERE if not any((room / path).exists() for room in rooms)}
     assert not wrong
 
 
