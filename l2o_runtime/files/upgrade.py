@@ -23,7 +23,7 @@ def upgraded(config: Any) -> Any:
         ConfigError: the first format did not have it either, or it has bounded growth.
 
     >>> upgraded({"cell": "scale", "features": "moments", "output": "adam", "layers": 1, "known_parameters": 7})
-    {'kind': 'tiered', 'limits': {'known_parameters': 7}}
+    {'kind': 'tiered', 'limits': {'known_parameters': 7}, 'output_scale': 0.1}
     """
     if not isinstance(config, Mapping) or "kind" in config:
         return config
@@ -42,6 +42,7 @@ def upgraded(config: Any) -> Any:
     if kind in ("moments", "tiered"):
         output = new.pop("output", "linear")
         require(output == "adam", f"output: 'adam' goes with features 'moments', got {output!r}")
+        new.setdefault("output_scale", 0.1)  # which was everybody's default
     if kind == "tiered":
         layers = new.pop("layers", 2)
         require(layers == 1, f"layers: 1 goes with cell 'scale', got {layers}")

@@ -53,7 +53,7 @@ def test_golden_files_load_for_ever(number):
 V1 = {
     "lstm": ('{"hidden":3,"output":"tanh"}', LSTMConfig(hidden=3, output="tanh")),
     "normalized": ('{"features":"normalized","noise_floor":0.001}', NormalizedConfig(noise_floor=0.001)),
-    "moments": ('{"features":"moments","output":"adam","output_scale":0.5}', MomentsConfig(output_scale=0.5)),
+    "moments": ('{"features":"moments","output":"adam"}', MomentsConfig(output_scale=0.1)),
     "tiered": (
         '{"cell":"scale","context":{"kind":"dmd","scope":"tensor","sketch":8},"features":"moments",'
         '"known_parameters":7,"layers":1,"output":"adam","output_scale":0.5}',
