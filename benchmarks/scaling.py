@@ -68,7 +68,7 @@ def measure(ranks: Ranks) -> dict[str, Any]:
         for estimator in ("tbptt", "pes"):
             config = configuration(f"rule.hidden={hidden}", f"rule.layers={layers}", f"estimator={estimator}")
             small = Trainer(config, Path("unused"), ranks=ranks)
-            size = 8 * (small.estimator.width(small.rule) + 3)
+            size = 8 * (small.estimator.width(small.learner.solver) + 1 + len(small.names) + LANES)
             found["bytes"][f"{name}, {estimator}"] = [sum(p.numel() for p in small.rule.parameters()), size]
             if ranks.store is not None and estimator == "tbptt":
                 vector = torch.zeros(size // 8, dtype=torch.float64, device=device)

@@ -13,7 +13,7 @@ from l2o_runtime.config import KAEConfig, RuleConfig
 from l2o_runtime.rules.lstm import Rule
 from l2o_runtime.solvers import Descent, Point, Solver
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.meta.objectives import KoopmanLoss, LogLoss, Loss, Tail, loss_objectives, make_objectives
+from l2o_training.meta.objectives import KoopmanLoss, LogLoss, Loss, loss_objectives, make_objectives
 from l2o_training.meta.steppers import Stepper
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.unroll import begin, unroll
@@ -21,7 +21,7 @@ from l2o_training.tasks import QuadraticConfig, make_task
 from l2o_training.tasks.data import load_dataset
 
 TASK = make_task(QuadraticConfig(size=4), load_dataset, torch.device("cpu"))
-AT = {"loss": Loss(), "log-loss": LogLoss(), "tail": Tail(objective=LogLoss(), span=0.5)}
+AT = {"loss": Loss(), "log-loss": LogLoss(), "tail": LogLoss(span=0.5)}
 
 
 class Learned(Solver):
@@ -73,7 +73,7 @@ def test_a_truncations_gradient_is_that_of_its_value(objectives, weights):
 
 def test_a_tail_needs_one_span():
     solver = Learned()
-    tails = [Tail(objective=Loss(), span=span) for span in (0.1, 0.2)]
+    tails = [Loss(span=span) for span in (0.1, 0.2)]
     with pytest.raises(ValueError, match=r"one span.*\[0\.1, 0\.2\].*the same"):
         unroll(solver, begin(solver, TASK.instances(1, seed=0)), 2, tails)
 
@@ -119,7 +119,7 @@ def test_a_configuration_names_its_objectives():
     assert kinds() == (Loss(),)
     assert kinds(objective="log_loss", tail=0.1) == (
         LogLoss(weight=0.5),
-        Tail(weight=0.5, objective=LogLoss(), span=0.1),
+        LogLoss(weight=0.5, span=0.1),
     )
     kae = RuleConfig(context=KAEConfig(window=5))
     assert kinds(rule=kae, koopman=2.0) == (Loss(), KoopmanLoss(weight=2.0))

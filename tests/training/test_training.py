@@ -473,7 +473,7 @@ def test_a_finished_rule_keeps_its_versions_and_its_place(tmp_path, monkeypatch)
     config = TrainConfig(tasks=(QuadraticConfig(size=3),), horizon=20, epochs=1)
     path = Trainer(config, tmp_path / "run").run()
     before = path.read_bytes()
-    monkeypatch.setattr("l2o_training.meta.trainer.versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr("l2o_training.meta.provenance.versions", lambda: {"torch": "9.9"})
     assert Trainer(config, tmp_path / "run", resume=True).run().read_bytes() == before
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         shutil.rmtree(checkpoint)

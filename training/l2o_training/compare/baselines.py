@@ -39,13 +39,13 @@ def grid(first: float) -> tuple[float, ...]:
 ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
 
 
-def cosine(done: float) -> float:
-    """½ (1 + cos π x): the factor on a learning rate that falls to zero along a cosine, after a share x of all steps.
+def cosine(done: int, total: int) -> float:
+    """½ (1 + cos π t/T): the factor on a learning rate that falls to zero along a cosine, after t of T steps.
 
-    >>> cosine(0), cosine(1)
+    >>> cosine(0, 5), cosine(5, 5)
     (1.0, 0.0)
     """
-    return (1 + math.cos(math.pi * done)) / 2
+    return (1 + math.cos(math.pi * done / total)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Baseline:
 
     def solver(self, lr: float, steps: int) -> "TorchSolver":
         """For tasks whose instances are optimized side by side, for so many steps."""
-        rate = (lambda done: lr * cosine(done / steps)) if self.anneals else (lambda done: lr)
+        rate = (lambda done: lr * cosine(done, steps)) if self.anneals else (lambda done: lr)
         return TorchSolver(self.make, rate)
 
 

@@ -1,6 +1,5 @@
 """The outer problem: the rule that is trained, its optimizer, and the average of its weights."""
 
-import math
 from typing import Any, cast
 
 import torch
@@ -9,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l2o_runtime.rules.lstm import Rule
 from l2o_runtime.solvers import Descent
+from l2o_training.compare.baselines import cosine
 from l2o_training.config import TrainConfig
 
 
@@ -36,8 +36,8 @@ class Learner:
         """lr, or what the cosine from lr to final_lr says after so many epochs."""
         config = self.config
         if config.final_lr is not None:
-            share = (1 + math.cos(math.pi * epoch / config.epochs)) / 2
-            self.optimizer.param_groups[0]["lr"] = config.final_lr + share * (config.lr - config.final_lr)
+            fallen = config.lr - config.final_lr
+            self.optimizer.param_groups[0]["lr"] = config.final_lr + cosine(epoch, config.epochs) * fallen
 
     def update(self, gradient: Tensor) -> bool:
         """One step of the outer Adam along a meta-gradient (P,); none if it is not finite. Whether it was taken."""

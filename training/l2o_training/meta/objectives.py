@@ -30,10 +30,15 @@ def logarithm(losses: Tensor) -> Tensor:
 class Objective(ABC):
     """A summand of the meta-loss: it has a value at every point, or one for the whole truncation.
 
+    With a span a, points are the means θ̄ of the latest parameters, about the latest a τ of τ steps:
+    θ̄_τ = θ̄_{τ−1} + (θ_τ − θ̄_{τ−1}) / (1 + a τ), with τ from the optimization's beginning. Shorter steps lower the noise
+    of L(θ) at once, and what they cost comes after the truncation, so that rules learn to shorten them too soon; at the
+    mean there is little noise to be lowered.
+
     Attributes:
         weight: factor on it.
         name: of its mean among the metrics of a run; empty where they say it otherwise.
-        span: a; the points are the means of the parameters over about the latest a τ of τ steps. None: θ_τ itself.
+        span: a, or None for points at θ_τ itself.
         reads: what of the solver's states `of` looks at.
     """
 
@@ -80,26 +85,6 @@ class LogLoss(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tail(Objective):
-    """Another objective at the mean θ̄ of the latest parameters.
-
-    θ̄_τ = θ̄_{τ−1} + (θ_τ − θ̄_{τ−1}) / (1 + a τ), with τ from the optimization's beginning. Shorter steps lower the noise
-    of L(θ) at once, and what they cost comes after the truncation, so that rules learn to shorten them too soon; at the
-    mean there is little noise to be lowered.
-
-    Attributes:
-        objective: which; its own weight does not count.
-    """
-
-    objective: Objective
-    span: float
-
-    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor] | None:
-        """As of the other one."""
-        return self.objective.at(instances, point)
-
-
-@dataclass(frozen=True, kw_only=True)
 class KoopmanLoss(Objective):
     """How well the Koopman autoencoder of a rule describes what it saw: see `KAE.koopman_loss`."""
 
@@ -115,12 +100,10 @@ class KoopmanLoss(Objective):
         return context.koopman_loss(trace.states[self.reads[0]]) if isinstance(context, KAE) else None
 
 
-def loss_objectives(
-    kind: Literal["loss", "log_loss"] = "loss", tail: float | None = None
-) -> tuple[Loss | LogLoss | Tail, ...]:
-    """L or log L; with a tail, one half of the weight is for the mean of the latest parameters."""
+def loss_objectives(kind: Literal["loss", "log_loss"] = "loss", tail: float | None = None) -> tuple[Objective, ...]:
+    """L or log L; with a tail, half of the weight is for the mean of the latest parameters, over this span."""
     made = Loss if kind == "loss" else LogLoss
-    return (made(),) if tail is None else (made(weight=0.5), Tail(weight=0.5, objective=made(), span=tail))
+    return (made(),) if tail is None else (made(weight=0.5), made(weight=0.5, span=tail))
 
 
 def make_objectives(config: TrainConfig) -> tuple[Objective, ...]:

@@ -29,6 +29,36 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key != "description"}
 
 
+def describe_run(
+    config: TrainConfig,
+    tasks: list[str],
+    epochs: int,
+    validation: float,
+    adam: dict[str, float | None] | None,
+    ancestor: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What made a rule: configuration, score and versions; nothing that differs between equal runs.
+
+    Args:
+        config: of the run.
+        tasks: names of what it was trained on.
+        epochs: done.
+        validation: the rule's.
+        adam: learning rate and loss of the Adam that it is held against.
+        ancestor: provenance of the rule that it started from.
+    """
+    start = {"start": ancestor} if ancestor is not None else {}
+    return start | {
+        "config": comparable(config),
+        "tasks": tasks,
+        "inner_steps": epochs * config.horizon * config.batch * config.lanes,
+        "validation": validation,
+        "adam": adam,
+        "git": git_revision(),
+        "versions": versions(),
+    }
+
+
 def differences(one: Any, other: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """Where two pieces of plain data differ: a name such as tasks[0].kind, and what each has, None for nothing."""
     if isinstance(one, list) and isinstance(other, list):

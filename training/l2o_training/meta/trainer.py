@@ -24,7 +24,7 @@ from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.estimators import make_estimator
 from l2o_training.meta.folder import CONFIG, CURVE, METRICS, RULE, keep_rule, newest_checkpoint, owned
 from l2o_training.meta.learner import Learner
-from l2o_training.meta.provenance import comparable, git_revision, inherit, versions
+from l2o_training.meta.provenance import comparable, describe_run, inherit
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.validation import Validation
 from l2o_training.ranks.group import ALONE, Ranks
@@ -286,23 +286,11 @@ class Trainer:
             return path
         rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        keep_rule(path, rule, self.provenance())
+        tasks = [task.name for task in self.tasks]
+        keep_rule(path, rule, describe_run(self.config, tasks, self.epoch, self.best, self.adam, self.ancestor))
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file, self.adam)
         return path
-
-    def provenance(self) -> dict[str, Any]:
-        """What made this rule: configuration, score and versions; nothing that differs between equal runs."""
-        ancestor = {"start": self.ancestor} if self.ancestor is not None else {}
-        return ancestor | {
-            "config": comparable(self.config),
-            "tasks": [task.name for task in self.tasks],
-            "inner_steps": self.epoch * self.config.horizon * self.config.batch * self.config.lanes,
-            "validation": self.best,
-            "adam": self.adam,
-            "git": git_revision(),
-            "versions": versions(),
-        }
 
 
 @contextmanager

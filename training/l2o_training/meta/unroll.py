@@ -151,18 +151,25 @@ def unroll(
     inner.statistics, inner.mean_statistics = latest.statistics, average.statistics
     inner.steps, inner.mean = inner.steps + steps, mean
     inner.state = {key: value.detach() for key, value in state.items()}
-    visited = [place for place in (latest, average) if place.losses]
-    trace = Trace(
+    trace = _trace(solver, latest, average)
+    states = {key: torch.stack([kept[key] for kept in read]) for key in read[0]}
+    value = torch.stack(values).mean(1).sum()
+    return _with_terms(dataclasses.replace(trace, states=states, objective=total, value=value), objectives)
+
+
+def _trace(solver: Solver, latest: _Place, average: _Place) -> Trace:
+    """What was seen, with a meta-loss of zero."""
+    visited, zero = [place for place in (latest, average) if place.losses], latest.losses[0].new_zeros(())
+    return Trace(
         solver=solver,
         losses=torch.stack(latest.losses),
         mean_losses=torch.stack(average.losses) if average.losses else None,
         scores=torch.stack([torch.stack(place.scores) for place in visited]),
-        states={key: torch.stack([kept[key] for kept in read]) for key in read[0]},
-        objective=total,
-        value=torch.stack(values).mean(1).sum(),
+        states={},
+        objective=zero,
+        value=zero.double(),
         terms={},
     )
-    return _with_terms(trace, objectives)
 
 
 def _span(objectives: Sequence[Objective]) -> float | None:
@@ -174,10 +181,7 @@ def _span(objectives: Sequence[Objective]) -> float | None:
 
 
 def _summands(
-    objectives: Sequence[Objective],
-    instances: Instances,
-    places: Places,
-    stepper: Stepper,
+    objectives: Sequence[Objective], instances: Instances, places: Places, stepper: Stepper
 ) -> tuple[Tensor, Tensor]:
     """Σ of the objectives of a step: a scalar with their gradient, and their values (B,) float64."""
     latest, _ = places[None]
