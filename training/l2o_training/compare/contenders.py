@@ -196,7 +196,7 @@ class Annealed(Solver):
         """θ + factor · (what the other would make of θ, less θ)."""
         done = state["done"]
         params, state = self.solver.step(point, {key: value for key, value in state.items() if key != "done"})
-        moved = point.params + cosine(int(done) / self.steps) * (params - point.params)
+        moved = point.params + cosine(int(done), self.steps) * (params - point.params)
         return moved, state | {"done": done + 1}
 
 
