@@ -7,7 +7,7 @@ OUT ?= runs/demo
 TORCH ?= 2.9.1
 PIN ?=
 
-.PHONY: install demo test test-torch lint docs clean
+.PHONY: install demo check test test-torch lint docs clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What to run after every change; the rest is for `make test`.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -q \
+	  -m "not (slow or ranks or browser or wrappers or conformance or cuda)"
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal

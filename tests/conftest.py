@@ -15,6 +15,13 @@ from l2o_runtime import Rule, save_rule
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """What asks for a browser is marked so."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(params=RULES)
 def rule(request) -> Rule:
     """Every rule of the table, untrained."""

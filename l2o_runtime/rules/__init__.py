@@ -3,9 +3,10 @@
 from typing import Any
 
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec
+from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
-from l2o_runtime.rules.tiered import StepLimits, TieredConfig, TieredRule
+from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
 AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig
 """A rule's configuration, told apart by its `kind`."""

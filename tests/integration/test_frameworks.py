@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from l2o_runtime import LearnedOptimizer, save_rule
 
+pytestmark = pytest.mark.wrappers
+
 COUNT = 12
 """Minibatches per epoch: more than the rule's window of 7 snapshots."""
 

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader
 from l2o_runtime import LearnedOptimizer, save_rule
 from l2o_runtime.rules import LSTMConfig
 
+pytestmark = pytest.mark.wrappers
+
 COUNT = 12
 """Minibatches per epoch: more than the rule's window of 7 snapshots."""
 

@@ -35,6 +35,8 @@ from torch.testing._internal.common_optimizers import (
 )
 from torch.testing._internal.common_utils import TestCase, parametrize
 
+pytestmark = pytest.mark.conformance
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 FLAGS = ("foreach", "fused", "differentiable")
 CONTEXTS = ("none", "placebo", "dmd-exact", "dmd-sketch", "kae")

@@ -13,7 +13,10 @@ import torch.distributed as dist
 
 from l2o_runtime import LearnedOptimizer
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed"),
+]
 
 PARALLEL = {
     2: [

@@ -29,6 +29,7 @@ def test_equals_the_plain_loop_in_the_interpreter():
     assert " passed" in cases(TRITON_INTERPRET="1")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the kernel runs in Triton's interpreter only")
 def test_equals_the_plain_loop_on_a_gpu():
     pytest.importorskip("triton")

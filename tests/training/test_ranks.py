@@ -30,6 +30,8 @@ from l2o_training.meta import checkpoints
 from l2o_training.meta.trainer import Trainer
 from l2o_training.ranks.group import ALONE, Ranks
 
+pytestmark = pytest.mark.ranks
+
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *sys.path]),

@@ -415,7 +415,7 @@ from test_papers import lab_in, shrink
 from l2o_training.compare.papers.run import reproduce
 seen = set()
 def report(what, detail, epoch, total):
-    piece = what if what.startswith("meta") else f"{what}, {detail}"
+    piece = what if what.startswith("meta") else what + ", " + detail
     if piece not in seen and detail != "waiting":
         seen.add(piece)
         print(piece, flush=True)

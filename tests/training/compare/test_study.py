@@ -14,7 +14,7 @@ from l2o_training.compare.cache import read_result, write_result
 from l2o_training.compare.report.words import cautions, lags, loss
 from l2o_training.compare.run import measure
 from l2o_training.compare.scripts import ROUNDS
-from l2o_training.compare.study import Study, read_cell, read_times
+from l2o_training.compare.study import Study, read_times, read_trial
 from l2o_training.compare.summary import Incomplete, summarise
 from l2o_training.compare.workloads import Curves, looks
 from l2o_training.results import write_results
@@ -128,9 +128,9 @@ def test_a_stopped_study_is_resumed_to_the_same_figures(done, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "text", "short", "row", "nothing"])
-def test_damaged_cells_are_measured_again(done, damage):
-    cell = next(done.cells(done.workloads[0], done.contenders[0], 1))
-    path, key = done.place(cell)
+def test_damaged_results_are_measured_again(done, damage):
+    trial = next(done.trials(done.workloads[0], done.contenders[0], 1))
+    path, key = done.place(trial)
     before = path.read_text()
     content = json.loads(before)
     changed = {
@@ -142,7 +142,7 @@ def test_damaged_cells_are_measured_again(done, damage):
         "nothing": "",
     }
     path.write_text(changed[damage])
-    assert read_cell(done, cell) is None
+    assert read_trial(done, trial) is None
     told = []
     measure(done, lambda *what: told.append(what))
     assert len(told) == 1
@@ -157,7 +157,7 @@ def test_times_belong_to_those_who_took_turns(done):
     assert read_times(replace(done, contenders=done.contenders[:2]), workload) is None
 
 
-def test_cells_keep_what_is_not_finite(tmp_path):
+def test_the_cache_keeps_what_is_not_finite(tmp_path):
     write_result(tmp_path / "a" / "cell.json", {"x": 1}, {"values": [1.5, None]})
     found = read_result(tmp_path / "a" / "cell.json", {"x": 1}, "values")["values"]
     assert found[0] == 1.5

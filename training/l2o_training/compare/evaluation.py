@@ -12,6 +12,7 @@ import torch
 from l2o_runtime.config import require
 from l2o_runtime.files.atomic import atomic_write
 from l2o_training.compare import contenders
+from l2o_training.compare.statistics import smoothed
 from l2o_training.compare.study import Study
 from l2o_training.compare.suites import find_suite, workloads
 from l2o_training.compare.summary import Findings, summarise
@@ -165,11 +166,11 @@ def plain_results(findings: Findings) -> dict[str, Any]:
 
 
 def _draw(findings: Findings, horizon: int, path: Path) -> None:
-    """Loss curves of all contenders at their chosen learning rates, a panel for each task."""
+    """Smoothed losses of all contenders at their chosen learning rates, a panel for each task."""
     study = findings.study
     curves = {
         workload.name: {
-            contender.name: findings.tuned[horizon, workload.name, contender.name].curves.train
+            contender.name: smoothed(findings.tuned[horizon, workload.name, contender.name].curves.train)
             for contender in study.contenders
         }
         for workload in study.workloads

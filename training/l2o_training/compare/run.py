@@ -13,7 +13,7 @@ import torch
 from l2o_training.compare.cache import write_result
 from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.sharing import POLL, Job, Report, share
-from l2o_training.compare.study import Cell, Study, measure_cell, measure_times, read_cell, read_times
+from l2o_training.compare.study import Study, Trial, measure_times, measure_trial, read_times, read_trial
 from l2o_training.ranks.group import ALONE, Ranks
 
 
@@ -78,15 +78,15 @@ def pieces(study: Study) -> Iterator[tuple[Path, list[Piece]]]:
             work = functools.partial(measure_times, study, workload)
             yield place()[0].parent, [Piece(workload.name, "times", place, done, work)]
     for horizon, workload, contender in itertools.product(study.horizons, study.workloads, study.contenders):
-        cells = study.cells(workload, contender, horizon)
-        yield study.folder(workload, contender), [_piece(study, cell) for cell in cells]
+        trials = study.trials(workload, contender, horizon)
+        yield study.folder(workload, contender), [_piece(study, trial) for trial in trials]
 
 
-def _piece(study: Study, cell: Cell) -> Piece:
-    name = f"{cell.workload.name}: {cell.contender.name}"
-    detail = f"lr {cell.lr:g}, {cell.steps} steps, seed {cell.group.seed}"
-    place, done = functools.partial(study.place, cell), functools.partial(_there, read_cell, study, cell)
-    return Piece(name, detail, place, done, functools.partial(measure_cell, cell))
+def _piece(study: Study, trial: Trial) -> Piece:
+    name = f"{trial.workload.name}: {trial.contender.name}"
+    detail = f"lr {trial.lr:g}, {trial.steps} steps, seed {trial.group.seed}"
+    place, done = functools.partial(study.place, trial), functools.partial(_there, read_trial, study, trial)
+    return Piece(name, detail, place, done, functools.partial(measure_trial, trial))
 
 
 def _there(read: Callable[..., object], *arguments: object) -> bool:

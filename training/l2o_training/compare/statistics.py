@@ -32,6 +32,12 @@ def running_mean(losses: np.ndarray) -> np.ndarray:
     return np.asarray(np.lib.stride_tricks.sliding_window_view(losses, width, axis=-1).mean(-1))
 
 
+def smoothed(losses: np.ndarray) -> np.ndarray:
+    """`running_mean` at every step; NaN where there are fewer before it: (runs, steps) → (runs, steps)."""
+    means = running_mean(losses)
+    return np.pad(means, ((0, 0), (losses.shape[-1] - means.shape[-1], 0)), constant_values=np.nan)
+
+
 def final(losses: np.ndarray) -> np.ndarray:
     """Mean over the last 10 steps: (..., steps) → (...)."""
     return np.asarray(losses[..., -LAST:].mean(-1))

@@ -23,7 +23,7 @@ Times = dict[str, tuple[float, float]]
 """Seconds of a training step and of the optimizer's part of it, by contender."""
 
 
-class Cell(NamedTuple):
+class Trial(NamedTuple):
     """Runs that are measured together: one file of the cache."""
 
     workload: Workload
@@ -63,21 +63,23 @@ class Study:
         require(self.runs >= 1, f"--runs: must be 1 or more, got {self.runs}")
         require(all(h >= 1 for h in self.horizons), f"--horizons: must be 1 or more, got {self.horizons}")
 
-    def cells(self, workload: Workload, contender: Contender, horizon: int, lr: float | None = None) -> Iterator[Cell]:
+    def trials(
+        self, workload: Workload, contender: Contender, horizon: int, lr: float | None = None
+    ) -> Iterator[Trial]:
         """What is measured of a contender, at one of its learning rates or at all."""
         rates = contender.lrs if lr is None else (lr,)
         for rate, group in itertools.product(rates, workload.groups(self.runs, self.seed)):
-            yield Cell(workload, contender, rate, group, self.steps * horizon)
+            yield Trial(workload, contender, rate, group, self.steps * horizon)
 
     def folder(self, workload: Workload, contender: Contender) -> Path:
         """Folder of the runs of a contender on a task."""
         return self.cache / quote(workload.name, safe="") / quote(contender.name, safe="")
 
-    def place(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
+    def place(self, trial: Trial) -> tuple[Path, dict[str, Any]]:
         """File and key of some runs."""
-        (seed, size), lr = cell.group, cell.lr
-        key = cell.workload.key(cell.contender) | {"lr": lr, "seed": seed, "runs": size, "steps": cell.steps}
-        return self.folder(cell.workload, cell.contender) / f"{cell.steps}-{lr:g}-s{seed}x{size}.json", key
+        (seed, size), lr = trial.group, trial.lr
+        key = trial.workload.key(trial.contender) | {"lr": lr, "seed": seed, "runs": size, "steps": trial.steps}
+        return self.folder(trial.workload, trial.contender) / f"{trial.steps}-{lr:g}-s{seed}x{size}.json", key
 
     def times_place(self, workload: ScriptWorkload) -> tuple[Path, dict[str, Any]]:
         """File and key of the times of all contenders, which are taken together."""
@@ -86,32 +88,32 @@ class Study:
         return self.cache / quote(workload.name, safe="") / "times" / f"{name}.json", key
 
 
-def read_cell(study: Study, cell: Cell) -> Curves | None:
+def read_trial(study: Study, trial: Trial) -> Curves | None:
     """Runs that were measured; None where their file is missing, damaged, or of other code."""
-    content = read_result(*study.place(cell), *FIELDS)
+    content = read_result(*study.place(trial), *FIELDS)
     if content is None:
         return None
     try:
         curves = Curves(
-            **{name: content[name].reshape(cell.group.size, -1) for name in FIELDS},
+            **{name: content[name].reshape(trial.group.size, -1) for name in FIELDS},
             parameters=int(content["parameters"]),
             state_bytes=None if content["state_bytes"] is None else float(content["state_bytes"]),
         )
     except (KeyError, TypeError, ValueError):
         return None
-    return curves if curves.fits(cell.group.size, cell.steps) else None
+    return curves if curves.fits(trial.group.size, trial.steps) else None
 
 
 def read_curves(study: Study, workload: Workload, contender: Contender, lr: float, horizon: int) -> Curves | None:
     """All runs of a contender at a learning rate; None where some are missing."""
-    parts = [read_cell(study, cell) for cell in study.cells(workload, contender, horizon, lr)]
+    parts = [read_trial(study, trial) for trial in study.trials(workload, contender, horizon, lr)]
     found = [part for part in parts if part is not None]
     return joined(found) if len(found) == len(parts) else None
 
 
-def measure_cell(cell: Cell) -> dict[str, Any]:
+def measure_trial(trial: Trial) -> dict[str, Any]:
     """Run, and give what the cache keeps of it."""
-    curves = cell.workload.measure(cell.contender, cell.lr, cell.group, cell.steps)
+    curves = trial.workload.measure(trial.contender, trial.lr, trial.group, trial.steps)
     rows = {name: rounded(np.asarray(getattr(curves, name)).tolist()) for name in FIELDS}
     return {**rows, "parameters": curves.parameters, "state_bytes": curves.state_bytes}
 

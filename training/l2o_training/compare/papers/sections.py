@@ -21,7 +21,7 @@ from l2o_training.compare.papers.plans import (
     WINDOWS,
     sweep_name,
 )
-from l2o_training.compare.statistics import LAST, Interval, final, verdict
+from l2o_training.compare.statistics import Interval, final, smoothed, verdict
 
 ADAM = "adam-0.01"
 
@@ -289,7 +289,7 @@ def horizon(experiments: list[Numbers], out: Path) -> Section:
                 name, *cells = _at(numbers, own, task, multiple * length)
                 rows.append([f"{name}, {multiple} × {length}", *cells])
     curves = _pooled(numbers, names | {ADAM: "Adam 0.01"})
-    smooth = {task: {name: _running_mean(c) for name, c in named.items()} for task, named in curves.items()}
+    smooth = {task: {name: smoothed(c) for name, c in named.items()} for task, named in curves.items()}
     panels(smooth, out / "horizon.png", tuple(sorted(marks)))
     header = ["rule, horizon", "task", "steps", "loss", "Adam 0.01", "Adam tuned", "/ Adam 0.01's", "/ tuned Adam's"]
     return Section(
@@ -297,12 +297,6 @@ def horizon(experiments: list[Numbers], out: Path) -> Section:
         f"very runs it is scored on.\n\n{markdown(header, rows)}\n\n![curves](horizon.png)\n\n"
         "Running means over 10 steps; dotted: the horizons of the table."
     )
-
-
-def _running_mean(curves: np.ndarray) -> np.ndarray:
-    """Mean over the last 10 steps up to every step; NaN where there are fewer: (runs, steps) → (runs, steps)."""
-    means = np.lib.stride_tricks.sliding_window_view(curves, LAST, axis=-1).mean(-1)
-    return np.pad(means, ((0, 0), (LAST - 1, 0)), constant_values=np.nan)
 
 
 def _at(numbers: Numbers, name: str, task: str, steps: int) -> list[str]:
