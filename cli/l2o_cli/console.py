@@ -19,7 +19,7 @@ err = Console(stderr=True, highlight=False, emoji=False, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Print all columns, however wide the terminal is.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch does.")]
 
 
 def print_json(value: Any) -> None:

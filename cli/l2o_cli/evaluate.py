@@ -48,10 +48,8 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches.", show_default="10; unseen: 3"),
     ] = None,
-    thin: Annotated[int, typer.Option(min=1, max=14, help="Try every n-th of 14 learning rates.")] = 1,
-    cosine: Annotated[
-        bool, typer.Option("--cosine", help="Enter rules a second time, with lr falling along a cosine.")
-    ] = False,
+    thin: Annotated[int, typer.Option(min=1, max=14, help="Try every n-th of 14 rates.")] = 1,
+    cosine: Annotated[bool, typer.Option("--cosine", help="Enter rules twice: with lr along a cosine too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write a report, one HTML file, to this path.")] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run; all optimizers get the same.")
@@ -76,7 +74,7 @@ def evaluate(
 
     Example: l2o eval runs/demo/rule.safetensors --suite digits
 
-    Example: l2o eval default --suite unseen --horizons 1 --data-root data --report report.html
+    Example: l2o eval default --suite unseen --horizons 1 --report report.html
     """
     with friendly_errors():
         from l2o_training.compare import evaluation

@@ -5,15 +5,30 @@ import json
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 import typer
 from rich.table import Table
 
 from l2o_cli.console import out
 
-Row = tuple[str, str, str]
-"""Key, type, default."""
+
+class Entry(NamedTuple):
+    """A key as one kind of a union has it.
+
+    Attributes:
+        key: its full name.
+        union: the name of what has a kind, the nearest above the key; "" where nothing has.
+        kind: of `union`; "" where it has none.
+        words: its type, or what it may be.
+        default: as TOML has it.
+    """
+
+    key: str
+    union: str
+    kind: str
+    words: tuple[str, ...]
+    default: str
 
 
 def show_keys(show: bool) -> None:
@@ -22,45 +37,63 @@ def show_keys(show: bool) -> None:
         return
     from l2o_training.config import TrainConfig
 
-    table = Table("key", "type", "default", box=None, pad_edge=False)
-    for row in keys(TrainConfig):
+    table = Table(box=None, pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    for title in ("type", "default", "only with kind"):
+        table.add_column(title, overflow="fold")
+    for row in rows(TrainConfig):
         table.add_row(*row)
     out.print(table)
     raise typer.Exit
 
 
-def keys(kind: type, path: str = "") -> Iterator[Row]:
-    """The keys of a configuration and of those in it, in their order.
+def rows(kind: type) -> Iterator[tuple[str, str, str, str]]:
+    """Key, type, default and the kinds that have it, blank for all; each key once, its differences beside the kinds."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries(kind):
+        found.setdefault(entry.key, []).append(entry)
+    for key, same in found.items():
+        kinds = {entry.kind for entry in same}
+        every = {word for other in found.get(f"{same[0].union}.kind", ()) for word in other.words}
+        words = _told([(word, entry.kind) for entry in same for word in entry.words], " | ")
+        default = _told([(entry.default, entry.kind) for entry in same], "; ")
+        yield key, words, default, ", ".join(dict.fromkeys(entry.kind for entry in same)) if kinds != every else ""
+
+
+def _told(pairs: list[tuple[str, str]], between: str) -> str:
+    """What was said by which kinds, each thing once, with its kinds where not all of them say it."""
+    said: dict[str, list[str]] = {}
+    for text, kind in pairs:
+        said.setdefault(text, []).extend([kind] * (kind not in said.get(text, ())))
+    everyone = {kind for _, kind in pairs}
+    return between.join(
+        text if set(kinds) == everyone else f"{text} ({', '.join(kinds)})" for text, kinds in said.items()
+    )
+
+
+def entries(kind: type, path: str = "", union: str = "", of: str = "") -> Iterator[Entry]:
+    """The keys of a configuration and of those in it, in their order, once for every kind on the way.
 
     Args:
         kind: a dataclass.
         path: what stands before its keys.
+        union, of: as in `Entry`.
     """
     hints, seen = typing.get_type_hints(kind), []
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], f"{path}{field.name}"
         inner, key = (typing.get_args(hint)[0], f"{key}[]") if _many(hint) else (_required(hint), key)
         if dataclasses.is_dataclass(inner):
-            yield from keys(typing.cast(type, inner), f"{key}.")
+            yield from entries(typing.cast(type, inner), f"{key}.", union, of)
         elif _kinds(inner) and inner in seen:
-            yield f"{key}.kind", "as above", _default(field)
+            yield Entry(f"{key}.kind", union, of, ("as above",), _default(field))
         elif options := _kinds(inner):
             seen.append(inner)
-            yield f"{key}.kind", " | ".join(option.kind for option in options), _default(field)
-            yield from _of_kinds(options, f"{key}.")
+            yield Entry(f"{key}.kind", union, of, tuple(option.kind for option in options), _default(field))
+            for option in options:
+                yield from entries(option, f"{key}.", key, option.kind)
         else:
-            yield key, _spell(hint), _default(field)
-
-
-def _of_kinds(options: tuple[Any, ...], path: str) -> Iterator[Row]:
-    """The keys of a union's members, each once, with the kinds that have it where not all do."""
-    found: dict[Row, list[str]] = {}
-    for option in options:
-        for row in keys(option, path):
-            found.setdefault(row, []).append(option.kind)
-    for (key, spelled, default), kinds in found.items():
-        whole = len(kinds) == len(options) or key.endswith(")")
-        yield key if whole else f"{key} ({', '.join(kinds)})", spelled, default
+            yield Entry(key, union, of, _spell(hint), _default(field))
 
 
 def _many(hint: Any) -> bool:
@@ -79,13 +112,13 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return options if options and all(dataclasses.is_dataclass(option) for option in options) else ()
 
 
-def _spell(hint: Any) -> str:
+def _spell(hint: Any) -> tuple[str, ...]:
     if typing.get_origin(hint) is Literal:
-        return " | ".join(map(str, typing.get_args(hint)))
+        return tuple(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return f"list of {_spell(typing.get_args(hint)[0])}"
+        return (f"list of {' | '.join(_spell(typing.get_args(hint)[0]))}",)
     options = [option for option in typing.get_args(hint) if option is not type(None)]
-    return _spell(options[0]) if options else hint.__name__
+    return _spell(options[0]) if options else (hint.__name__,)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -15,6 +15,12 @@ PURPOSES = {
 }
 """What each bundled rule is for, what most people need first."""
 
+GROUPS = {
+    "To begin, and for rules to train with": ("demo", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
+    "Reproductions of papers": ("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "rnnprop", "quadratics"),
+}
+"""The presets in the order that they are listed in."""
+
 
 def _show(rows: dict[str, str], as_json: bool) -> None:
     if as_json:
@@ -27,11 +33,23 @@ def _show(rows: dict[str, str], as_json: bool) -> None:
 
 
 def presets(as_json: Json = False) -> None:
-    """List the presets of `l2o train`."""
+    """List the presets of `l2o train`: what each is for, and how many minutes it takes."""
     with friendly_errors():
-        from l2o_training.config import load_preset, preset_names
+        from l2o_training.config import load_preset
 
-        _show({name: load_preset(name).description for name in preset_names()}, as_json)
+        groups = {title: {name: load_preset(name) for name in names} for title, names in GROUPS.items()}
+        found = {name: config for group in groups.values() for name, config in group.items()}
+        if as_json:
+            print_json({name: {"description": c.description, "minutes": c.minutes} for name, c in found.items()})
+            return
+        for title, group in groups.items():
+            table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+            table.add_column(min_width=max(map(len, found)), no_wrap=True)
+            table.add_column(justify="right", min_width=len("999 min"), no_wrap=True)
+            for name, config in group.items():
+                table.add_row(f" {name}", f"{config.minutes} min", config.description)
+            out.print(table)
+        err.print("minutes: about, on one or two cores of a shared CPU; --data-root has the data sets", soft_wrap=True)
 
 
 def rules(as_json: Json = False) -> None:

@@ -14,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # "rich" takes [default: 300] for markup, and keeps the breaks of docstrings
+    rich_markup_mode=None,  # plain text: boxes take twice the lines, and no help should be longer than a screen
     help="Meta-train a learned optimizer, export it, and compare it with Adam.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )

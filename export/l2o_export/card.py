@@ -6,37 +6,34 @@ from collections import Counter
 from itertools import groupby
 from typing import Any
 
+import torch
+
 from l2o_runtime.config import to_dict
 from l2o_runtime.files.exported import step_names
 from l2o_runtime.rules import Rule
 
-LAYOUT = (
-    "layout.owner is the number of the tensor, int64 (n,), that each coordinate belongs to; layout.shapes "
-    "holds the number of dimensions and of coordinates of every tensor, float32 (S, 2). "
-)
+WIDTH = 80
+"""Columns of a card."""
 
 LOOP = """\
 import numpy as np
 import onnxruntime
-
-x = np.random.default_rng(0).normal(size=(64, 5)).astype("f4")  # least squares with five unknowns
-theta, y = np.zeros(5, "f4"), x @ np.arange(5, dtype="f4")
-session = onnxruntime.InferenceSession("rule.onnx")
-types, sizes = {{"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8"}}, {{"n": 5, "tensors": 1}}
-{layout}
-inputs = session.get_inputs()[{first}:]
-state = {{i.name: np.zeros([sizes.get(d, d) for d in i.shape], types[i.type]) for i in inputs}}
-for step in range(100):
-    error = x @ theta - y
-    loss, grad = np.array(np.mean(error**2), "f4"), 2 * x.T @ error / len(x)
-    delta, *new = session.run(None, {{"param": theta, "grad": grad, "loss": loss, **fixed, **state}})
-    theta, state = theta + delta, dict(zip(state, new, strict=True))
-    print(step, loss)"""
+x = np.random.default_rng(0).normal(size=(64, 5)).astype("f4")  # least squares
+y, sizes = x @ np.arange(5, dtype="f4"), {{"n": 5, "tensors": 1}}
+types = {{"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8"}}
+session, feed = onnxruntime.InferenceSession("rule.onnx"), {{}}
+for i in session.get_inputs():
+    feed[i.name] = np.zeros([sizes.get(d, d) for d in i.shape], types[i.type])
+{layout}for step in range(100):
+    error = x @ feed["param"] - y
+    feed["loss"], feed["grad"] = np.array(np.mean(error**2)), x.T @ error / 32
+    delta, *state = session.run(None, feed)
+    feed["param"] += delta
+    feed |= zip(list(feed)[{first}:], state, strict=True)
+    print(step, feed["loss"])"""
 """A whole training loop for the card; a test runs it."""
 
-LOOP_LAYOUT = (
-    'fixed = {"layout.owner": np.zeros(5, "i8"), "layout.shapes": np.array([[1, 5]], "f4")}  # one vector of 5'
-)
+LOOP_LAYOUT = 'feed["layout.shapes"][:] = 1, 5  # one tensor, a vector of 5\n'
 
 
 def describe_context(rule: Rule) -> str:
@@ -54,11 +51,11 @@ def describe_steps(rule: Rule) -> str:
     if config.bounded:
         bounds.append(f"at most {config.output_scale:g} · lr")
     if limits is not None:
-        bounds.append(f"shorter, and slower to fade, in networks of more than {limits.known_parameters:,} parameters")
+        bounds.append(f"shorter in networks of more than {limits.known_parameters:,} parameters")
     if config.noise_floor is None:
-        bounds.append("they go on where a gradient is gone, and where it is nothing but rounding")
+        bounds.append("they go on where a gradient is gone, or is mere rounding")
     else:
-        bounds.append("they fade where a gradient is gone, and are Adam's where it is nothing but rounding")
+        bounds.append("they fade where a gradient is gone, and are Adam's where it is mere rounding")
     return "; ".join(bounds)
 
 
@@ -84,81 +81,66 @@ def describe_tasks(provenance: dict[str, Any]) -> str:
 
 
 def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
-    """Markdown: what the rule is, how well each file agrees with it, how to call it."""
+    """Markdown, one screen: what the rule is for, how well each file agrees with it, how to call it."""
     config, provenance = rule.config, manifest["provenance"]
-    validation = provenance.get("validation")
-    score = f"; validation loss {validation:.3g}" if isinstance(validation, float) else ""
-    about = [
-        "A small network in place of Adam's formula, meta-trained and frozen: from gradients and its state to steps.",
-        f"- It is of kind `{config.kind}`, {config.network}, with context {describe_context(rule)}; "
-        f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter.",
-        "- It needs the loss at every step." if config.needs_loss else "- It works with and without the loss.",
-        f"- Meta-trained for runs of up to {config.horizon:,} steps; it extrapolates in longer ones.",
-        f"- Its steps: {describe_steps(rule)}.",
-        f"- Tasks of its meta-training: {describe_tasks(provenance)}{score}. `l2o eval` compares it with Adam.",
-        "- `manifest.json` has all of its provenance, hashes and versions.",
-    ]
-    text = [
-        f"# Learned optimizer `{manifest['rule']}`",
-        "",
-        *map(_fill, about),
-        "",
-        "## Files",
-        "",
-        *_files(manifest),
-        "",
-        "## The step",
-        "",
-    ]
-    return "\n".join(text + _step(rule, any(entry["format"] == "onnx" for entry in manifest["files"].values()))) + "\n"
+    context = "" if config.context.kind == "none" else f", context {describe_context(rule)}"
+    about = (
+        f"For up to {config.horizon:,} steps on tasks as in its meta-training: {describe_tasks(provenance)}; beyond, "
+        f"it extrapolates. Kind `{config.kind}`: {config.network}{context}; "
+        f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter. "
+        f"Steps: {describe_steps(rule)}. Full provenance: `manifest.json`."
+    )
+    text = [f"# Learned optimizer `{manifest['rule']}`", _fill(about), "", *_files(manifest), "", *_step(rule)]
+    if any(entry["format"] == "onnx" for entry in manifest["files"].values()):
+        layout = LOOP_LAYOUT * rule.per_tensor
+        text += ["", "```python", LOOP.format(first=3 + 2 * rule.per_tensor, layout=layout), "```"]
+    return "\n".join(text) + "\n"
 
 
 def _fill(text: str) -> str:
     indent = "  " * text.startswith("- ")
-    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _files(manifest: dict[str, Any]) -> list[str]:
     """The files, what of them was verified, and what there is to know of their formats."""
-    lines = ["| file | format | bytes | step | free | allowed |", "|---|---|---|---|---|---|"]
-    notes = [
-        f"Each was held against eager, which trained a small network for {manifest['steps']} steps. *Step*: from equal "
-        "states, the largest error of Δ or of a state in one step, relative to its size (at most "
-        f"{manifest['step_tolerance']:.0e}). *Free*: left to itself, the relative distance of its parameters from "
-        "eager's at the end. Eager's own, of a copy whose first parameters differ in the last bit, is "
-        f"{manifest['eager_distance']:.1e}."
+    allowed = max((entry["parity"]["allowed"] for entry in manifest["files"].values()), default=0.0)
+    lines = [
+        f"Relative errors against eager, {manifest['steps']} steps: *step*, from equal states, ≤ "
+        f"{manifest['step_tolerance']:.0e}; *free*, at the end, ≤ {allowed:.1e} (eager's own, a last bit "
+        f"changed: {manifest['eager_distance']:.1e})."
     ]
     for name, entry in manifest["files"].items():
-        parity = entry["parity"]
-        numbers = f"{parity['step_error']:.1e} | {parity['distance']:.1e} | {parity['allowed']:.1e}"
-        lines.append(f"| `{name}` | {entry['format']} | {entry['bytes']:,} | {numbers} |")
+        parity, note = entry["parity"], ""
         if entry["format"] == "onnx":
-            versions = f"IR {entry['ir_version']}, opset {entry['opset']}, standard operators only"
-            notes.append(
-                f"- `{name}`: {versions}; onnxruntime {entry['oldest_onnxruntime']}, the oldest tried, runs it."
-            )
+            note = f"; IR {entry['ir_version']}, opset {entry['opset']}, onnxruntime ≥ {entry['oldest_onnxruntime']}"
         if entry["format"] == "torchscript":
-            notes.append(f"- `{name}`: its arguments are named as below, with `_` for `.`; it returns a tuple.")
-    notes += [f"- **{name} was not written**: {reason}." for name, reason in manifest["failed"].items()]
-    return [*lines, "", *map(_fill, notes)]
+            note = "; `_` for `.` in names"
+        lines.append(f"- `{name}`: step {parity['step_error']:.1e}, free {parity['distance']:.1e}{note}")
+    lines += [f"- **{name} was not written**: {reason}." for name, reason in manifest["failed"].items()]
+    return list(map(_fill, lines))
 
 
-def _step(rule: Rule, onnx: bool) -> list[str]:
-    """How to call a file, with a table of the state, and a loop if there is an ONNX file."""
-    inputs, outputs = step_names(rule)
-    tensors = [(("n", *shape), dtype) for shape, dtype in rule.spec.coordinate.values()]
-    tensors += rule.spec.model.values()
-    tensors += [(("S", *shape), dtype) for shape, dtype in rule.spec.tensor.values()]
-    first = len(inputs) - len(tensors)
+def _step(rule: Rule) -> list[str]:
+    """How to call a file, with a line for every group of the state."""
+    inputs, _ = step_names(rule)
+    spec, first = rule.spec, 3 + 2 * rule.per_tensor
+    tensors = [("n", *shape, dtype) for shape, dtype in spec.coordinate.values()]
+    tensors += [(*shape, dtype) for shape, dtype in spec.model.values()]
+    tensors += [("S", *shape, dtype) for shape, dtype in spec.tensor.values()]
+    layout = "; owner: each coordinate's tensor; shapes: (dimensions, size) of each" * rule.per_tensor
+    loss = "is needed" if rule.config.needs_loss else "may be 0"
     text = (
-        f"`({', '.join(inputs[:first])}, *state) → ({outputs[0]}, *next state)`. param and grad are float32 (n,), all "
-        "tensors one after the other; loss is float32 (), a 0-d array, and 0 where it is not known; the caller adds "
-        f"`lr · delta` to the parameters. {LAYOUT * rule.per_tensor}The state is zero at the start; in order:"
+        f"`({', '.join(inputs[:first])}, *state) → (delta, *state)`; add lr · delta to param (n,); loss {loss}{layout}"
+        ". State, zero at first, float32 if not said:"
     )
-    lines = [_fill(text), "", "| name | shape | dtype |", "|---|---|---|"]
-    for (shape, dtype), members in groupby(zip(inputs[first:], tensors, strict=True), key=lambda pair: pair[1]):
-        names = ", ".join(f"`{name}`" for name, _ in members)
-        lines.append(f"| {names} | ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}) | {str(dtype)[6:]} |")
-    layout = LOOP_LAYOUT if rule.per_tensor else "fixed = {}"
-    loop = ["", "```python", LOOP.format(first=first, layout=layout), "```"]
-    return lines + loop * onnx
+    lines = [text]
+    pairs = [(*name.split("."), tensor) for name, tensor in zip(inputs[first:], tensors, strict=True)]
+    for group, members in groupby(pairs, key=lambda pair: pair[0]):
+        parts = []
+        for tensor, same in groupby(members, key=lambda pair: pair[2]):
+            *shape, dtype = tensor
+            said = f" {str(dtype)[6:]}" * (dtype != torch.float32)
+            parts.append(f"{', '.join(f'{name}' for _, name, _ in same)} ({', '.join(map(str, shape))}){said}")
+        lines.append(f"- `{group}.`: {'; '.join(parts)}")
+    return list(map(_fill, lines))

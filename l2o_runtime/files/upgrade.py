@@ -15,16 +15,27 @@ KINDS = {
 
 GROWTH = "growth: rules whose steps may only grow so fast were an experiment, and are no longer run; use l2o 0.1"
 
+NOW = {
+    "cell": 'kind = "tiered" for the cell "scale", and one of the other kinds for "lstm"',
+    "features": 'kind, such as "moments"; features "log_sign" are of kind "lstm"',
+    "known_parameters": "limits.known_parameters, with kind tiered",
+    "output": 'kind = "moments" or "tiered", whose steps are a change of Adam\'s',
+    "growth": "nothing, leave it out: such rules were an experiment, and are no longer run",
+}
+"""Keys of the first format → how today's says it."""
+
 
 def upgraded(config: Any) -> Any:
     """A rule's configuration of the first format, which has no `kind`, as of today; any other stays as it is.
 
     Raises:
-        ConfigError: the first format did not have it either, or it has bounded growth.
+        ConfigError: the first format did not have it either, or it has bounded growth, or both formats are mixed.
 
     >>> upgraded({"cell": "scale", "features": "moments", "output": "adam", "layers": 1, "known_parameters": 7})
     {'kind': 'tiered', 'limits': {'known_parameters': 7}, 'output_scale': 0.1}
     """
+    if isinstance(config, Mapping) and "kind" in config:
+        _refuse_old_keys(config)
     if not isinstance(config, Mapping) or "kind" in config:
         return config
     old = dict(config)
@@ -59,3 +70,14 @@ def _upgraded_context(context: Any) -> Any:
     require(scope in ("model", "tensor"), f"context.scope: {scope!r} is not one of model, tensor")
     rest = {key: value for key, value in context.items() if key != "scope"}
     return rest | {"kind": "tensor_dmd"} if scope == "tensor" else rest
+
+
+def _refuse_old_keys(config: Mapping[str, Any]) -> None:
+    """Answer a key of the first format beside a `kind` with today's spelling."""
+    for key, now in NOW.items():
+        old = config.get(key) == "adam" if key == "output" else key in config
+        require(not old, f"{key}: {config.get(key)!r:.80} is how the first format of rules said it; now: {now}")
+    context = config.get("context")
+    scope = context.get("scope") if isinstance(context, Mapping) else None
+    now = 'context.kind = "tensor_dmd" for a DMD per tensor, and no scope else'
+    require(scope is None, f"context.scope: {scope!r:.80} is how the first format of rules said it; now: {now}")

@@ -10,14 +10,15 @@ import pytest
 from rules import RULES, make_rule
 from typer.testing import CliRunner
 
-from l2o_cli.lists import PURPOSES
-from l2o_cli.main import app
+from l2o_cli.keys import rows
+from l2o_cli.lists import GROUPS, PURPOSES
+from l2o_cli.main import COMMANDS, app
 from l2o_export.formats import WRITERS
 from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
 from l2o_runtime.rules import NormalizedConfig, StepLimits, TieredConfig
 from l2o_training.compare.papers.plans import PLANS
-from l2o_training.config import TrainConfig, load_preset
+from l2o_training.config import TrainConfig, load_preset, preset_names
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -73,7 +74,18 @@ def test_lists(cli, command):
     listed = json.loads(cli(command, "--json").stdout)
     assert listed
     text = cli(command).stdout
-    assert all(name in text for name in listed)
+    assert all(f" {name} " in text for name in listed)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_presets_say_how_long_they_take(cli):
+    listed = json.loads(cli("presets", "--json").stdout)
+    assert sorted(name for names in GROUPS.values() for name in names) == preset_names()
+    assert all(preset["minutes"] >= 1 and preset["description"] for preset in listed.values())
+    lines = [line.split() for line in cli("presets").stdout.splitlines()]
+    assert [line[0] for line in lines if line and line[0] in listed][:3] == ["demo", "mnist", "scale"]
+    assert ["scale-2", "36", "min"] in [line[:3] for line in lines]
 
 
 def test_every_bundled_rule_has_a_purpose(cli):
@@ -84,28 +96,46 @@ def test_every_bundled_rule_has_a_purpose(cli):
 
 def test_the_keys_are_those_of_the_configuration(cli):
     """Each default, where it is no table, can be given again, and leaves the default configuration as it was."""
-    text = cli("train", "--keys").stdout
-    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()[1:] if line[:1].strip()]
-    assert {field.name for field in dataclasses.fields(TrainConfig)} == {re.split(r"\W", row[0])[0] for row in rows}
-    plain = [f"{key}={default}" for key, _, default in rows if not re.search(r"[\[(]", key) and default != "absent"]
+    found = {key: (default, kinds) for key, _, default, kinds in rows(TrainConfig)}
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == {re.split(r"\W", key)[0] for key in found}
+    plain = [
+        f"{key}={default}"
+        for key, (default, kinds) in found.items()
+        if not kinds and "[" not in key and "(" not in default and default != "absent"
+    ]
     assert "epochs=100" in plain
     assert "rule.hidden=20" in plain
     own = Path("own.toml")
     own.write_text("")
     assert load_preset("own.toml", plain) == TrainConfig()
-    assert any(row[0] == "rule.context.rank (dmd)" for row in rows)
-    assert "rule.limits.fading (tiered)" in text
-    assert "tasks[].hidden (mlp)" in text
+    assert found["rule.context.rank"] == ("1", "dmd, tensor_dmd")
+    assert found["rule.limits.fading"] == ("25.0", "tiered")
+    assert found["rule.output_scale"] == ("0.1 (lstm, normalized, rnnprop); 0.01 (moments); 0.003 (tiered)", "")
+
+
+def test_the_keys_fit_a_terminal_and_come_once(cli):
+    listed = [row[0] for row in rows(TrainConfig)]
+    assert len(listed) == len(set(listed))
+    lines = cli("train", "--keys").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == listed, "no key is cut or folded"
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "reproduce", "bench", "export"])
 def test_help_flows_and_keeps_defaults(command):
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
-    above = re.split("─ (Arguments|Options) ─", result.stdout)[0]
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=300)
+    above = re.split("(Arguments|Options):", result.stdout)[0]
     paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", above.strip())]
     assert max(len(lines) for lines in paragraphs) <= 2, "a line breaks where the source does"
     shown = {"eval": "300; unseen: 100", "train": "runs/PRESET", "reproduce": "the plan's", "bench": "nine tenths"}
     assert shown.get(command, "runs/export") in result.stdout
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_screen(command):
+    lines = CliRunner().invoke(app, [*command.split(), "--help"], terminal_width=80).stdout.splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_help_names_all_plans(cli):
@@ -138,6 +168,12 @@ def test_version_and_help(cli):
         (["train", "--preset", "demo", "--max-restarts", "2"], "only with --nproc"),
         (["train", "--preset", "demo", "--out", "new", "--resume"], "no run to resume"),
         (["train", "--preset", "mnist-l2o", "--data-root", "none"], "--download"),
+        (["train", "--preset", "demo", "--set", "rule.features=moments"], 'now: kind, such as "moments"'),
+        (["train", "--preset", "demo", "--set", "rule.cell=scale"], 'now: kind = "tiered"'),
+        (["train", "--preset", "scale", "--set", "rule.known_parameters=9"], "now: limits.known_parameters"),
+        (["train", "--preset", "demo", "--set", "rule.output=adam"], 'now: kind = "moments" or "tiered"'),
+        (["train", "--preset", "scale", "--set", "rule.growth=1.1"], "rule.growth: 1.1 is how the first format"),
+        (["train", "--preset", "demo", "--set", "rule.context.scope=tensor"], 'now: context.kind = "tensor_dmd"'),
         (["train", "--preset", "own.toml"], "own.toml"),
         (["train", "--preset", "bad.toml"], "unknown key task"),
         (["eval", "default", "--suite", "digit"], "did you mean digits"),

@@ -24,6 +24,7 @@ class TrainConfig:
 
     Attributes:
         description: one line on what the preset is for.
+        minutes: about how long it takes on two cores, validations included; 0 is not known.
         start: a bundled name or a file: begin with this rule's weights; empty begins with random ones.
         rule: the architecture; that of `start` has to be the same.
         tasks: what the rule is meta-trained on; every epoch draws one of them.
@@ -61,6 +62,7 @@ class TrainConfig:
     """
 
     description: str = ""
+    minutes: int = 0
     start: str = dataclasses.field(default="", metadata=LATER)
     rule: AnyRuleConfig = dataclasses.field(default_factory=LSTMConfig)
     tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
@@ -166,9 +168,10 @@ def read_config(data: dict[str, Any]) -> TrainConfig:
         ConfigError: unknown key or bad value.
     """
     try:
-        return build(TrainConfig, data | ({"rule": upgraded(data["rule"])} if "rule" in data else {}))
+        rule = {"rule": upgraded(data["rule"])} if "rule" in data else {}
     except ConfigError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"rule.{error}") from None
+    return build(TrainConfig, data | rule)
 
 
 def _override(data: dict[str, Any], override: str) -> None:

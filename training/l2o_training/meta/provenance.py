@@ -26,8 +26,8 @@ def versions() -> dict[str, str]:
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as plain data (its description aside), to be compared and kept."""
-    return {key: value for key, value in to_dict(config).items() if key != "description"}
+    """A configuration as plain data, to be compared and kept; what a preset says of itself aside."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("description", "minutes")}
 
 
 def kept_config(data: Any) -> Any:
