@@ -47,5 +47,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "suites": lists.suites,
 }
 for name, command in COMMANDS.items():
-    # The terminal breaks lines where it ends, not where the source does.
-    app.command(name, help=re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(command.__doc__ or "")))(command)
+    # The terminal breaks lines where it ends, not where the source does; a short help is not cut off.
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(command.__doc__ or ""))
+    app.command(name, help=text, short_help=text.partition("\n")[0])(command)

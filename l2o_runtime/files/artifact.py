@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from l2o_runtime.config import ConfigError, build_union, require, to_dict
+from l2o_runtime.config import ConfigError, build_union, nearest, require, to_dict
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.untrusted import canonical, parse_json, printable
 from l2o_runtime.files.upgrade import upgraded
@@ -54,10 +54,10 @@ def find_rule(rule: str | Path) -> Path:
         kind = "other"
     if kind != "file":
         what = "is a folder" if kind == "folder" else "does not exist, or is no regular file"
-        names = ", ".join([*ALIASES, *bundled_rules()])
+        names = nearest(str(path), [*ALIASES, *bundled_rules()])
         raise ArtifactError(
             f"no rule at {path}: it {what}; expected a file that `l2o train` or `l2o export` wrote, "
-            f"or a bundled name ({names})"
+            f"or a bundled name: {names}"
         )
     return path
 

@@ -156,7 +156,7 @@ def test_version_and_help(cli):
         (["inspect", "."], "is a folder"),
         (["inspect", "damaged.safetensors"], "cut short"),
         (["inspect", "exported.pt"], "give the .safetensors rule that it was exported from"),
-        (["export", "defualt"], "bundled name"),
+        (["export", "defualt"], "bundled name: did you mean default"),
         (["export", "default", "--to", "onx"], "did you mean onnx"),
         (["export", "default", "--to", "torchscript", "--out", "a-file/out"], "a-file"),
         (["train", "--preset", "dmo"], "did you mean demo"),
