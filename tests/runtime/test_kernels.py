@@ -392,9 +392,9 @@ def test_no_memory_is_taken_after_the_first_step(name):
         kernel = cpu.make_kernel(rule)
         part = random_part(rule, 40_001, dtype, weight_decay=0.1, state_dtype=state_dtype)
         context, good = torch.zeros(width), torch.tensor(True)
-        kernel.update([part], [context.unsqueeze(0)], good, 1.0)
+        kernel.update([part], [context.unsqueeze(0)], good)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            kernel.update([part], [context.unsqueeze(0)], good, 1.0)
+            kernel.update([part], [context.unsqueeze(0)], good)
         taken = sum(max(0, event.self_device_memory_usage, event.self_cpu_memory_usage) for event in seen.events())
         assert taken <= 256, f"{dtype}: {taken} bytes"  # numbers of no dimension
 
@@ -410,7 +410,7 @@ def test_a_long_run_does_not_grow():
     if not os.path.exists("/proc/self/statm"):  # noqa: PTH110
         pytest.skip("needs /proc/self/statm to see its own memory")
     for step in range(300):
-        kernel.update([part], [torch.zeros(1, 0)], torch.tensor(True), None)
+        kernel.update([part], [torch.zeros(1, 0)], torch.tensor(True))
         if step == 100:
             before = resident()
     assert resident() - before < 2**20
