@@ -153,7 +153,8 @@ def test_variants_differ_from_their_placebo_in_the_context_alone(study, variant)
         placebo = study.variant(variant.placebo).config(1)
         zeros = placebo.rule.context
         assert zeros.kind == "none" or (zeros.kind == "placebo" and zeros.width == config.rule.context.width)
-        assert replace(config, rule=placebo.rule, description="") == replace(placebo, description="")
+        told = {"description": "", "minutes": placebo.minutes}
+        assert replace(config, rule=placebo.rule, **told) == replace(placebo, description="")
         assert replace(config.rule, context=placebo.rule.context) == placebo.rule
 
 

@@ -169,9 +169,7 @@ def _two_tiers(name: str, label: str, context: str, placebo: str = "") -> Varian
 TWO_TIERS = (
     _two_tiers("scale-placebo", "placebo", 'kind="placebo", width=4'),
     _two_tiers("scale-dmd-model", "DMD of all parameters", 'kind="dmd", sketch=256, every=5', "scale-placebo"),
-    _two_tiers(
-        "scale-dmd-tensor", "DMD of each tensor", 'kind="dmd", sketch=256, every=5, scope="tensor"', "scale-placebo"
-    ),
+    _two_tiers("scale-dmd-tensor", "DMD of each tensor", 'kind="tensor_dmd", sketch=256, every=5', "scale-placebo"),
 )
 """A context for the whole model, and one for each tensor."""
 
