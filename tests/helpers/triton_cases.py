@@ -149,7 +149,7 @@ def test_a_bad_step_writes_nothing_whatever_the_gradient():
     rule = strong_rule(ALL_FEATURES[1])
     part, before = random_part(rule, 40), random_part(rule, 40)
     part.grad.fill_(float("nan"))
-    TritonKernel(rule, block=BLOCK)(part, torch.full((3,), float("nan")), torch.tensor(False, device=DEVICE))
+    TritonKernel(rule, block=BLOCK).advance(part, torch.full((3,), float("nan")), torch.tensor(False, device=DEVICE))
     assert torch.equal(part.theta, before.theta)
     assert all(torch.equal(part.state[key], value) for key, value in before.state.items())
 
@@ -202,7 +202,7 @@ def test_strided_gradients_and_parameters(lay):
     rule = strong_rule(ALL_FEATURES[1])
     context, good = torch.randn(3).to(DEVICE), torch.tensor(True, device=DEVICE)
     results = []
-    for run in (lambda *args: plain(rule, *args), TritonKernel(rule, block=BLOCK)):
+    for run in (lambda *args: plain(rule, *args), TritonKernel(rule, block=BLOCK).advance):
         torch.manual_seed(0)
         param, grad = torch.randn(40).to(DEVICE)[::2], lay(torch.randn(40).to(DEVICE)).reshape(-1)
         state = {key: torch.zeros(20, *shape, device=DEVICE) for key, (shape, _) in rule.spec.coordinate.items()}

@@ -317,7 +317,7 @@ def test_meta_training_starts_from_a_rule_and_keeps_the_average_of_its_weights(t
 
 
 def test_a_rule_of_another_architecture_is_no_start(tmp_path):
-    with pytest.raises(ConfigError, match=r"start: moments is lstm 1 × 20, moments.*this run's rule is lstm 1 × 8"):
+    with pytest.raises(ConfigError, match=r"start: moments is moments, 1 × 20.*this run's rule is moments, 1 × 8"):
         Trainer(load_preset("demo", [*STARTED, "rule.hidden=8"]), tmp_path)
     with pytest.raises(ArtifactError, match="nowhere"):
         Trainer(load_preset("demo", [*STARTED, "start=nowhere.safetensors"]), tmp_path)
