@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2o_runtime.rules import Rule
+from l2o_runtime.rules import make_rule
 from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.checkpoints import flatten, nest
@@ -58,7 +58,7 @@ def test_slots_share_the_episodes_out():
 def test_a_slot_goes_on_from_its_state(older):
     """Older versions kept the states of rules beside all else, and no episode with the position."""
     torch.manual_seed(0)
-    solver = Descent(Rule(CONFIG.rule))
+    solver = Descent(make_rule(CONFIG.rule))
     config = dataclasses.replace(CONFIG, hide_loss=0.5, rescale=1.0, batch=2)
     slot = TaskSlot(config, make_curriculum(config), TASKS, 1)
     while not (slot.under_way and slot.done):
