@@ -112,6 +112,7 @@ def test_snippets_run(page, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_site_builds_without_warnings_and_needs_no_network(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     pytest.importorskip("mkdocstrings", reason="needs the extra docs")

@@ -29,6 +29,8 @@ from l2o_runtime.rules import lstm as rule_module
 from l2o_runtime.rules import tiered as scale
 from l2o_runtime.state import zeros
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ["torchscript", "pt2", "onnx"]
 EXPORTED = [
     "none-log_sign",

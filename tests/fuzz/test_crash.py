@@ -14,6 +14,8 @@ from l2o_training.meta import checkpoints
 from l2o_training.meta.trainer import Trainer
 from l2o_training.tasks.data import DataError, load_dataset
 
+pytestmark = pytest.mark.slow
+
 HARNESS = Path(__file__).with_name("kill_and_resume.py")
 TINY = [
     *("epochs=4", "horizon=10", "unroll=5", "batch=1", "validate_every=2", "validation_runs=1"),

@@ -40,6 +40,8 @@ from l2o_export.verify import FREE_TOLERANCE
 from l2o_runtime import load_rule
 from l2o_runtime.files.artifact import find_rule
 
+pytestmark = pytest.mark.slow
+
 FACTOR, LEAST, CHAOS = 30.0, 1e-5, 1e-3
 
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name in ("mlp", "convnet") else name for name in MODELS]

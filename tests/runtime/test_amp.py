@@ -9,6 +9,8 @@ from rules import RULES, make_rule
 
 from l2o_runtime import LearnedOptimizer, save_rule
 
+pytestmark = pytest.mark.slow
+
 PRECISIONS = [None, torch.bfloat16, torch.float16]
 
 

@@ -13,6 +13,8 @@ from torch import nn
 
 from l2o_runtime import LearnedOptimizer, save_rule
 
+pytestmark = pytest.mark.slow
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SOME_RULES = [
     "none-log_sign",

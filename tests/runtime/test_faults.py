@@ -16,6 +16,8 @@ from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_runtime.config import WindowConfig
 from l2o_runtime.rules import TieredConfig
 
+pytestmark = pytest.mark.slow
+
 REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
 HUGE = [1e10, 1e18, 1e30, 3e38]
 

@@ -33,6 +33,8 @@ from l2o_runtime.kernels import emit, features
 from l2o_runtime.kernels import lstm as cpu
 from l2o_runtime.kernels import lstm_code as lstm
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SHAPES = {
     "one-layer": LSTMConfig(hidden=20, layers=1),

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from l2o_runtime import LearnedOptimizer, load_rule
 from l2o_runtime.stepping.advice import HorizonWarning
 
+pytestmark = pytest.mark.slow
+
 RESTRAINED = ("scale", "mnist", "moments", "normalized-dmd")
 
 

@@ -12,6 +12,8 @@ from l2o_runtime.rules import RNNPropConfig
 from l2o_training.config import load_preset
 from l2o_training.meta.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def some_rule(**changes):
     torch.manual_seed(0)

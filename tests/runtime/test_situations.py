@@ -23,6 +23,8 @@ from l2o_runtime import LearnedOptimizer
 from l2o_runtime.files.artifact import bundled_rules
 from l2o_runtime.stepping.advice import HorizonWarning
 
+pytestmark = pytest.mark.slow
+
 BUNDLED = bundled_rules()
 
 

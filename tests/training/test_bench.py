@@ -23,6 +23,8 @@ from l2o_training.bench.racers import FOREACH, FUSED, NO_CONTEXT, Racer, racers,
 from l2o_training.bench.reference import PlainLSTM
 from l2o_training.bench.timing import race
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 MB = 10**6
 SHAPES = [(40, 30), (30,)]

@@ -21,6 +21,8 @@ from l2o_training.meta.trainer import Trainer
 from l2o_training.tasks import QuadraticConfig, make_task
 from l2o_training.tasks.data import load_dataset
 
+pytestmark = pytest.mark.slow
+
 PAIRS = 160
 SIGMA = 0.03
 RULE = LSTMConfig(hidden=2, layers=1, output_scale=0.1)

@@ -25,6 +25,8 @@ from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.tasks.base import Seen
 from l2o_training.tasks.data import load_dataset
 
+pytestmark = pytest.mark.slow
+
 
 def pair(name):
     torch.manual_seed(0)

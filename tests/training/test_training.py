@@ -44,6 +44,8 @@ from l2o_training.ranks.group import ALONE
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, make_task
 from l2o_training.tasks.data import DataError, load_dataset, read_npz
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = ["epochs=4", "horizon=20", "unroll=10", "batch=2", "validate_every=2", "validation_runs=2"]
 TINY_DIGITS = [*TINY, "rule.context.window=5", "rule.hidden=4", "rule.layers=1"]

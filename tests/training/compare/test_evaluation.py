@@ -14,6 +14,8 @@ from l2o_training.compare.flat import rollout
 from l2o_training.tasks import QuadraticConfig, make_task
 from l2o_training.tasks.data import Datasets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cli(tmp_path, monkeypatch):

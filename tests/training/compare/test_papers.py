@@ -39,6 +39,8 @@ from l2o_training.meta.trainer import Trainer
 from l2o_training.tasks import MLPConfig, make_task
 from l2o_training.tasks.data import DataError
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "epochs=3",
     "batch=1",

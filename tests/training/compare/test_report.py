@@ -20,6 +20,8 @@ from l2o_training.compare.summary import Findings, summarise
 from l2o_training.compare.workloads import Curves, looks
 from l2o_training.tasks.data import Datasets
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(1)>$x_1$ \"'&amp;"
 COMMAND = "l2o eval '<default>' --suite unseen"
 VOID = {"meta", "link", "input", "br", "img", "hr"}

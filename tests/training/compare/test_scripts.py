@@ -16,6 +16,8 @@ from l2o_training.compare.workloads import looks
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.scripts import RECIPES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_scripts_are_deterministic_and_trainable(name):

@@ -20,6 +20,8 @@ from l2o_training.compare.workloads import Curves, looks
 from l2o_training.results import write_results
 from l2o_training.tasks.data import DataError, Datasets
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_gap_is_in_the_results_and_told(tmp_path):
     workloads = scripts(("convnet-batchnorm", "tabular"), FakeDatasets(tmp_path))
