@@ -161,6 +161,13 @@ class Rule(nn.Module, ABC):
         """`observe` of all coordinates at once, as `steer` takes it."""
         return self.observe(param, grad, state).unsqueeze(-2)
 
+    def perceive(
+        self, param: Tensor, grad: Tensor, loss: Tensor, coordinates: State, optimization: State, layout: Layout | None
+    ) -> tuple[Tensor, State]:
+        """The first two phases, for all coordinates at once: what `spread` takes, and the new state of all else."""
+        sums = self.rows(param, grad, coordinates, layout)
+        return self.steer(sums, None if layout is None else layout.shapes, loss, optimization)
+
     def spread(self, steering: Tensor, layout: Layout | None, chosen: Tensor | None = None) -> Tensor:
         """What each coordinate is steered by, as `update` takes it: (..., 1, c), or (..., n, c).
 
@@ -200,9 +207,7 @@ class Rule(nn.Module, ABC):
         Returns:
             Δ (..., n), and both new states.
         """
-        shapes = None if layout is None else layout.shapes
-        sums = self.rows(param, grad, coordinates, layout)
-        steering, optimization = self.steer(sums, shapes, loss, optimization)
+        steering, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
         delta, coordinates = self.update(grad, param, self.spread(steering, layout), coordinates)
         return delta, coordinates, optimization
 

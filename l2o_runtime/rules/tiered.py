@@ -16,7 +16,7 @@ from l2o_runtime.contexts.progress import Progress
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import OUTPUTS, Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.features import SMALLEST_SQUARE, combine, lowest_root
+from l2o_runtime.rules.features import SMALLEST_SQUARE, combine, lowest_root, step_size
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.rules.tiered_features import AVERAGES, INPUTS, TERMS, averages_of, directions, look, terms
@@ -33,7 +33,6 @@ KNOWN_SIZE = 8192
 
 LARGEST_GROWTH = 10.0
 """Steps grow with their parameters, until these are 1 and so many times the initial ones."""
-
 
 SCALARS = 6
 """Numbers in a tensor's steering before the gains and biases."""
@@ -293,7 +292,7 @@ class TieredRule(Rule):
             everything: (...) number of all parameters.
             steps: (..., 1) so far.
         """
-        length, longest = (2 * size.clamp(-4, 4)).exp(), torch.full_like(size, LARGEST)
+        length, longest = step_size(size), torch.full_like(size, LARGEST)
         limits = self.config.limits
         if limits is not None:
             trust = limits.trust(everything).unsqueeze(-1)

@@ -69,8 +69,7 @@ class Descent(Solver):
         """
         rule, (coordinates, optimization, layout) = self.rule, _split(state)
         params, grad, loss = _constants(point)
-        sums = rule.rows(params, grad, coordinates, layout)
-        steering, optimization = rule.steer(sums, layout.shapes, loss, optimization)
+        steering, optimization = rule.perceive(params, grad, loss, coordinates, optimization, layout)
         with torch.no_grad():
             delta, coordinates = rule.update(grad, params, rule.spread(steering, layout), coordinates)
         places, theta, own = chosen

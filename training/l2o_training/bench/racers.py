@@ -1,5 +1,6 @@
 """Who is timed: Adam, learned rules, the plain LSTM, and any optimizer by its import path."""
 
+import functools
 import importlib
 import inspect
 import sys
@@ -111,8 +112,14 @@ def import_optimizer(text: str) -> Callable[[list[Tensor]], Optimizer]:
     return maker
 
 
+@functools.cache
+def takes_loss(kind: type[Optimizer]) -> bool:
+    """Whether optimizers of a class are handed the loss, as learned rules are; looked up once, for steps ask for it."""
+    return "loss" in inspect.signature(kind.step).parameters
+
+
 def stepper(optimizer: Optimizer, loss: Tensor) -> Callable[[], object]:
     """`optimizer.step`, with the loss if it takes one."""
-    if "loss" in inspect.signature(type(optimizer).step).parameters:
+    if takes_loss(type(optimizer)):  # type: ignore[arg-type]  # a class, whose instances' __hash__ mypy looks at
         return partial(optimizer.step, loss=loss)  # type: ignore[call-arg]
     return optimizer.step

@@ -1,6 +1,5 @@
 """Training scripts: ordinary networks in ordinary loops, with torch optimizers; and what their steps take."""
 
-import inspect
 import math
 import time
 import warnings
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from l2o_training.bench.memory import state_bytes
+from l2o_training.bench.racers import takes_loss
 from l2o_training.compare.code import code_version
 from l2o_training.compare.contenders import Contender
 from l2o_training.compare.workloads import Curves, Group, Workload, looks
@@ -134,7 +134,7 @@ def _filled(values: list[float], count: int) -> np.ndarray:
 
 def advance(optimizer: Optimizer, loss: Tensor) -> None:
     """One step, with the loss if the optimizer takes one, as learned rules do."""
-    if "loss" in inspect.signature(type(optimizer).step).parameters:
+    if takes_loss(type(optimizer)):  # type: ignore[arg-type]  # a class, whose instances' __hash__ mypy looks at
         optimizer.step(loss=loss)  # type: ignore[call-overload]
     else:
         optimizer.step()

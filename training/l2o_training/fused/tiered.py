@@ -59,8 +59,7 @@ class FusedTieredRule(TieredRule):
     ) -> tuple[Tensor, State, State]:
         """As `Rule.forward`."""
         assert layout is not None
-        sums = self.rows(param, grad, coordinates, layout)
-        steering, optimization = self.steer(sums, layout.shapes, loss, optimization)
+        steering, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
         arrays = _arrays(param, grad, coordinates)
         numbers = self.numbers(steering, _corrections(coordinates))
         restrained = self.config.noise_floor is not None
