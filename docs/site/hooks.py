@@ -95,7 +95,7 @@ def rooms() -> dict[str, list[str]]:
 
 def configuration() -> Iterator[str]:
     """A table of keys, types, defaults and meanings for every dataclass of the configuration of meta-training."""
-    from l2o_cli.keys import keys
+    from l2o_cli.keys import rows
     from l2o_training.config import TrainConfig
 
     for path, kind in _dataclasses(TrainConfig, ""):
@@ -106,11 +106,11 @@ def configuration() -> Iterator[str]:
             if section.kind is DocstringSectionKind.attributes
             for entry in section.value
         }
-        rows = [row for row in keys(kind) if "." not in row[0]]
+        own = [row for row in rows(kind) if "." not in row[0]]
         yield f"## {path or 'The run'}\n\n{says[0].value if says else ''}\n"
-        if rows:
+        if own:
             yield "| key | type | default | |\n|---|---|---|---|"
-        for key, type_, default in rows:
+        for key, type_, default, _ in own:
             cells = (f"`{key}`", type_, f"`{default}`", meanings.get(key, ""))
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         yield ""

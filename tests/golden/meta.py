@@ -65,7 +65,13 @@ def segments(name: str, task: str, compiled: bool, nudge: Nudge | None = None) -
     """
     frozen = load_rule(name)
     config = TrainConfig(
-        tasks=(TASKS[task],), horizon=UNROLL * SEGMENTS, unroll=UNROLL, batch=2, objective="log_loss", hide_loss=0.3
+        rule=frozen.config,
+        tasks=(TASKS[task],),
+        horizon=UNROLL * SEGMENTS,
+        unroll=UNROLL,
+        batch=2,
+        objective="log_loss",
+        hide_loss=0.3,
     )
     with kernels(compiled):
         rule = copy.deepcopy(frozen).requires_grad_(True)
