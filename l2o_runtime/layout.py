@@ -13,10 +13,13 @@ class Layout(NamedTuple):
     Attributes:
         owner: (n,) int64, the number of each coordinate's tensor.
         shapes: (S, 2) float32, number of dimensions and of coordinates of each tensor.
+        grid: (M, R, C) int64, where matrices have their coordinates, for rules that look at whole ones; see
+            `l2o_runtime.rules.newton_schulz.grid_of`.
     """
 
     owner: Tensor
     shapes: Tensor
+    grid: Tensor | None = None
 
     @classmethod
     def of(cls, shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> "Layout":
@@ -28,6 +31,11 @@ class Layout(NamedTuple):
         sizes = torch.tensor([shape.numel() for shape in shapes], device=device)
         owner = torch.arange(len(shapes), device=device).repeat_interleave(sizes)
         return cls(owner, describe(shapes, device))
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """By name what of it there is."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
 
 
 def describe(shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> Tensor:

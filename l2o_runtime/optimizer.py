@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,13 +16,13 @@ from torch.optim.optimizer import ParamsT
 from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
 from l2o_runtime.rules import Rule
-from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping.advice import Advice, outside
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, advance_exported, diagnose, observe
 from l2o_runtime.stepping.losses import common_loss, evaluate
 from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, acts, check_state, kept_in, make_part
+from l2o_runtime.stepping.schedule import Schedule
 from l2o_runtime.stepping.whole import around_load, count, counters, listed, saved_states, share, whole
 from l2o_runtime.wrappers.guard import STATE, Guard
 
@@ -112,11 +113,14 @@ class LearnedOptimizer(Optimizer):
         safeguard_lr: float = 1e-3,
         state_dtype: torch.dtype = torch.float32,
         process_group: Any = None,
+        total_steps: int | None = None,
     ):
         if safeguard not in (None, "adam"):
             raise ValueError(f"safeguard: expected 'adam' or None, got {safeguard!r}")
         if state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype: expected one of {STATE_DTYPES}, got {state_dtype!r}")
+        if total_steps is not None and not (type(total_steps) is int and total_steps >= 1):
+            raise ValueError(f"total_steps: expected a whole number, 1 or more, or None; got {total_steps!r}")
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         defaults["momentum"] = 0.0  # for schedulers; nothing here reads it
         _check_group(defaults)
@@ -133,6 +137,7 @@ class LearnedOptimizer(Optimizer):
         check_process_group(process_group)
         self._process_group = process_group
         self.guard = None if safeguard is None else Guard(process_group)
+        self._schedule = Schedule(total_steps, self._rule.config.scheduled)
         self._advice = Advice()
         super().__init__(params, defaults)
 
@@ -238,7 +243,8 @@ class LearnedOptimizer(Optimizer):
 
     def decay(self, group: dict[str, Any]) -> float:
         """For wrappers: the part of itself that a parameter of a group loses in a step."""
-        return float(group["lr"]) * ADAM_LR * float(group["weight_decay"])
+        factor = float(self._schedule.factor(group, self._steps() + 1))
+        return float(group["lr"]) * factor * self._rule.config.decay_unit * float(group["weight_decay"])
 
     def health(self) -> dict[str, int]:
         """How often a step was taken, and how often it was skipped for what reason.
@@ -262,13 +268,20 @@ class LearnedOptimizer(Optimizer):
         """Put what belongs to the whole optimization beside every state; all of it."""
         return share(listed(self.param_groups), self.state, self.whole_spec)
 
+    def _steps(self) -> Tensor:
+        """() the number of steps that were taken."""
+        found = whole(listed(self.param_groups), self.state)
+        return found["health"][0] if found else torch.zeros((), dtype=torch.int64)
+
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
-        start = 0
+        start, step = 0, self._steps() + 1
         for group in self.param_groups:
+            factor = self._schedule.factor(group, step)
             for param in group["params"]:
                 if acts(param):
-                    yield make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)
+                    part = make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)
+                    yield replace(part, factor=factor, unit=self._rule.config.decay_unit)
                 start += param.numel()
 
     def _advance(self, parts: list[Part], loss: Tensor, found: State) -> tuple[Tensor, list[Tensor]]:
@@ -330,7 +343,7 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice")
+        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice", "_schedule")
         copied = {key: getattr(self, key) for key in own}
         group = self._process_group if self._process_group == ALONE else None
         return super().__getstate__() | copied | {"_process_group": group}

@@ -93,7 +93,7 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     text = [f"# Learned optimizer `{manifest['rule']}`", _fill(about), "", *_files(manifest), "", *_step(rule)]
     if any(entry["format"] == "onnx" for entry in manifest["files"].values()):
         layout = LOOP_LAYOUT * rule.per_tensor
-        text += ["", "```python", LOOP.format(first=3 + 2 * rule.per_tensor, layout=layout), "```"]
+        text += ["", "```python", LOOP.format(first=3 + len(rule.layout_keys), layout=layout), "```"]
     return "\n".join(text) + "\n"
 
 
@@ -124,11 +124,12 @@ def _files(manifest: dict[str, Any]) -> list[str]:
 def _step(rule: Rule) -> list[str]:
     """How to call a file, with a line for every group of the state."""
     inputs, _ = step_names(rule)
-    spec, first = rule.spec, 3 + 2 * rule.per_tensor
+    spec, first = rule.spec, 3 + len(rule.layout_keys)
     tensors = [("n", *shape, dtype) for shape, dtype in spec.coordinate.values()]
     tensors += [(*shape, dtype) for shape, dtype in spec.model.values()]
     tensors += [("S", *shape, dtype) for shape, dtype in spec.tensor.values()]
     layout = "; owner: each coordinate's tensor; shapes: (dimensions, size) of each" * rule.per_tensor
+    layout += "; grid: where blocks of matrices have their coordinates, n for none" * ("grid" in rule.layout_keys)
     loss = "is needed" if rule.config.needs_loss else "may be 0"
     text = (
         f"`({', '.join(inputs[:first])}, *state) → (delta, *state)`; add lr · delta to param (n,); loss {loss}{layout}"

@@ -18,7 +18,6 @@ from l2o_runtime.files.archive import METADATA_KEY, seal
 from l2o_runtime.files.artifact import FORMAT, save_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.exported import FlatStep, no_guards, step_names, torchscript
-from l2o_runtime.layout import Layout
 from l2o_runtime.rules import Rule
 from l2o_runtime.state import zeros
 
@@ -31,14 +30,14 @@ class ExportError(RuntimeError):
     """A rule cannot be written in a format, or what was written does not do what the rule does."""
 
 
-def example_inputs(rule: Rule, coordinates: int = 7) -> tuple[Tensor, ...]:
+def example_inputs(rule: Rule, coordinates: int = 11) -> tuple[Tensor, ...]:
     """Inputs of the flat step at the first step of an optimization."""
     param, grad = torch.linspace(-1, 1, coordinates), torch.linspace(0.5, -0.5, coordinates)
     state = [*zeros(rule.spec.coordinate, (coordinates,)).values(), *zeros(rule.spec.model, ()).values()]
     if not rule.per_tensor:
         return param, grad, torch.tensor(1.0), *state
-    layout = Layout.of([torch.Size([coordinates - 4]), torch.Size([2, 2])])
-    return param, grad, torch.tensor(1.0), *layout, *state, *zeros(rule.spec.tensor, (2,)).values()
+    layout = rule.layout([torch.Size([coordinates - 8]), torch.Size([2, 2]), torch.Size([2, 2])])
+    return param, grad, torch.tensor(1.0), *layout.given.values(), *state, *zeros(rule.spec.tensor, (3,)).values()
 
 
 def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
@@ -154,7 +153,9 @@ def _forget_origins(graph: Any) -> None:
 def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:
     """n is free in every coordinate tensor; everything else is fixed by the configuration."""
     n, tensors = {0: Dim("n", min=2)}, {0: Dim("tensors", min=1)}
-    layout = (n, tensors) if rule.per_tensor else ()
+    matrices = {0: Dim("matrices", min=2), 1: Dim("rows", min=2), 2: Dim("columns", min=2)}
+    free = {"owner": n, "shapes": tensors, "grid": matrices}
+    layout = tuple(free[key] for key in rule.layout_keys)
     state = [*(n for _ in rule.spec.coordinate), *({} for _ in rule.spec.model), *(tensors for _ in rule.spec.tensor)]
     # FlatStep.forward takes the state as *args, which torch.export sees as one tuple.
     return n, n, {}, (*layout, *state)

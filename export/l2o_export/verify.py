@@ -120,7 +120,7 @@ def make_problem(hidden: int = HIDDEN) -> Problem:
 
 def run(rule: Rule | ExportedRule, problem: Problem, start: Tensor, steps: int = STEPS) -> Iterator[Step]:
     """Train with a rule; every other step gets the loss, so that both ways of calling it are in it."""
-    theta, layout = start, Layout.of(problem.shapes) if rule.per_tensor else None
+    theta, layout = start, rule.layout(problem.shapes) if rule.per_tensor else None
     coordinates = zeros(rule.spec.coordinate, (len(start),))
     optimization = zeros(rule.spec.model, ()) | zeros(rule.spec.tensor, (len(problem.shapes),))
     for number in range(steps):

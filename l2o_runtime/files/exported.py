@@ -5,7 +5,8 @@ Every file holds the whole step as one function of flat tensors,
     (param (n,), grad (n,), loss (), *state) → (delta (n,), *next state),
 
 with the state in the order of `step_names`, all of it zero at the start, and n free. A rule with a network per tensor
-takes its `Layout` between loss and state, (n,) and (S, 2), and has states with S in front.
+takes its `Layout` between loss and state, (n,), (S, 2) and where it looks at whole matrices (M, R, C), and has states
+with S in front.
 """
 
 import logging
@@ -70,7 +71,7 @@ def step_names(rule: "Rule | ExportedRule") -> tuple[list[str], list[str]]:
     coordinate, tensor, model = rule.spec
     state = [f"coordinate.{k}" for k in coordinate] + [f"context.{k}" for k in model]
     state += [f"tensor.{k.removeprefix('tensor_')}" for k in tensor]
-    layout = [f"layout.{key}" for key in Layout._fields] if rule.per_tensor else []
+    layout = [f"layout.{key}" for key in rule.layout_keys]
     return ["param", "grad", "loss", *layout, *state], ["delta", *(f"next.{name}" for name in state)]
 
 
@@ -85,13 +86,12 @@ class FlatStep(nn.Module):
 
     def forward(self, param: Tensor, grad: Tensor, loss: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Advance by one step; arguments and results as in the module's docstring."""
-        layout: tuple[Layout, ...] = ()
-        if self.rule.per_tensor:
-            layout, state = (Layout(*state[:2]),), state[2:]
+        given = len(self.rule.layout_keys)
+        layout, state = Layout(*state[:given]) if given else None, state[given:]
         split = len(self.coordinates)
         coordinates = dict(zip(self.coordinates, state[:split], strict=True))
         optimization = dict(zip(self.optimization, state[split:], strict=True))
-        delta, coordinates, optimization = self.rule(param, grad, loss, coordinates, optimization, *layout)
+        delta, coordinates, optimization = self.rule(param, grad, loss, coordinates, optimization, layout)
         new = [coordinates[k] for k in self.coordinates] + [optimization[k] for k in self.optimization]
         return delta, *new
 
@@ -103,7 +103,7 @@ class ExportedRule:
         path: the file.
         config: the rule's configuration.
         spec: its states.
-        per_tensor: whether it is told the layout.
+        per_tensor, layout, layout_keys: as a `Rule` has them.
     """
 
     def __init__(self, path: Path, config: RuleConfig, run: Flat):
@@ -112,7 +112,7 @@ class ExportedRule:
         with torch.device("meta"):
             rule = make_rule(self.config)
         self.spec: Spec = rule.spec
-        self.per_tensor: bool = rule.per_tensor
+        self.per_tensor, self.layout, self.layout_keys = rule.per_tensor, rule.layout, rule.layout_keys
         self._run = run
 
     def __call__(
@@ -128,8 +128,9 @@ class ExportedRule:
         coordinate, tensor, model = self.spec
         whole = [*model, *tensor]
         state = [coordinates[k] for k in coordinate] + [optimization[k] for k in whole]
+        given = [] if layout is None else layout.given.values()
         with torch.autocast("cpu", enabled=False):
-            delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *(layout or ()), *state)])
+            delta, *new = self._run([tensor.cpu() for tensor in (param, grad, loss, *given, *state)])
         split = len(coordinate)
         return (
             delta,

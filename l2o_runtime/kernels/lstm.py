@@ -17,7 +17,6 @@ from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, updat
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.features import AVERAGES
 from l2o_runtime.rules.lstm import CoordinateConfig, LSTMRule
-from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.stepping.parts import Part, full_precision
 
 LARGEST = 64
@@ -253,8 +252,7 @@ def parameter(theta: Tensor, scratch: Scratch, start: int = 0) -> Tensor:
 
 def move(part: Part, theta: Tensor, delta: Tensor, scratch: Scratch) -> None:
     """`Part.move` of a good step, without new memory."""
-    group: dict[str, Any] = part.group
-    lr, decay = float(group["lr"]), ADAM_LR * float(group["weight_decay"])
+    lr, decay = float(part.lr), part.decay
     if decay:
         theta.mul_(1 - lr * decay)
     if theta.dtype == torch.float32:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.lstm import LSTMRule
-from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State
 from l2o_runtime.stepping.parts import Part
 
@@ -146,7 +145,7 @@ class TritonKernel:
 
         config, group, device = self.rule.config, part.group, part.theta.device
         flat = {key: value.contiguous() for key, value in written.items()}
-        values, on_device = numbers([group["lr"], ADAM_LR * group["weight_decay"]], device)
+        values, on_device = numbers([part.lr, part.unit * group["weight_decay"]], device)
         count = len(part.theta)
         with torch.cuda.device_of(part.theta):
             code.advance[(-(-count // self.block),)](

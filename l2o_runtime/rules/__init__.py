@@ -3,12 +3,13 @@
 from typing import Any
 
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec
+from l2o_runtime.rules.directional import DirectionalConfig, DirectionalRule
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
-AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig
+AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig
 """A rule's configuration, told apart by its `kind`."""
 
 RULES: dict[type[RuleConfig], Any] = {
@@ -17,12 +18,15 @@ RULES: dict[type[RuleConfig], Any] = {
     MomentsConfig: LSTMRule,
     RNNPropConfig: RNNPropRule,
     TieredConfig: TieredRule,
+    DirectionalConfig: DirectionalRule,
 }
 """Configuration → rule."""
 
 __all__ = [
     "RULES",
     "AnyRuleConfig",
+    "DirectionalConfig",
+    "DirectionalRule",
     "LSTMConfig",
     "LSTMRule",
     "MomentsConfig",

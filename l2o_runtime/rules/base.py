@@ -5,6 +5,7 @@ list of tensors, a loop over chunks and a set of shards all give the same number
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from l2o_runtime.config import MAX_NUMBERS, ContextConfig, NoneConfig, WindowConfig, require
 from l2o_runtime.contexts.base import Context
 from l2o_runtime.layout import Layout
+from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State, StateSpec
 
 
@@ -80,6 +82,16 @@ class RuleConfig:
         return None
 
     @property
+    def scheduled(self) -> bool:
+        """Whether its steps do not become shorter by themselves: a schedule has to make them."""
+        return False
+
+    @property
+    def decay_unit(self) -> float:
+        """The part of itself that a parameter loses in a step of lr = 1 and weight decay 1."""
+        return ADAM_LR
+
+    @property
     def unrolled(self) -> "RuleConfig":
         """As it is while it is meta-trained."""
         return self
@@ -109,11 +121,13 @@ class Rule(nn.Module, ABC):
         config: of the rule.
         context: what it sees of the whole optimization.
         per_tensor: whether every tensor is steered by itself.
+        normalizes: whether `update` gives a direction, of which `finish` makes a step when its size is known.
     """
 
     config: RuleConfig
     context: Context
     per_tensor: bool = False
+    normalizes: bool = False
 
     @property
     @abstractmethod
@@ -156,6 +170,39 @@ class Rule(nn.Module, ABC):
         Returns:
             Δ (..., n), to be multiplied by lr and added to θ, and the new coordinate state.
         """
+
+    @property
+    def layout_keys(self) -> tuple[str, ...]:
+        """What of a `Layout` it looks at."""
+        return ("owner", "shapes") if self.per_tensor else ()
+
+    def layout(self, shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> Layout:
+        """What it has to know of the tensors that coordinates belong to."""
+        return Layout.of(shapes, device)
+
+    def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:
+        """What `update` needs of one whole tensor, beside its state: it lasts for this step only.
+
+        Args:
+            grad: (n,) float32.
+            state: coordinate state.
+            shape: of the tensor.
+        """
+        return {}
+
+    def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
+        """`prepare` of all tensors at once, (..., n)."""
+        return {}
+
+    def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor) -> Tensor:
+        """Δ (..., n), of a rule that normalizes.
+
+        Args:
+            direction: (..., n) from `update`.
+            mean_square: of its tensor's coordinates, and
+            steering: as `update` took it: (..., 1) and (..., 1, c), or (..., n) and (..., n, c).
+        """
+        return direction
 
     def rows(self, param: Tensor, grad: Tensor, state: State, layout: Layout | None) -> Tensor:
         """`observe` of all coordinates at once, as `steer` takes it."""
@@ -208,8 +255,18 @@ class Rule(nn.Module, ABC):
             Δ (..., n), and both new states.
         """
         steering, optimization = self.perceive(param, grad, loss, coordinates, optimization, layout)
-        delta, coordinates = self.update(grad, param, self.spread(steering, layout), coordinates)
+        told = self.spread(steering, layout)
+        delta, coordinates = self.update(grad, param, told, coordinates | self.prepare_all(grad, coordinates, layout))
+        if self.normalizes:
+            assert layout is not None
+            delta = self.finish(delta, self.spread(mean_squares(delta, layout), layout).squeeze(-1), told)
         return delta, coordinates, optimization
+
+
+def mean_squares(direction: Tensor, layout: Layout) -> Tensor:
+    """Of the coordinates (..., n) of each tensor: (..., S, 1)."""
+    rows = direction.new_zeros((*direction.shape[:-1], layout.shapes.shape[0]))
+    return (rows.index_add(-1, layout.owner, direction.square()) / layout.shapes[:, 1].clamp_min(1)).unsqueeze(-1)
 
 
 OUTPUTS = 4

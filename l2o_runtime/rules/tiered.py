@@ -19,6 +19,7 @@ from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.features import SMALLEST_SQUARE, combine, lowest_root, step_size
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.restraint import restrain
+from l2o_runtime.rules.sizes import relative_size
 from l2o_runtime.rules.tiered_features import AVERAGES, INPUTS, TERMS, averages_of, directions, look, terms
 from l2o_runtime.state import LARGEST, State, StateSpec
 
@@ -31,14 +32,8 @@ TENSOR_INPUTS = 13
 KNOWN_SIZE = 8192
 """It is told a tensor's size up to so many coordinates: those of its meta-training are no larger."""
 
-LARGEST_GROWTH = 10.0
-"""Steps grow with their parameters, until these are 1 and so many times the initial ones."""
-
 SCALARS = 6
 """Numbers in a tensor's steering before the gains and biases."""
-
-SMALLEST_SIZE = 1e-3
-"""Steps are in proportion to parameters, and those that are smaller than this have to move too."""
 
 SMALLEST_DIRECTION = 0.1
 """Directions are scaled to a root mean square of 1, but no more than tenfold: of an embedding few rows have moved."""
@@ -228,7 +223,7 @@ class TieredRule(Rule):
         inputs = self._inputs(own, sizes, level, mean_theta, count, shapes)
         context = sums[..., seen_by_context:] if self.context.per_tensor else total[..., seen_by_context:]
         output, told = self._network(inputs, shared, context, loss, state)
-        rho, initial = self._scale(own.theta / count, mean_theta, state["tensor_initial_rho"])
+        rho, initial = relative_size(own.theta / count, mean_theta, state["tensor_initial_rho"])
         steps = new["steps"].unsqueeze(-1)
         magnitude, longest = self._lengths(output[..., 0], rho, own.direction / count, everything, steps)
         noise = ((self.config.noise_floor or 0.0) * level.exp()).expand_as(magnitude)
@@ -273,12 +268,6 @@ class TieredRule(Rule):
         seen = torch.cat([shared.unsqueeze(-2).expand(*tensors, -1), context], dim=-1)
         output, memory = self.cell(inputs.unsqueeze(-2), seen, {k: v.unsqueeze(-2) for k, v in memory.items()})
         return output.squeeze(-2), _to_tensors({k: v.squeeze(-2) for k, v in memory.items()} | own)
-
-    def _scale(self, theta: Tensor, mean_theta: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """ρ of each tensor, and what it was before the first step: (..., S) float32, from mean squares."""
-        present = (theta + mean_theta + SMALLEST_SIZE**2).sqrt().float()
-        initial = torch.where(initial > 0, initial, present)
-        return torch.minimum(present, (LARGEST_GROWTH * initial).clamp_min(1.0)), initial
 
     def _lengths(
         self, size: Tensor, rho: Tensor, direction: Tensor, everything: Tensor, steps: Tensor

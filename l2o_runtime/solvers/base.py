@@ -5,11 +5,12 @@ is learned are its parameters; a hand-made solver has none.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from l2o_runtime.layout import Layout
 from l2o_runtime.state import State
 
 
@@ -35,8 +36,8 @@ class Problems(Protocol):
         """(B, n) where the optimizations begin."""
 
     @property
-    def layout(self) -> Layout:
-        """Which tensors the n coordinates belong to."""
+    def shapes(self) -> Sequence[torch.Size]:
+        """Of the tensors that the n coordinates belong to, one after the other."""
 
 
 class Solver(nn.Module, ABC):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules import Rule
+from l2o_runtime.rules.base import mean_squares
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State, zeros
 
@@ -44,7 +45,8 @@ class Descent(Solver):
 
     def init(self, problems: Problems) -> State:
         """The rule's states, all of them zero, and the layout."""
-        rule, layout, (*lead, n), device = self.rule, problems.layout, problems.params.shape, problems.params.device
+        rule, (*lead, n), device = self.rule, problems.params.shape, problems.params.device
+        layout = rule.layout(problems.shapes, device)
         coordinates = zeros(rule.spec.coordinate, (*lead, n), device)
         optimization = zeros(rule.spec.model, (*lead,), device)
         optimization |= zeros(rule.spec.tensor, (*lead, len(layout.shapes)), device)
@@ -70,10 +72,17 @@ class Descent(Solver):
         rule, (coordinates, optimization, layout) = self.rule, _split(state)
         params, grad, loss = _constants(point)
         steering, optimization = rule.perceive(params, grad, loss, coordinates, optimization, layout)
-        with torch.no_grad():
-            delta, coordinates = rule.update(grad, params, rule.spread(steering, layout), coordinates)
         places, theta, own = chosen
-        moved, own = rule.update(take(grad, places), theta.detach(), rule.spread(steering, layout, places), own)
+        told = rule.spread(steering, layout, places)
+        with torch.no_grad():
+            whole, all_told = rule.prepare_all(grad, coordinates, layout), rule.spread(steering, layout)
+            delta, coordinates = rule.update(grad, params, all_told, coordinates | whole)
+        own = own | {key: take(value, places) for key, value in whole.items()}
+        moved, own = rule.update(take(grad, places), theta.detach(), told, own)
+        if rule.normalizes:
+            squares = mean_squares(delta, layout)
+            delta = rule.finish(delta, rule.spread(squares, layout).squeeze(-1), all_told.detach())
+            moved = rule.finish(moved, rule.spread(squares, layout, places).squeeze(-1), told)
         return params + delta, _join(coordinates, optimization, layout), Chosen(places, theta + moved, own)
 
 
@@ -96,5 +105,5 @@ def _split(state: State) -> tuple[State, State, Layout]:
 
 
 def _join(coordinates: State, optimization: State, layout: Layout) -> State:
-    parts = {COORDINATES: coordinates, OPTIMIZATION: optimization, LAYOUT: layout._asdict()}
+    parts = {COORDINATES: coordinates, OPTIMIZATION: optimization, LAYOUT: layout.given}
     return {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.items()}

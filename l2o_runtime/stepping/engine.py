@@ -6,14 +6,15 @@ device has to be waited for and a compiled step is one graph.
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2o_runtime.files.exported import ExportedRule
 from l2o_runtime.kernels import Kernel, fits, select
-from l2o_runtime.layout import Layout, describe
+from l2o_runtime.layout import describe
 from l2o_runtime.rules import Rule
 from l2o_runtime.state import State
 from l2o_runtime.stepping.distributed import Groups, sum_over
@@ -154,21 +155,74 @@ def advance(
         here = [steering[index].to(device) for index in members]
         kernel.update([parts[index] for index in members], here, good.to(device))
         done.update(members)
+    split: dict[Groups, list[Moving]] = {}
     for index, (part, row) in enumerate(zip(parts, steering, strict=True)):
         fine = good.to(part.param.device)
-        if index not in done:
-            _advance(rule, part, row.to(fine.device), fine)
-        part.finish(fine)
+        if index in done:
+            part.finish(fine)
+            continue
+        moving = _update(rule, part, row.to(fine.device), fine)
+        if moving is not None and part.groups:
+            split.setdefault(part.groups, []).append(moving)
+        elif moving is not None:
+            _finish(rule, moving, fine)
+    for groups, several in split.items():
+        squares = sum_over(groups, torch.stack([moving.square.to(loss.device) for moving in several]))
+        for moving, square in zip(several, squares, strict=True):
+            _finish(rule, moving._replace(square=square), good)
 
 
-def _advance(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> None:
-    """One step of one part by the plain loop; everything is on its device."""
-    for piece in part.chunks():
+class Moving(NamedTuple):
+    """A part whose direction is known, but not yet how large all of it is.
+
+    Attributes:
+        part: its states are written, its parameters are not.
+        steering: (1, c).
+        directions: of its chunks.
+        square: () float64, the sum of their squares.
+    """
+
+    part: Part
+    steering: Tensor
+    directions: list[Tensor]
+    square: Tensor
+
+
+def _update(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> Moving | None:
+    """One step of one part by the plain loop, or all but the last of it; everything is on its device."""
+    local, directions = rule.on(good.device), []
+    with full_precision(good.device):
+        extra = {} if part.groups else local.prepare(part.gradient, _wide(part.state), part.shape)
+    for piece in replace(part, state=part.state | extra).chunks():
         with full_precision(good.device):
-            wide = {key: value.float() for key, value in piece.state.items()}
-            delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), steering, wide)
+            delta, new = local.update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
         _write(piece.state, new, good)
-        part.move(piece.theta, delta, good)
+        if local.normalizes:
+            directions.append(delta)
+        else:
+            part.move(piece.theta, delta, good)
+    if local.normalizes:
+        return Moving(part, steering, directions, torch.stack([_energy(d) for d in directions]).sum())
+    part.finish(good)
+    return None
+
+
+def _finish(rule: Replicas, moving: Moving, good: Tensor) -> None:
+    """What is left of a step when the size of the whole direction is known."""
+    part, device = moving.part, moving.directions[0].device
+    good, mean_square = good.to(device), (moving.square.to(device) / max(part.shape.numel(), 1)).float().reshape(1)
+    for piece, direction in zip(part.chunks(), moving.directions, strict=True):
+        part.move(piece.theta, rule.on(device).finish(direction, mean_square, moving.steering), good)
+    part.finish(good)
+
+
+def _energy(direction: Tensor) -> Tensor:
+    """Σd², () float64."""
+    return torch.linalg.vector_norm(direction, dtype=torch.float64).square()
+
+
+def _wide(state: State) -> State:
+    return {key: value.float() for key, value in state.items()}
 
 
 def _steer(
@@ -202,7 +256,7 @@ def advance_exported(rule: ExportedRule, parts: list[Part], loss: Tensor, contex
     thetas = join([part.theta.float() for part in parts])
     grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
     states = {key: torch.stack([part.own[key].cpu() for part in parts]) for key in rule.spec.tensor}
-    layout = Layout.of([part.shape for part in parts]) if rule.per_tensor else None
+    layout = rule.layout([part.shape for part in parts]) if rule.per_tensor else None
     loss = torch.where(good, loss, 0.0)
     delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state | states, layout)
     _write_contexts(context_state, parts, new, good)

@@ -60,6 +60,8 @@ class Part:
         shape: of the whole parameter.
         offset: global index of the first coordinate, or an offset (n,) per coordinate.
         groups: the process groups over which the parameter is split.
+        factor: of the schedule, on lr.
+        unit: the part of itself that a parameter loses in a step of lr = 1 and weight decay 1.
     """
 
     group: dict[str, Any]
@@ -71,6 +73,21 @@ class Part:
     shape: torch.Size
     offset: int | Tensor
     groups: Groups
+    factor: Tensor | float = 1.0
+    unit: float = ADAM_LR
+
+    @property
+    def lr(self) -> Tensor | float:
+        """What Δ is multiplied by: the group's lr times the schedule's factor."""
+        lr = self.group["lr"]
+        if isinstance(self.factor, Tensor):
+            return self.factor.to(self.param.device) * (lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+    @property
+    def decay(self) -> float:
+        """The part of itself that a parameter loses in a step of lr = 1."""
+        return self.unit * float(self.group["weight_decay"])
 
     def chunks(self) -> Iterator[Chunk]:
         """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""
@@ -83,18 +100,25 @@ class Part:
             yield self._chunk(self.theta[piece], self.grad[piece], rows(self.state, piece), offset)
 
     def _chunk(self, theta: Tensor, grad: Tensor, state: State, offset: int | Tensor) -> Chunk:
-        return Chunk(theta, -grad.float() if self.group["maximize"] else grad.float(), state, offset)
+        return Chunk(theta, self._downhill(grad), state, offset)
+
+    @property
+    def gradient(self) -> Tensor:
+        """(n,) float32, the direction to go down."""
+        return self._downhill(self.grad)
+
+    def _downhill(self, grad: Tensor) -> Tensor:
+        return -grad.float() if self.group["maximize"] else grad.float()
 
     def move(self, theta: Tensor, delta: Tensor, good: Tensor) -> None:
-        """θ ← θ · (1 − 0.001 · lr · weight_decay) + lr · Δ, in place, if the step is good.
+        """θ ← θ · (1 − unit · lr · weight_decay) + lr · Δ, in place, if the step is good.
 
         Args:
             theta: (n,) a chunk of this part.
             delta: (n,) float32.
             good: () bool.
         """
-        lr, decay = self.group["lr"], ADAM_LR * self.group["weight_decay"]
-        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        lr, decay = self.lr, self.decay
         if decay:
             theta.mul_(1 - good.double() * (lr * decay))
         delta = delta.to(torch.promote_types(theta.dtype, torch.float32))  # half precision is rounded once, at the end

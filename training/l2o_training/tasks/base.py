@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l2o_runtime.layout import Layout
-
 Losses = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, Tensor]]
 """Losses (B,) of instances that know nothing of each other, and their running statistics (B, m) from then on.
 
@@ -59,11 +57,6 @@ class Instances:
         self._batches = batches
         self._losses = losses
         self._scale: Tensor | None = None
-
-    @property
-    def layout(self) -> Layout:
-        """Which tensors the parameters of an instance belong to."""
-        return Layout.of(self.shapes, self.params.device)
 
     def rescale(self, scale: Tensor) -> None:
         """Train θ / scale in place of θ: to an optimizer another problem, with gradients scale times as large.

@@ -1,0 +1,282 @@
+"""The directional rule: what is learned is a direction, normalised for every tensor; its size comes from a schedule.
+
+Before meta-training it is a hand-made step: along the orthogonalised momentum of matrices, along Adam's direction of
+all other tensors, in proportion to the parameters. A small network for every tensor, without memory, mixes other
+directions in and corrects the size within bounds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2o_runtime.config import ContextConfig, NoneConfig, require
+from l2o_runtime.contexts import make_context
+from l2o_runtime.layout import Layout
+from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
+from l2o_runtime.rules.newton_schulz import grid_of, orthogonalise_blocks, orthogonalise_grid, sides
+from l2o_runtime.rules.sizes import relative_size
+from l2o_runtime.rules.tiered_features import AVERAGES, SPANS, Averages, averages_of
+from l2o_runtime.state import State, StateSpec
+
+FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
+"""β of the two averages of gradients."""
+
+MIXED = 4
+"""Directions that the network may mix in: Adam's, the slow average's, the gradient's, and what agrees with it."""
+
+INPUTS = 10
+"""Numbers per tensor that the network sees."""
+
+SUMS = 7
+"""Over a tensor's coordinates: see `Sums`."""
+
+MEMORY = 20
+"""Steps over which statistics and the size's correction are averaged."""
+
+AGREEMENTS = ("tensor_xx", "tensor_xu", "tensor_uu", "tensor_xs", "tensor_ss")
+"""Of these sums averages are kept."""
+
+SPENT = 0.1
+"""Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionalConfig(RuleConfig):
+    """A network per tensor mixes directions, orthogonalised momentum first, and corrects their size within bounds.
+
+    Attributes:
+        hidden: units of the network's layer.
+        output_scale: length of a step beside the parameters' own, at lr = 1.
+        block: rows of a matrix that are orthogonalised together, at most.
+        iterations: of Newton–Schulz; 0 takes Adam's direction for matrices too.
+        shrink, grow: bounds on the correction of a step's size: it is in 1/shrink … grow.
+    """
+
+    kind: ClassVar[str] = "directional"
+    features: ClassVar[str] = "directions"
+    hidden: int = 16
+    output_scale: float = 0.005
+    horizon: int = 10_000
+    block: int = 8
+    iterations: int = 3
+    shrink: float = 4.0
+    grow: float = 20.0
+    context: ContextConfig = field(default_factory=NoneConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.block <= 8192, f"block: must be in 1..8192, got {self.block}")
+        require(0 <= self.iterations <= 20, f"iterations: must be in 0..20, got {self.iterations}")
+        for name in ("shrink", "grow"):
+            value = getattr(self, name)
+            require(1 < value <= 1000, f"{name}: must be above 1 and at most 1000, got {value}")
+
+    @property
+    def network(self) -> str:
+        """The network in a few words."""
+        return f"{self.hidden}-unit network per tensor over {MIXED + 1} directions"
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of matrix products per coordinate and step, at most: those of Newton–Schulz.
+
+        >>> DirectionalConfig().flops
+        112
+        """
+        return self.iterations * 4 * self.block + 2 * self.block
+
+    @property
+    def scheduled(self) -> bool:
+        """A schedule makes its steps shorter."""
+        return True
+
+    @property
+    def decay_unit(self) -> float:
+        """The length of a step beside the parameters."""
+        return self.output_scale
+
+
+class Sums(NamedTuple):
+    """Sums over a tensor, (..., S) float64 each.
+
+    With r = √v̂₁₀₀, x = g/r, u = m̂₁₀/r and s = m̂₁₀₀/r, all with the newest gradient in: the number of coordinates, θ²,
+    x², x u, u², x s and s².
+    """
+
+    size: Tensor
+    theta: Tensor
+    xx: Tensor
+    xu: Tensor
+    uu: Tensor
+    xs: Tensor
+    ss: Tensor
+
+
+def relative(averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
+    """x, u and s of `Sums`; zero where there was no gradient yet."""
+    inverse = torch.where(averages.root > 0, 1 / averages.root, 0.0)
+    return averages.grad * inverse, averages.fast * inverse, averages.slow * inverse
+
+
+def agreement(xx: Tensor, xm: Tensor, mm: Tensor, beta: float, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """How far gradients agree: their cosine with the average before them, and log (signal + noise) / noise.
+
+    m̂ = m / (1 − βᵗ) has the newest gradient x in. Without it, m' = (m − (1 − β) x) / β; so x·m' and m'² follow from the
+    sums. If gradients were nothing but noise, m̂² would be x² (1 − β)(1 + βᵗ) / ((1 + β)(1 − βᵗ)).
+
+    Args:
+        xx, xm, mm: (..., S) averages of x², x m̂ and m̂².
+        beta: β.
+        steps: (..., S) t ≥ 1.
+    """
+    seen = 1 - beta**steps
+    product = xm * seen - (1 - beta) * xx
+    before = (mm * seen * seen - 2 * (1 - beta) * xm * seen + (1 - beta) ** 2 * xx).clamp_min(0)
+    cosine = product / (xx * before).sqrt().clamp_min(TINY)
+    noise = xx * (1 - beta) / (1 + beta) * (2 - seen) / seen
+    return cosine.clamp(-1, 1), ((mm + TINY) / (noise + TINY)).log().clamp(-6, 6)
+
+
+class DirectionalRule(Rule):
+    """Δ = −scale · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
+
+    d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ [g d₀ > 0]. Of matrices d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, in blocks
+    of rows that Newton–Schulz iterations orthogonalise; of all other tensors, and of those that are sharded, it is u.
+    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is of `relative_size`. The weights w in −1 … 1 and the correction c are
+    the network's; it sees how far gradients agree over 10 and 100 steps, and a tensor's size. log c follows what it
+    says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows because time
+    passes. Before meta-training w = 0 and c = 1.
+
+    Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
+    2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
+    """
+
+    config: DirectionalConfig
+    per_tensor = True
+    normalizes = True
+
+    def __init__(self, config: DirectionalConfig):
+        super().__init__()
+        self.config = config
+        self.into = nn.Linear(INPUTS, config.hidden)
+        self.head = nn.Linear(config.hidden, 1 + MIXED)
+        silence(self.head)
+        self.context = make_context(config.context)
+
+    @property
+    def spec(self) -> Spec:
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, steps, and ρ before the first."""
+        coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
+        tensor = [*AGREEMENTS, "tensor_steps", "tensor_log_size", "tensor_initial_rho"]
+        return Spec(coordinate, dict.fromkeys(tensor, ((), torch.float32)), {})
+
+    @property
+    def layout_keys(self) -> tuple[str, ...]:
+        """All of it."""
+        return Layout._fields
+
+    def layout(self, shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> Layout:
+        """With the places of the blocks of matrices."""
+        return super().layout(shapes, device)._replace(grid=grid_of(shapes, self.config.block).to(device or "cpu"))
+
+    def terms(self, param: Tensor, grad: Tensor, state: State) -> list[Tensor]:
+        """What is summed over a tensor, (..., n) each."""
+        x, u, s = relative(averages_of(grad.nan_to_num(), state)[0])
+        return [torch.ones_like(param), param * param, x * x, x * u, u * u, x * s, s * s]
+
+    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
+        """The sums of `terms`: (..., k) float64."""
+        return torch.stack([term.sum(-1, dtype=torch.float64) for term in self.terms(param, grad, state)], dim=-1)
+
+    def rows(self, param: Tensor, grad: Tensor, state: State, layout: Layout | None) -> Tensor:
+        """`observe` of every tensor: (..., S, k) float64."""
+        assert layout is not None
+        terms = torch.stack(self.terms(param, grad, state), dim=-1).double()
+        rows = terms.new_zeros((*terms.shape[:-2], layout.shapes.shape[0], SUMS))
+        return rows.index_add(-2, layout.owner, terms)
+
+    def steer(self, sums: Tensor, shapes: Tensor | None, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """Of every tensor the length of its step, then w: (..., S, 1 + 4)."""
+        assert shapes is not None
+        own = Sums(*sums.unbind(-1))
+        count = own.size.clamp_min(1)
+        mean_theta = (own.theta.sum(-1) / own.size.sum(-1).clamp_min(1)).unsqueeze(-1)
+        rho, initial = relative_size(own.theta / count, mean_theta, state["tensor_initial_rho"])
+        steps = state["tensor_steps"] + 1
+        means = {key: (getattr(own, key.removeprefix("tensor_")) / count).float() for key in AGREEMENTS}
+        new = {key: torch.lerp(state[key], mean, 1 / MEMORY) for key, mean in means.items()}
+        inputs = self._inputs(new, steps, own, mean_theta, shapes)
+        said = self.head(self.into(inputs).relu())
+        log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
+        fading = (means["tensor_uu"].sqrt() / SPENT).clamp_max(1.0)
+        length = self.config.output_scale * log_size.exp() * rho * fading
+        kept = {"tensor_steps": steps, "tensor_log_size": log_size, "tensor_initial_rho": initial}
+        return torch.cat([length.unsqueeze(-1), said[..., 1:].tanh()], dim=-1), new | kept
+
+    def _inputs(self, averages: State, steps: Tensor, own: Sums, mean_theta: Tensor, shapes: Tensor) -> Tensor:
+        """What the network sees of each tensor: (..., S, INPUTS)."""
+        xx, xu, uu, xs, ss = (averages[key] / (1 - (1 - 1 / MEMORY) ** steps) for key in AGREEMENTS)
+        count = own.size.clamp_min(1).float()
+        fast, fast_log = agreement(xx, xu, uu, FAST, steps)
+        slow, slow_log = agreement(xx, xs, ss, SLOW, steps)
+        share = count / own.size.sum(-1, keepdim=True).clamp_min(1).float()
+        size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
+        inputs = [
+            2 * fast,
+            fast_log / 2,
+            4 * slow,
+            slow_log / 3,
+            4 * (slow * share).sum(-1, keepdim=True).expand_as(slow),
+            (slow_log * share).sum(-1, keepdim=True).expand_as(slow) / 3,
+            uu.clamp_min(TINY).log().clamp(-6, 6) / 3,
+            size,
+            count.log() / 10,
+            (shapes[..., 0] / 4).expand_as(size),
+        ]
+        return torch.stack(inputs, dim=-1)
+
+    def _correction(self, said: Tensor) -> Tensor:
+        """What log c is drawn to: smooth, with slope 1 at zero, in −log shrink … log grow."""
+        low, high = math.log(self.config.shrink), math.log(self.config.grow)
+        return torch.where(said > 0, high * (said / high).tanh(), low * (said / low).tanh())
+
+    def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:
+        """As in `Rule`: the orthogonalised momentum of a matrix."""
+        matrix = sides(shape)
+        if matrix is None or not self.config.iterations:
+            return {}
+        momentum = self._nesterov(grad, state).view(matrix)
+        return {"whole": orthogonalise_blocks(momentum, self.config.block, self.config.iterations).reshape(-1)}
+
+    def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
+        """As in `Rule`."""
+        assert layout is not None and layout.grid is not None
+        if not self.config.iterations:
+            return {}
+        whole = orthogonalise_grid(self._nesterov(grad, state), layout.grid, self.config.iterations)
+        inside = layout.owner.new_zeros(grad.shape[-1] + 1).scatter(0, layout.grid.flatten(), 1)[:-1]
+        return {"whole": torch.where(inside > 0, whole, relative(averages_of(grad, state)[0])[1])}
+
+    def _nesterov(self, grad: Tensor, state: State) -> Tensor:
+        """β m + (1 − β) g, where m has the newest gradient in."""
+        averages, _ = averages_of(grad, state)
+        return FAST * averages.new[0] + (1 - FAST) * averages.grad
+
+    def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
+        """As in `Rule`: d, and new averages."""
+        averages, new = averages_of(grad, state)
+        x, u, s = relative(averages)
+        first = state.get("whole", u)
+        adam, slow, newest, agreeing = steering[..., 1:].unbind(-1)
+        agree = torch.where(first * x > 0, first, 0.0)
+        return first + adam * u + slow * s.clamp(-5, 5) + newest * x.clamp(-5, 5) + agreeing * agree, new
+
+    def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor) -> Tensor:
+        """As in `Rule`."""
+        return -(steering[..., 0] / mean_square.sqrt().clamp_min(TINY)) * direction

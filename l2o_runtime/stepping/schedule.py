@@ -1,0 +1,66 @@
+"""How the size of steps changes over a run, where a rule leaves that to a schedule.
+
+Three cases, in this order: `total_steps` is known; a scheduler of torch drives lr, which leaves `initial_lr` in the
+group; nobody says anything. Factors are tensors, so that nothing has to wait for a device and a step compiles.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 0.02
+"""Share of a run of known length in which steps grow."""
+
+RISE = 20
+"""Steps in which they grow where nobody knows how long the run is."""
+
+ANYTIME = 2.0
+"""How long steps would be at the beginning of such a run, beside the longest where the length is known."""
+
+FADING = 25.0
+"""Steps after which they begin to fall with the root of their number."""
+
+
+def linear(step: Tensor, total: int) -> Tensor:
+    """min(1, t / 0.02 T) (1 − t/T), and 0 from T on.
+
+    >>> linear(torch.tensor([1, 10, 250, 500, 501]), 500)
+    tensor([0.0998, 0.9800, 0.5000, 0.0000, 0.0000])
+    """
+    rising = (step / max(WARM_UP * total, 1.0)).clamp_max(1.0)
+    return rising * (1 - step / total).clamp_min(0.0)
+
+
+def anytime(step: Tensor) -> Tensor:
+    """2 min(1, t/20) / √(1 + t/25): falls for ever, as in stochastic approximation.
+
+    >>> anytime(torch.tensor([1, 75, 375]))
+    tensor([0.0981, 1.0000, 0.5000])
+    """
+    return ANYTIME * (step / RISE).clamp_max(1.0) / (1 + step / FADING).sqrt()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What lr is multiplied by.
+
+    Attributes:
+        total: the number of steps of the run, if it is known.
+        fades: whether steps become shorter by themselves where it is not, and no scheduler makes them.
+    """
+
+    total: int | None = None
+    fades: bool = False
+
+    def factor(self, group: dict[str, Any], step: Tensor) -> Tensor | float:
+        """On a group's lr in a step.
+
+        Args:
+            group: of parameters.
+            step: () the number of the step, from 1 on.
+        """
+        if self.total is not None:
+            return linear(step.float(), self.total)
+        return anytime(step.float()) if self.fades and "initial_lr" not in group else 1.0
