@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -17,6 +18,7 @@ from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
 from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, StateSpec
+from l2o_runtime.stepping import average
 from l2o_runtime.stepping.advice import Advice, outside
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, advance_exported, diagnose, observe
@@ -87,6 +89,10 @@ class LearnedOptimizer(Optimizer):
         process_group: the ranks that step together, which average their losses: `torch.distributed.group.WORLD` for
             DDP; or "self" for a rank that trains by itself. Needed by a safeguard where there are several ranks, and
             their parameters are plain. Copies of the optimizer forget a group.
+        total_steps: length of the run: steps grow over its first 2 % and then fall along a line, to nothing at its end.
+            Without it a scheduler of torch may drive lr; without either the steps of rules that leave their size to a
+            schedule (`default` does) become shorter with the root of their number.
+        averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter.
 
     Raises:
         ArtifactError: the rule cannot be read.
@@ -114,6 +120,7 @@ class LearnedOptimizer(Optimizer):
         state_dtype: torch.dtype = torch.float32,
         process_group: Any = None,
         total_steps: int | None = None,
+        averaging: bool = False,
     ):
         if safeguard not in (None, "adam"):
             raise ValueError(f"safeguard: expected 'adam' or None, got {safeguard!r}")
@@ -138,6 +145,7 @@ class LearnedOptimizer(Optimizer):
         self._process_group = process_group
         self.guard = None if safeguard is None else Guard(process_group)
         self._schedule = Schedule(total_steps, self._rule.config.scheduled)
+        self._averaging, self._lent = averaging, False
         self._advice = Advice()
         super().__init__(params, defaults)
 
@@ -182,9 +190,17 @@ class LearnedOptimizer(Optimizer):
             ValueError: the loss is more than one number, or missing where a safeguard needs it; or a safeguard does not
                 know with which ranks this one steps.
         """
-        if self.guard is not None:
-            guarded: float | None = self.guard.step(self, closure, loss)
-            return guarded
+        if self._lent:
+            raise RuntimeError("step() within averaged(): parameters are their means there; leave the context first")
+        returned: float | None = (
+            self._stepped(closure, loss) if self.guard is None else self.guard.step(self, closure, loss)
+        )
+        if self._averaging:
+            average.accumulate(listed(self.param_groups), self.state, self._steps())
+        return returned
+
+    def _stepped(self, closure: Callable[[], float] | None, loss: Tensor | float | None) -> float | None:
+        """A step of the rule; what the closure returned."""
         returned: float | None
         returned, loss = evaluate(closure, loss)
         groups = loss_groups(listed(self.param_groups), self._process_group)
@@ -220,7 +236,7 @@ class LearnedOptimizer(Optimizer):
         """
         parts = list(self._parts())
         if parts:
-            self._advice.on_step(self.param_groups)
+            self._advice.on_step(self.param_groups, self._schedule.total)
         return parts
 
     def take(self, loss: Tensor) -> Tensor:
@@ -245,6 +261,27 @@ class LearnedOptimizer(Optimizer):
         """For wrappers: the part of itself that a parameter of a group loses in a step."""
         factor = float(self._schedule.factor(group, self._steps() + 1))
         return float(group["lr"]) * factor * self._rule.config.decay_unit * float(group["weight_decay"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it parameters are the mean of the latest ones, for evaluation; after it they are what they were.
+
+        The mean is over about the last tenth of all steps, and part of the state. A network's own statistics, such as
+        BatchNorm's, are not averaged: see `torch.optim.swa_utils.update_bn`.
+
+        Raises:
+            RuntimeError: the optimizer was made without `averaging=True`, or this is within another such context.
+        """
+        if not self._averaging:
+            raise RuntimeError("averaged(): nothing was averaged; make the optimizer with averaging=True")
+        if self._lent:
+            raise RuntimeError("averaged() within averaged(): parameters are their means already")
+        self._lent = True
+        try:
+            with average.swapped(listed(self.param_groups), self.state):
+                yield
+        finally:
+            self._lent = False
 
     def health(self) -> dict[str, int]:
         """How often a step was taken, and how often it was skipped for what reason.
@@ -320,7 +357,7 @@ class LearnedOptimizer(Optimizer):
                 if isinstance(state.get("step"), int | float):
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
                 specs = self._coordinate_spec, self._tensor_spec, self._context_spec
-                check_state(state, param, *specs, others=("health", *STATE), foreign=ours)
+                check_state(state, param, *specs, others=("health", average.KEY, *STATE), foreign=ours)
 
         def restore(_: Optimizer) -> None:
             for param, state in exact.items():
@@ -343,7 +380,7 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice", "_schedule")
+        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice", "_schedule", "_averaging", "_lent")
         copied = {key: getattr(self, key) for key in own}
         group = self._process_group if self._process_group == ALONE else None
         return super().__getstate__() | copied | {"_process_group": group}

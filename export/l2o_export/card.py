@@ -129,7 +129,7 @@ def _step(rule: Rule) -> list[str]:
     tensors += [(*shape, dtype) for shape, dtype in spec.model.values()]
     tensors += [("S", *shape, dtype) for shape, dtype in spec.tensor.values()]
     layout = "; owner: each coordinate's tensor; shapes: (dimensions, size) of each" * rule.per_tensor
-    layout += "; grid: where blocks of matrices have their coordinates, n for none" * ("grid" in rule.layout_keys)
+    layout += "; grid: where blocks of matrices have their coordinates, −1 for none" * ("grid" in rule.layout_keys)
     loss = "is needed" if rule.config.needs_loss else "may be 0"
     text = (
         f"`({', '.join(inputs[:first])}, *state) → (delta, *state)`; add lr · delta to param (n,); loss {loss}{layout}"

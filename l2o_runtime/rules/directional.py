@@ -256,17 +256,20 @@ class DirectionalRule(Rule):
 
     def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
         """As in `Rule`."""
-        assert layout is not None and layout.grid is not None
+        assert layout is not None
+        assert layout.grid is not None
         if not self.config.iterations:
             return {}
         whole = orthogonalise_grid(self._nesterov(grad, state), layout.grid, self.config.iterations)
-        inside = layout.owner.new_zeros(grad.shape[-1] + 1).scatter(0, layout.grid.flatten(), 1)[:-1]
+        places = layout.grid.flatten()
+        inside = torch.zeros_like(layout.owner).index_add(0, places.clamp_min(0), (places >= 0).long())
         return {"whole": torch.where(inside > 0, whole, relative(averages_of(grad, state)[0])[1])}
 
     def _nesterov(self, grad: Tensor, state: State) -> Tensor:
         """β m + (1 − β) g, where m has the newest gradient in."""
         averages, _ = averages_of(grad, state)
-        return FAST * averages.new[0] + (1 - FAST) * averages.grad
+        momentum: Tensor = FAST * averages.new[0] + (1 - FAST) * averages.grad
+        return momentum
 
     def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `Rule`: d, and new averages."""

@@ -32,7 +32,7 @@ def orthogonalise(matrix: Tensor, iterations: int) -> Tensor:
     tensor([0.7000, 1.1000, 0.0000])
     """
     a, b, c = COEFFICIENTS
-    x = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
+    x: Tensor = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
     for _ in range(iterations):
         square = x @ x.mT
         x = a * x + (b * square + c * (square @ square)) @ x
@@ -79,7 +79,7 @@ def orthogonalise_blocks(matrix: Tensor, largest: int, iterations: int) -> Tenso
 
 
 def grid_of(shapes: Sequence[Sequence[int]], largest: int) -> Tensor:
-    """Where the blocks of all matrices among tensors lie in a flat vector: (M, R, C) int64, n where there is nothing.
+    """Where the blocks of all matrices among tensors lie in a flat vector: (M, R, C) int64, −1 where there is nothing.
 
     No axis is shorter than 2: exported programs take one of 1 for a constant.
 
@@ -91,22 +91,22 @@ def grid_of(shapes: Sequence[Sequence[int]], largest: int) -> Tensor:
     tensor([[[3, 4, 5],
              [6, 7, 8]],
     <BLANKLINE>
-            [[9, 9, 9],
-             [9, 9, 9]]])
+            [[-1, -1, -1],
+             [-1, -1, -1]]])
     """
-    total = sum(math.prod(shape) for shape in shapes)
-    found, start = [], 0
+    found: list[Tensor] = []
+    start = 0
     for shape in shapes:
         matrix, count = sides(shape), math.prod(shape)
         if matrix is not None:
             place = torch.arange(start, start + count).view(matrix)
             place = place.mT if matrix[0] > matrix[1] else place
             blocks, size = block_rows(len(place), largest)
-            padded = F.pad(place, (0, 0, 0, blocks * size - len(place)), value=total)
+            padded = F.pad(place, (0, 0, 0, blocks * size - len(place)), value=-1)
             found += padded.view(blocks, size, -1).unbind()
         start += count
     rows, columns = (max((block.shape[axis] for block in found), default=2) for axis in (0, 1))
-    grid = torch.full((max(len(found), 2), max(rows, 2), max(columns, 2)), total)
+    grid = torch.full((max(len(found), 2), max(rows, 2), max(columns, 2)), -1)
     for number, block in enumerate(found):
         grid[number, : block.shape[0], : block.shape[1]] = block
     return grid
@@ -120,10 +120,8 @@ def orthogonalise_grid(vector: Tensor, grid: Tensor, iterations: int) -> Tensor:
         grid: from `grid_of`.
         iterations: of each.
     """
-    n = vector.shape[-1]
-    ended = F.pad(vector, (0, 1))
-    blocks = ended[..., grid]
-    length = (grid[:, :1] < n).sum(-1, keepdim=True)
-    result = orthogonalise(blocks, iterations) * length.sqrt()
-    flat = torch.zeros_like(ended).index_copy(-1, grid.flatten(), result.flatten(-3))
-    return flat[..., :n]
+    there = grid >= 0
+    blocks = vector[..., grid.clamp_min(0)] * there
+    result = orthogonalise(blocks, iterations) * there[:, :1].sum(-1, keepdim=True).sqrt()
+    # What is nowhere is added to the first coordinate as zero.
+    return torch.zeros_like(vector).index_add(-1, grid.clamp_min(0).flatten(), (result * there).flatten(-3))

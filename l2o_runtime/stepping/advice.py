@@ -42,13 +42,17 @@ class Advice:
     lrs: list[float] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
-    def on_step(self, param_groups: list[dict[str, Any]]) -> None:
-        """Count a step; say if lr is low."""
+    def on_step(self, param_groups: list[dict[str, Any]], total: int | None) -> None:
+        """Count a step; say if lr is low, or the run over that `total` steps were announced for."""
         if torch.compiler.is_compiling():
             return
         self.calls += 1
         if self.calls <= FIRST_STEPS or not self.lrs:
             self.lrs.append(max(float(group["lr"]) for group in param_groups))
+        if total is not None and self.calls == 1 and any("initial_lr" in group for group in param_groups):
+            self._tell("schedule", "total_steps has a schedule of its own, and the scheduler's lr multiplies it")
+        if total is not None and self.calls == total + 1:
+            self._tell("total", f"step {self.calls} of total_steps={total:,}: nothing moves any more")
         rises = self.lrs[-1] > self.lrs[0]
         if self.calls == FIRST_STEPS == len(self.lrs) and max(self.lrs) < LOW_LR and not rises:
             self._tell("lr", LEFT_OVER.format(max(self.lrs)))

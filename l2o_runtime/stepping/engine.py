@@ -218,7 +218,8 @@ def _finish(rule: Replicas, moving: Moving, good: Tensor) -> None:
 
 def _energy(direction: Tensor) -> Tensor:
     """Σd², () float64."""
-    return torch.linalg.vector_norm(direction, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(direction, dtype=torch.float64)
+    return norm.square()
 
 
 def _wide(state: State) -> State:

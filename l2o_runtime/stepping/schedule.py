@@ -7,7 +7,6 @@ group; nobody says anything. Factors are tensors, so that nothing has to wait fo
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 WARM_UP = 0.02
