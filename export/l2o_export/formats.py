@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.export import Dim
 
 from l2o_runtime.config import to_dict
-from l2o_runtime.contexts import DMD
 from l2o_runtime.files.archive import METADATA_KEY, seal
 from l2o_runtime.files.artifact import FORMAT, save_rule
 from l2o_runtime.files.atomic import atomic_write
@@ -92,8 +91,9 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     except ImportError:
         raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
     rule = copy.deepcopy(rule)
-    if isinstance(rule.context, DMD):
-        rule.context.elementary = True
+    for part in (rule, rule.context):
+        if hasattr(part, "elementary"):
+            part.elementary = True
     inputs, outputs = step_names(rule)
     with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.

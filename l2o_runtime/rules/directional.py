@@ -17,7 +17,7 @@ from l2o_runtime.config import ContextConfig, NoneConfig, require
 from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
-from l2o_runtime.rules.newton_schulz import grid_of, orthogonalise_blocks, orthogonalise_grid, sides
+from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_one, sides
 from l2o_runtime.rules.sizes import relative_size
 from l2o_runtime.rules.tiered_features import AVERAGES, SPANS, Averages, averages_of
 from l2o_runtime.state import State, StateSpec
@@ -53,8 +53,8 @@ class DirectionalConfig(RuleConfig):
     Attributes:
         hidden: units of the network's layer.
         output_scale: length of a step beside the parameters' own, at lr = 1.
-        block: rows of a matrix that are orthogonalised together, at most.
-        iterations: of Newton–Schulz; 0 takes Adam's direction for matrices too.
+        rank: singular values of a matrix that are made equal, the others being scaled together; 0 takes Adam's
+            direction for matrices too.
         shrink, grow: bounds on the correction of a step's size: it is in 1/shrink … grow.
     """
 
@@ -63,16 +63,14 @@ class DirectionalConfig(RuleConfig):
     hidden: int = 16
     output_scale: float = 0.005
     horizon: int = 10_000
-    block: int = 8
-    iterations: int = 3
+    rank: int = 8
     shrink: float = 4.0
     grow: float = 20.0
     context: ContextConfig = field(default_factory=NoneConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.block <= 8192, f"block: must be in 1..8192, got {self.block}")
-        require(0 <= self.iterations <= 20, f"iterations: must be in 0..20, got {self.iterations}")
+        require(0 <= self.rank <= 256, f"rank: must be in 0..256, got {self.rank}")
         for name in ("shrink", "grow"):
             value = getattr(self, name)
             require(1 < value <= 1000, f"{name}: must be above 1 and at most 1000, got {value}")
@@ -84,12 +82,12 @@ class DirectionalConfig(RuleConfig):
 
     @property
     def flops(self) -> int | None:
-        """Floating-point operations of matrix products per coordinate and step, at most: those of Newton–Schulz.
+        """Floating-point operations of matrix products per coordinate of a large matrix and step.
 
         >>> DirectionalConfig().flops
-        112
+        48
         """
-        return self.iterations * 4 * self.block + 2 * self.block
+        return 6 * self.rank
 
     @property
     def scheduled(self) -> bool:
@@ -146,8 +144,8 @@ def agreement(xx: Tensor, xm: Tensor, mm: Tensor, beta: float, steps: Tensor) ->
 class DirectionalRule(Rule):
     """Δ = −scale · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
 
-    d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ [g d₀ > 0]. Of matrices d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, in blocks
-    of rows that Newton–Schulz iterations orthogonalise; of all other tensors, and of those that are sharded, it is u.
+    d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ [g d₀ > 0]. Of matrices d₀ is Nesterov's momentum β m₁₀ + (1 − β) g,
+    orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors, and of those that are sharded, it is u.
     u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is of `relative_size`. The weights w in −1 … 1 and the correction c are
     the network's; it sees how far gradients agree over 10 and 100 steps, and a tensor's size. log c follows what it
     says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows because time
@@ -155,6 +153,9 @@ class DirectionalRule(Rule):
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
+
+    Attributes:
+        elementary: whether matrices are decomposed by elementary operations, for ONNX.
     """
 
     config: DirectionalConfig
@@ -168,6 +169,7 @@ class DirectionalRule(Rule):
         self.head = nn.Linear(config.hidden, 1 + MIXED)
         silence(self.head)
         self.context = make_context(config.context)
+        self.elementary = False
 
     @property
     def spec(self) -> Spec:
@@ -183,7 +185,7 @@ class DirectionalRule(Rule):
 
     def layout(self, shapes: Sequence[torch.Size], device: torch.device | str | None = None) -> Layout:
         """With the places of the blocks of matrices."""
-        return super().layout(shapes, device)._replace(grid=grid_of(shapes, self.config.block).to(device or "cpu"))
+        return super().layout(shapes, device)._replace(grid=grid_of(shapes, self.config.rank).to(device or "cpu"))
 
     def terms(self, param: Tensor, grad: Tensor, state: State) -> list[Tensor]:
         """What is summed over a tensor, (..., n) each."""
@@ -249,21 +251,20 @@ class DirectionalRule(Rule):
     def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:
         """As in `Rule`: the orthogonalised momentum of a matrix."""
         matrix = sides(shape)
-        if matrix is None or not self.config.iterations:
+        if matrix is None or not self.config.rank:
             return {}
         momentum = self._nesterov(grad, state).view(matrix)
-        return {"whole": orthogonalise_blocks(momentum, self.config.block, self.config.iterations).reshape(-1)}
+        return {"whole": orthogonalise_one(momentum, self.config.rank).reshape(-1)}
 
     def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
         """As in `Rule`."""
         assert layout is not None
         assert layout.grid is not None
-        if not self.config.iterations:
+        if not self.config.rank:
             return {}
-        whole = orthogonalise_grid(self._nesterov(grad, state), layout.grid, self.config.iterations)
-        places = layout.grid.flatten()
-        inside = torch.zeros_like(layout.owner).index_add(0, places.clamp_min(0), (places >= 0).long())
-        return {"whole": torch.where(inside > 0, whole, relative(averages_of(grad, state)[0])[1])}
+        momentum = self._nesterov(grad, state)
+        whole, inside = orthogonalise_all(momentum, layout.grid, self.config.rank, self.elementary)
+        return {"whole": torch.where(inside, whole, relative(averages_of(grad, state)[0])[1])}
 
     def _nesterov(self, grad: Tensor, state: State) -> Tensor:
         """β m + (1 − β) g, where m has the newest gradient in."""
