@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.export import Dim
 
 from l2o_runtime.config import to_dict
+from l2o_runtime.contexts import DMD
 from l2o_runtime.files.archive import METADATA_KEY, seal
 from l2o_runtime.files.artifact import FORMAT, save_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.exported import FlatStep, no_guards, step_names, torchscript
-from l2o_runtime.rules import Rule
+from l2o_runtime.rules import DirectionalRule, Rule
 from l2o_runtime.state import zeros
 
 ONNX_VERSIONS: dict[str, Any] = {"ir_version": 8, "opset": 18, "oldest_onnxruntime": "1.15"}
@@ -91,9 +92,10 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     except ImportError:
         raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
     rule = copy.deepcopy(rule)
-    for part in (rule, rule.context):
-        if hasattr(part, "elementary"):
-            part.elementary = True
+    if isinstance(rule.context, DMD):
+        rule.context.elementary = True
+    if isinstance(rule, DirectionalRule):
+        rule.elementary = True
     inputs, outputs = step_names(rule)
     with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.
@@ -153,7 +155,8 @@ def _forget_origins(graph: Any) -> None:
 def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:
     """n is free in every coordinate tensor; everything else is fixed by the configuration."""
     n, tensors = {0: Dim("n", min=2)}, {0: Dim("tensors", min=1)}
-    matrices = {0: Dim("matrices", min=2), 1: Dim("rows", min=2), 2: Dim("columns", min=2)}
+    fewest = rule.config.rank if isinstance(rule, DirectionalRule) else 2
+    matrices = {0: Dim("matrices", min=2), 1: Dim("rows", min=max(fewest, 2)), 2: Dim("columns", min=2)}
     free = {"owner": n, "shapes": tensors, "grid": matrices}
     layout = tuple(free[key] for key in rule.layout_keys)
     state = [*(n for _ in rule.spec.coordinate), *({} for _ in rule.spec.model), *(tensors for _ in rule.spec.tensor)]

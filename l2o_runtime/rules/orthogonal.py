@@ -39,7 +39,7 @@ def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: boo
 
     >>> x = torch.diag(torch.tensor([50.0, 20.0, 1.0, 1.0]))
     >>> torch.linalg.svdvals(orthogonalise(x, 4, 2)).round(decimals=1)
-    tensor([1.2000, 0.9000, 0.7000, 0.7000])
+    tensor([1.1000, 1.0000, 1.0000, 0.7000])
     """
     matrix = matrix.nan_to_num()  # decompositions of what is not finite may raise; such a step is not taken anyway
     x = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
@@ -49,7 +49,8 @@ def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: boo
     left = side - torch.as_tensor(float(rank), device=x.device)
     scale = (left > 0) / (rest / left.clamp_min(1)).sqrt().clamp_min(SMALLEST_REST)
     change = newton_schulz(inside @ inside.mT) - scale * torch.eye(rank, device=x.device)
-    return scale * x + (basis @ change) @ inside
+    result: Tensor = scale * x + (basis @ change) @ inside
+    return result
 
 
 def _sums_of_rows(matrix: Tensor, count: int) -> Tensor:
@@ -68,7 +69,8 @@ def orthonormal(columns: Tensor, elementary: bool) -> Tensor:
         elementary: by Gram and Schmidt, twice, instead of by Householder reflections.
     """
     if not elementary:
-        return torch.linalg.qr(columns).Q
+        basis: Tensor = torch.linalg.qr(columns).Q
+        return basis
     found: list[Tensor] = []
     for column in columns.split(1, dim=-1):
         length = _norm(column)
@@ -83,7 +85,8 @@ def orthonormal(columns: Tensor, elementary: bool) -> Tensor:
 
 
 def _norm(column: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+    return norm
 
 
 def newton_schulz(gram: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ import torch
 
 from l2o_runtime import Rule, RuleConfig, rules
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, TensorDMDConfig
-from l2o_runtime.layout import Layout
-from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, StepLimits, TieredConfig
+from l2o_runtime.rules import DirectionalConfig, LSTMConfig, MomentsConfig, NormalizedConfig, StepLimits, TieredConfig
 from l2o_runtime.state import zeros
 
 CONTEXTS = {
@@ -48,6 +47,7 @@ RULES |= {
         ("sketch", TensorDMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3)),
     )
 }
+RULES |= {"directional": DirectionalConfig(hidden=8, rank=2), "directional-adam": DirectionalConfig(hidden=8, rank=0)}
 
 
 def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):
@@ -55,12 +55,15 @@ def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]
     shapes = [torch.Size(shape) for shape in shapes]
     coordinates = zeros(rule.spec.coordinate, (*lead, sum(shape.numel() for shape in shapes)))
     optimization = zeros(rule.spec.model, lead) | zeros(rule.spec.tensor, (*lead, len(shapes)))
-    return [coordinates, optimization], [Layout.of(shapes)] if rule.per_tensor else []
+    return [coordinates, optimization], [rule.layout(shapes)] if rule.per_tensor else []
 
 
 def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
     torch.manual_seed(seed)
     rule = rules.make_rule(config).eval().requires_grad_(False)
+    if isinstance(config, DirectionalConfig):
+        torch.manual_seed(seed + 1)
+        rule.head.weight.normal_(std=0.3)
     if config.features == "moments":  # its heads are zero at first, and the networks without effect
         torch.manual_seed(seed + 1)
         rule.cell.head.weight.normal_(std=0.05)
