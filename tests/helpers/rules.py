@@ -7,7 +7,7 @@ import torch
 from l2o_runtime import Rule, RuleConfig, rules
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, TensorDMDConfig
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, StepLimits, TieredConfig
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, RNNPropConfig, StepLimits, TieredConfig
 from l2o_runtime.state import zeros
 
 CONTEXTS = {
@@ -30,6 +30,9 @@ RULES = {
 } | {
     f"{context}-moments": MomentsConfig(context=CONTEXTS[context], layers=1, output_scale=0.01)
     for context in ("none", "dmd-sketch")
+}
+RULES |= {
+    f"{context}-rnnprop": RNNPropConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")
 }
 RULES |= {f"{context}-scale": TieredConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")}
 RULES["limited-scale"] = dataclasses.replace(RULES["none-scale"], limits=StepLimits(known_parameters=16, largest=1.0))
