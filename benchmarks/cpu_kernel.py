@@ -33,7 +33,6 @@ from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.engine import Replicas, advance
 from l2o_runtime.stepping.parts import Part, make_part
-from l2o_training.bench.racers import network_flops
 
 RULES = {
     "paper": LSTMConfig(),
@@ -119,7 +118,7 @@ def measure(rule: Rule, n: int, rounds: int, names: list[str]) -> str:
     for action in actions.values():
         action()
     for _ in range(rounds):
-        times["floor"].append(network_flops(rule.config) * n / rate())
+        times["floor"].append(rule.config.flops * n / rate())
         for name, action in actions.items():
             times[name].append(seconds(action))
     figures = {name: (statistics.median(t) / n * 1e9, min(t) / n * 1e9) for name, t in times.items()}

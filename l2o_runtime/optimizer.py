@@ -91,7 +91,8 @@ class LearnedOptimizer(Optimizer):
             their parameters are plain. Copies of the optimizer forget a group.
         total_steps: length of the run: steps grow over its first 2 % and then fall along a line, to nothing at its end.
             Without it a scheduler of torch may drive lr; without either the steps of rules that leave their size to a
-            schedule (`default` does) become shorter with the root of their number.
+            schedule (`directional` does) become shorter with the root of their number.
+        schedule: "constant" lets steps be as long as lr says; for scripts that change lr without one of torch's schedulers.
         averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter.
 
     Raises:
@@ -120,6 +121,7 @@ class LearnedOptimizer(Optimizer):
         state_dtype: torch.dtype = torch.float32,
         process_group: Any = None,
         total_steps: int | None = None,
+        schedule: Literal["auto", "constant"] = "auto",
         averaging: bool = False,
     ):
         if safeguard not in (None, "adam"):
@@ -128,6 +130,8 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"state_dtype: expected one of {STATE_DTYPES}, got {state_dtype!r}")
         if total_steps is not None and not (type(total_steps) is int and total_steps >= 1):
             raise ValueError(f"total_steps: expected a whole number, 1 or more, or None; got {total_steps!r}")
+        if schedule not in ("auto", "constant"):
+            raise ValueError(f"schedule: expected 'auto' or 'constant', got {schedule!r}")
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         defaults["momentum"] = 0.0  # for schedulers; nothing here reads it
         _check_group(defaults)
@@ -144,7 +148,7 @@ class LearnedOptimizer(Optimizer):
         check_process_group(process_group)
         self._process_group = process_group
         self.guard = None if safeguard is None else Guard(process_group)
-        self._schedule = Schedule(total_steps, self._rule.config.scheduled)
+        self._schedule = Schedule(total_steps, fades=schedule == "auto" and self._rule.config.scheduled)
         self._averaging, self._lent = averaging, False
         self._advice = Advice()
         super().__init__(params, defaults)

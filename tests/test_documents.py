@@ -2,11 +2,17 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer
+
+from l2o_cli.main import app
+from l2o_training.config import load_preset, preset_names
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
@@ -14,6 +20,7 @@ FENCE = re.compile(r"^( *)```.*?^\1```", flags=re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 PATH = re.compile(r"(?<![\w/.<>-])(?:[\w.-]+/)+(?:[\w.-]+\.(?:jinja|md|png|py|sbatch|toml|yaml|yml))?(?![\w/*{<-])")
 COMMAND = re.compile(r"\b(?:python|sh|sbatch) ([\w./-]+\.\w+)")
+PROGRAM = typer.main.get_command(app)
 ELSEWHERE = {"runs/", "data/", "site/", "test/test_optim.py"}
 """What programs make or users have, and a file of PyTorch's."""
 
@@ -24,6 +31,18 @@ def documents() -> list[Path]:
     folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in made and path.name[0] != "."]
     pages = [page for folder in folders for page in folder.rglob("*.md")]
     return sorted([*ROOT.glob("*.md"), *pages])
+
+
+CURRENT = [page for page in documents() if not re.match(r"\d{4}-", page.name)]
+"""Names and commands in a record are those of its day."""
+
+
+def commands(text: str) -> list[str]:
+    """What is to be typed into a terminal: lines of code, fenced or indented, and code in a line."""
+    blocks = [*FENCE.finditer(text), *re.finditer(r"^(?: {4}.+\n)+", text, flags=re.MULTILINE)]
+    lines = [line.strip() for block in blocks for line in block[0].replace("\\\n", " ").splitlines()]
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+    return [line for line in lines if re.match(r"(?:l2o|python|pytest) \S", line)]
 
 
 def anchors(page: Path) -> set[str]:
@@ -46,11 +65,7 @@ def test_links_lead_somewhere(page):
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in documents() if not re.match(r"\d{4}-", page.name)],  # names in a record are those of its day
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_exist(page):
     text = page.read_text(encoding="utf-8")
     named = {path for code in CODE.findall(FENCE.sub("", text)) for path in PATH.findall(code)}
@@ -58,6 +73,25 @@ def test_paths_exist(page):
     rooms = [ROOT, ROOT / "tests", *(ROOT / "training").glob("l2o_*")]
     written = {path for path in named if "NAME" not in path and not path.startswith(".venv")}
     wrong = {path for path in written - ELSEWHERE if not any((room / path).exists() for room in rooms)}
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_what_programs_take(page):
+    """Options of `l2o` exist, presets take what is set, and scripts name their options."""
+    wrong = []
+    for line in commands(page.read_text(encoding="utf-8")):
+        words = shlex.split(line, comments=True)
+        if words[0] == "l2o" and words[1] in PROGRAM.commands:
+            taken = {name for option in PROGRAM.commands[words[1]].params for name in option.opts} | {"-h", "--help"}
+            wrong += [(line, word) for word in words if re.match("--?[a-z]", word) and word.split("=")[0] not in taken]
+            if "--preset" in words and (name := words[words.index("--preset") + 1]) in preset_names():
+                load_preset(name, [word for flag, word in pairwise(words) if flag == "--set"])
+        elif words[0] == "python" and words[1].endswith(".py"):
+            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            wrong += [(line, word) for word in words if word[:2] == "--" and f'"{word.split("=")[0]}"' not in source]
+        elif words[:3] == ["python", "-m", "pytest"] or words[0] == "pytest":
+            wrong += [(line, word) for word in words if "/" in word and not (ROOT / word).exists()]
     assert not wrong
 
 

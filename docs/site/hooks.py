@@ -98,7 +98,7 @@ def configuration() -> Iterator[str]:
     from l2o_cli.keys import rows
     from l2o_training.config import TrainConfig
 
-    for path, kind in _dataclasses(TrainConfig, ""):
+    for path, kind in _dataclasses(TrainConfig):
         says = Docstring(kind.__doc__ or "", parser="google").parse()
         meanings = {
             entry.name: " ".join(entry.description.split())
@@ -109,24 +109,26 @@ def configuration() -> Iterator[str]:
         own = [row for row in rows(kind) if "." not in row[0]]
         yield f"## {path or 'The run'}\n\n{says[0].value if says else ''}\n"
         if own:
-            yield "| key | type | default | |\n|---|---|---|---|"
+            yield '<div class="keys" markdown>\n\n| key | type | default | meaning |\n|---|---|---|---|'
         for key, type_, default, _ in own:
             cells = (f"`{key}`", type_, f"`{default}`", meanings.get(key, ""))
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        yield ""
+        yield "\n</div>\n" if own else ""
 
 
-def _dataclasses(kind: type, path: str) -> Iterator[tuple[str, type]]:
-    """A dataclass and those in its fields, each with its place in a preset; a union of them only where it is first."""
-    yield path, kind
-    hints, seen = typing.get_type_hints(kind), set()
-    for field in dataclasses.fields(kind):
-        for inner in _within(hints[field.name]):
-            if inner not in seen:
-                seen.add(inner)
-                name = f"{path}.{field.name}" if path and " " not in path else field.name
-                of = f', kind = "{inner.kind}"' if isinstance(getattr(inner, "kind", None), str) else ""
-                yield from _dataclasses(inner, f"{name}{of}")
+def _dataclasses(kind: type) -> Iterator[tuple[str, type]]:
+    """A dataclass and those in its fields, level by level, each once, with its place in a preset."""
+    waiting, seen = [("", kind)], set()
+    for place, each in waiting:
+        if each in seen:
+            continue
+        seen.add(each)
+        tag = getattr(each, "kind", None)
+        yield f'{place}, kind = "{tag}"' if isinstance(tag, str) else place, each
+        hints = typing.get_type_hints(each)
+        for field in dataclasses.fields(each):
+            inner = f"{place}.{field.name}".removeprefix(".")
+            waiting += [(inner, found) for found in _within(hints[field.name])]
 
 
 def _within(hint: Any) -> Iterator[type]:

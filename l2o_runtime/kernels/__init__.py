@@ -6,9 +6,9 @@ run in its interpreter but on no GPU yet, has to be asked for: L2O_KERNELS=trito
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,18 +18,17 @@ from l2o_runtime.rules import LSTMRule, Rule, TieredRule
 from l2o_runtime.stepping.parts import STATE_DTYPES, Part
 
 
-class Kernel(Protocol):
-    """A fast implementation of one rule, for many parts at once.
+class Kernel(ABC):
+    """A fast implementation of one rule, for many parts at once."""
 
-    Attributes:
-        observes: whether `observe` is there; else the plain loop sums up.
-    """
+    def observe(self, parts: list[Part]) -> Tensor | None:
+        """Σ|g| and the rule's own sums over every part, those of its context aside: (parts, 1 + k) float64.
 
-    observes: bool
+        None where the plain loop sums up.
+        """
+        return None
 
-    def observe(self, parts: list[Part]) -> Tensor:
-        """Σ|g| and the rule's own sums over every part, those of its context aside: (parts, 1 + k) float64."""
-
+    @abstractmethod
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
         """Advance states and parameters of parts in place, if good; `Part.finish` is left to the caller.
 
@@ -52,7 +51,7 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
     if device.type == "cuda" and os.environ.get("L2O_KERNELS") == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton
 
-        return triton.TritonKernel(rule) if isinstance(rule, LSTMRule) and triton.supported(rule) else None
+        return triton.TritonKernel(rule) if triton.supported(rule) else None
     if device.type == "cpu" and find_spec("llvmlite") is not None:
         from l2o_runtime.kernels import lstm, tiered
 

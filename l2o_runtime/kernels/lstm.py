@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
-from l2o_runtime.kernels import features
+from l2o_runtime.kernels import Kernel, features
 from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
@@ -78,14 +78,12 @@ class Scratch:
         return self._wide[dtype]
 
 
-class CPUKernel:
+class CPUKernel(Kernel):
     """The update of one rule; see `l2o_runtime.kernels.Kernel`.
 
     Args:
         rule: frozen, on the CPU, in float32.
     """
-
-    observes = False
 
     def __init__(self, rule: LSTMRule):
         self.rule = rule
@@ -104,10 +102,6 @@ class CPUKernel:
         self.widths = [1] * len(averages) + [config.hidden] * (2 * config.layers)
         self.scratch: list[Scratch] = []
         self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
-
-    def observe(self, parts: list[Part]) -> Tensor:
-        """The plain loop does it."""
-        raise NotImplementedError
 
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
         """Advance parts, one after the other."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts import WindowContext
+from l2o_runtime.kernels import Kernel
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, chunk_size, gradient, move, parameter, push
 from l2o_runtime.kernels.threads import share
@@ -84,14 +85,12 @@ class Batch:
     dtypes: Dtypes
 
 
-class TieredKernel:
+class TieredKernel(Kernel):
     """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`.
 
     Args:
         rule: frozen, on the CPU, in float32.
     """
-
-    observes = True
 
     def __init__(self, rule: TieredRule):
         self.rule = rule

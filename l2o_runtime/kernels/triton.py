@@ -5,11 +5,13 @@ be captured in a CUDA graph; run one step before the capture, for the first laun
 (TRITON_INTERPRET=1) it runs on CPU tensors. It has not been timed on a GPU yet.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
+from l2o_runtime.kernels import Kernel
+from l2o_runtime.rules.base import Rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.lstm import LSTMRule
 from l2o_runtime.state import State
@@ -21,11 +23,11 @@ MAX_HIDDEN = 64
 Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
-def supported(rule: LSTMRule) -> bool:
-    """Whether the kernel takes a rule: one tier, the papers' features, unrestrained; not on AMD's GPUs."""
+def supported(rule: Rule) -> TypeGuard[LSTMRule]:
+    """Whether the kernel takes a rule: the papers' LSTM and features, unrestrained; not on AMD's GPUs."""
     small = rule.config.hidden <= MAX_HIDDEN
     plain = rule.config.features != "moments" and rule.config.noise_floor is None
-    return small and plain and torch.version.hip is None
+    return isinstance(rule, LSTMRule) and small and plain and torch.version.hip is None
 
 
 def padded(size: int) -> int:
@@ -80,7 +82,7 @@ def remember(rule: LSTMRule, part: Part, good: Tensor) -> None:
             piece.state[key].copy_(torch.where(good, new, piece.state[key]))
 
 
-class TritonKernel:
+class TritonKernel(Kernel):
     """A frozen rule's step.
 
     Args:
@@ -91,8 +93,6 @@ class TritonKernel:
         block: coordinates per program, a power of two from 16 on; None chooses.
         warps: per program.
     """
-
-    observes = False
 
     def __init__(self, rule: LSTMRule, precision: Precision = "tf32x3", block: int | None = None, warps: int = 4):
         assert supported(rule), "check `supported` first"
@@ -110,10 +110,6 @@ class TritonKernel:
         self.head = torch.zeros(self.width + 1, device=cell.head.weight.device)
         self.head[: cell.hidden] = cell.head.weight.detach()[0]
         self.head[-1] = cell.head.bias.detach()[0]
-
-    def observe(self, parts: list[Part]) -> Tensor:
-        """The plain loop does it."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:

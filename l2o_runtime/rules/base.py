@@ -63,8 +63,8 @@ class RuleConfig:
 
     @property
     def sees_loss(self) -> bool:
-        """Whether a loss changes what the rule does."""
-        return isinstance(self.context, WindowConfig)
+        """Whether a loss changes what the rule does: windows are read with it, `moments` with what became of it."""
+        return self.features == "moments" or isinstance(self.context, WindowConfig)
 
     @property
     def bounded(self) -> bool:

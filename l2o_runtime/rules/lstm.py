@@ -88,11 +88,6 @@ class MomentsConfig(CoordinateConfig):
     output_scale: float = 0.01
     noise_floor: float | None = field(default=None, metadata=LATER)
 
-    @property
-    def sees_loss(self) -> bool:
-        """It looks at what became of the loss."""
-        return True
-
 
 class LSTMRule(Rule):
     """Δ = scale · M(features(g), context, h; φ), the same LSTM for every coordinate.

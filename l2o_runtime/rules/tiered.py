@@ -67,11 +67,6 @@ class TieredConfig(RuleConfig):
         require(stop is None or 1 <= stop <= 10**9, f"clock_stop: must be in 1..{10**9}, or absent; got {stop}")
 
     @property
-    def sees_loss(self) -> bool:
-        """It looks at what became of the loss."""
-        return True
-
-    @property
     def network(self) -> str:
         """The network in a few words."""
         return f"{self.hidden}-unit LSTM per tensor, {UNITS}-unit network per coordinate"

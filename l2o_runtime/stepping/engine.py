@@ -79,8 +79,9 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
     sums: dict[int, Tensor] = {}
     separate = rule is not None and rule.rule.per_tensor
     for kernel, members in ({} if rule is None else rule.fast(parts)).items():
-        if kernel.observes:
-            sums |= zip(members, kernel.observe([parts[index] for index in members]), strict=True)
+        summed = kernel.observe([parts[index] for index in members])
+        if summed is not None:
+            sums |= zip(members, summed, strict=True)
     for index, part in enumerate(parts):
         own = rows.setdefault(part.groups, {})
         row = index if separate else 0

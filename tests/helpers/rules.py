@@ -6,7 +6,15 @@ import torch
 
 from l2o_runtime import Rule, RuleConfig, rules
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, TensorDMDConfig
-from l2o_runtime.rules import DirectionalConfig, LSTMConfig, MomentsConfig, NormalizedConfig, StepLimits, TieredConfig
+from l2o_runtime.rules import (
+    DirectionalConfig,
+    LSTMConfig,
+    MomentsConfig,
+    NormalizedConfig,
+    RNNPropConfig,
+    StepLimits,
+    TieredConfig,
+)
 from l2o_runtime.state import zeros
 
 CONTEXTS = {
@@ -29,6 +37,9 @@ RULES = {
 } | {
     f"{context}-moments": MomentsConfig(context=CONTEXTS[context], layers=1, output_scale=0.01)
     for context in ("none", "dmd-sketch")
+}
+RULES |= {
+    f"{context}-rnnprop": RNNPropConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")
 }
 RULES |= {f"{context}-scale": TieredConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")}
 RULES["limited-scale"] = dataclasses.replace(RULES["none-scale"], limits=StepLimits(known_parameters=16, largest=1.0))

@@ -19,8 +19,9 @@ from l2o_runtime.contexts.gram import GramWindow
 from l2o_runtime.contexts.gram import push as gram_push
 from l2o_runtime.contexts.sketch import count_sketch
 from l2o_runtime.kernels import fits, select
-from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, TieredConfig
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig
 from l2o_runtime.rules.features import SMALLEST_SQUARE
+from l2o_runtime.rules.lstm import CoordinateConfig
 from l2o_runtime.state import LARGEST, zeros
 from l2o_runtime.stepping.engine import Replicas, advance
 from l2o_runtime.stepping.parts import CHUNK, STATE_DTYPES, Part, kept_in, make_part
@@ -68,7 +69,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[name for name, config in RULES.items() if not isinstance(config, TieredConfig)])
+@pytest.fixture(params=[name for name, config in RULES.items() if isinstance(config, CoordinateConfig)])
 def rule(request) -> Rule:
     """Every rule of the table that runs its LSTM for every coordinate; the others' kernel is tested with them."""
     return make_rule(RULES[request.param])

@@ -1,21 +1,17 @@
 """Objectives: the summands of the meta-loss."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from l2o_runtime.config import KAEConfig
 from l2o_runtime.contexts import KAE
-from l2o_runtime.solvers import Descent, Point
+from l2o_runtime.solvers import Descent, Point, Solver
+from l2o_runtime.state import State
 from l2o_training.config import TrainConfig
 from l2o_training.tasks import Instances
-
-if TYPE_CHECKING:
-    from l2o_training.meta.unroll import Trace
 
 TINY = 1e-10
 """Losses below this count as this where their logarithm is taken."""
@@ -61,8 +57,13 @@ class Objective(ABC):
             Value (B,) float64, and slope ∂value/∂θ (B, n).
         """
 
-    def of(self, trace: Trace) -> Tensor | None:
-        """What depends on a solver's parameters otherwise than through θ, a scalar; None where there is nothing."""
+    def of(self, solver: Solver, states: State) -> Tensor | None:
+        """What depends on a solver's parameters otherwise than through θ, a scalar; None where there is nothing.
+
+        Args:
+            solver: which made the steps.
+            states: those that `reads` names, after each step, (u, B, …) each.
+        """
         return None
 
 
@@ -94,10 +95,10 @@ class KoopmanLoss(Objective):
     def at(self, instances: Instances, point: Point) -> None:
         """It is of the truncation alone."""
 
-    def of(self, trace: Trace) -> Tensor | None:
+    def of(self, solver: Solver, states: State) -> Tensor | None:
         """None without an autoencoder."""
-        context = trace.solver.rule.context if isinstance(trace.solver, Descent) else None
-        return context.koopman_loss(trace.states[self.reads[0]]) if isinstance(context, KAE) else None
+        context = solver.rule.context if isinstance(solver, Descent) else None
+        return context.koopman_loss(states[self.reads[0]]) if isinstance(context, KAE) else None
 
 
 def loss_objectives(kind: Literal["loss", "log_loss"] = "loss", tail: float | None = None) -> tuple[Objective, ...]:

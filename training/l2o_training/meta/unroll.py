@@ -1,6 +1,5 @@
 """The inner loop, unrolled: Algorithm 1 of L2O-DMD (Šimánek et al., arXiv 2211.16268), for any solver."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -47,7 +46,6 @@ class Trace:
     """What one truncation gives.
 
     Attributes:
-        solver: which made the steps.
         losses: (u, B) losses after each step.
         mean_losses: (u, B) losses at the mean of the latest parameters; None where no objective asks for it.
         scores: (1 or 2, u, B) losses in evaluation mode after each step, and those at the mean.
@@ -57,7 +55,6 @@ class Trace:
         terms: what objectives say of the whole truncation, by their names, constant.
     """
 
-    solver: Solver
     losses: Tensor
     mean_losses: Tensor | None
     scores: Tensor
@@ -151,24 +148,21 @@ def unroll(
     inner.statistics, inner.mean_statistics = latest.statistics, average.statistics
     inner.steps, inner.mean = inner.steps + steps, mean
     inner.state = {key: value.detach() for key, value in state.items()}
-    trace = _trace(solver, latest, average)
     states = {key: torch.stack([kept[key] for kept in read]) for key in read[0]}
-    value = torch.stack(values).mean(1).sum()
-    return _with_terms(dataclasses.replace(trace, states=states, objective=total, value=value), objectives)
-
-
-def _trace(solver: Solver, latest: _Place, average: _Place) -> Trace:
-    """What was seen, with a meta-loss of zero."""
-    visited, zero = [place for place in (latest, average) if place.losses], latest.losses[0].new_zeros(())
+    value, terms = torch.stack(values).mean(1).sum(), {}
+    for objective in objectives:
+        term = objective.of(solver, states)
+        if term is not None:
+            total, value = total + objective.weight * term, value + objective.weight * term.detach()
+            terms[objective.name] = term.detach()
     return Trace(
-        solver=solver,
         losses=torch.stack(latest.losses),
         mean_losses=torch.stack(average.losses) if average.losses else None,
-        scores=torch.stack([torch.stack(place.scores) for place in visited]),
-        states={},
-        objective=zero,
-        value=zero.double(),
-        terms={},
+        scores=torch.stack([torch.stack(place.scores) for place in (latest, average) if place.losses]),
+        states=states,
+        objective=total,
+        value=value,
+        terms=terms,
     )
 
 
@@ -193,14 +187,3 @@ def _summands(
             product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))
             value = value + objective.weight * found[0]
     return product, value
-
-
-def _with_terms(trace: Trace, objectives: Sequence[Objective]) -> Trace:
-    """With what objectives say of the whole truncation."""
-    total, value, terms = trace.objective, trace.value, {}
-    for objective in objectives:
-        term = objective.of(trace)
-        if term is not None:
-            total, value = total + objective.weight * term, value + objective.weight * term.detach()
-            terms[objective.name] = term.detach()
-    return dataclasses.replace(trace, objective=total, value=value, terms=terms)

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def index_of(out: Path) -> Path:
     return path
 
 
+COLUMNS = 120
+"""Of prose, at most."""
+
 _TRAINS = (
     "It runs what is missing. These commands train the same rules, to the bit on the same machine (a DMD whose "
     "window is never full in meta-training is not trained, but equal to what training would give). Where another plan "
@@ -147,4 +151,24 @@ def _code(lines: list[str]) -> str:
 
 def _write(path: Path, parts: list[str]) -> None:
     with atomic_write(path) as file:
-        file.write(("\n\n".join(parts) + "\n").encode())
+        file.write((wrapped("\n\n".join(parts)) + "\n").encode())
+
+
+def wrapped(text: str) -> str:
+    """Prose in lines of at most `COLUMNS`; tables, headings and commands stay as they are.
+
+    >>> wrapped("| " + "a " * 99 + "|") == "| " + "a " * 99 + "|"
+    True
+    >>> [len(line) for line in wrapped("- " + "word " * 30).splitlines()]
+    [116, 36]
+    """
+    pieces = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)  # every other one is code
+    pieces[::2] = ["\n".join(map(_wrapped, piece.split("\n"))) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _wrapped(line: str) -> str:
+    if len(line) <= COLUMNS or line.startswith(("|", "#", "!")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

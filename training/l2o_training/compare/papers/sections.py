@@ -257,6 +257,7 @@ def bundle(experiments: list[Numbers], out: Path) -> Section:
         f"Mean of the 10 steps up to there, ± over {numbers.experiment.runs} runs. Adam is tuned for each line on the "
         f"very runs it is scored on, over {', '.join(f'{lr:g}' for lr in numbers.experiment.lrs)}.\n\n"
         + "\n\n".join(["\n".join(score), markdown(header, rows), "![curves](bundled.png)"])
+        + "\n\nMean over runs, band ± 1 standard deviation; of Adam at 0.01 alone. Dotted: the steps of the table."
     )
 
 
