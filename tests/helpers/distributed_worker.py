@@ -1,6 +1,6 @@
 """What one rank does in tests/runtime/test_distributed.py: parallel training, faults and checkpoints.
 
-Every scenario trains the same network on the same minibatches as a single process does, for 60 steps. The sizes do not
+Every scenario trains the same network on the same minibatches as a single process does, for 100 steps. The sizes do not
 divide by the number of ranks, and some ranks hold no row at all of the smallest tensors.
 """
 
@@ -24,9 +24,7 @@ from l2o_runtime import LearnedOptimizer, save_rule
 RULE = "normalized-dmd"
 """A bundled rule with a context, unless a scenario has its own."""
 
-STEPS = 60
-"""The rule's window is full after 21, also in the second half, which checkpoints are resumed for."""
-
+STEPS = 100
 BATCH = 16
 
 
