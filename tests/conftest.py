@@ -1,16 +1,24 @@
 """Shared fixtures: one thread, every rule of the table, real windows, and where real data may lie."""
 
 import os
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from rules import RULES, make_rule
 from torch import nn
 
+from l2o_export.export import export_rule
+from l2o_export.formats import WRITERS
 from l2o_runtime import Rule, save_rule
+from l2o_runtime.files.artifact import find_rule
 
 torch.set_num_threads(1)
 
@@ -33,6 +41,38 @@ def rule_file(rule, tmp_path) -> Path:
     path = tmp_path / "rule.safetensors"
     save_rule(path, rule)
     return path
+
+
+Once = Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Once:
+    """Fills a folder once for all processes of pytest-xdist: its name, what fills it → the folder, what that gave.
+
+    Tests share the folder, so they only read it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "once"
+    root.mkdir(exist_ok=True)
+
+    def fill_once(name: str, fill: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder, gave = root / name, root / f"{name}.pickle"
+        with FileLock(root / f"{name}.lock"):
+            if not gave.is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                content = pickle.dumps(fill(folder))
+                gave.write_bytes(content)
+        return folder, pickle.loads(gave.read_bytes())
+
+    return fill_once
+
+
+@pytest.fixture(scope="session")
+def bundled_exports(once) -> Callable[[str], tuple[Path, Any]]:
+    """A bundled rule's name → a folder of all its formats, the manifest."""
+    return lambda name: once(f"export-{name}", lambda out: export_rule(find_rule(name), list(WRITERS), out))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import onnx
 import pytest
@@ -16,12 +16,12 @@ from torch import nn
 
 from l2o_export.export import export_rule, parse_formats
 from l2o_export.formats import WRITERS, ExportError
-from l2o_export.verify import make_reference, relative_error, verify
+from l2o_export.verify import Reference, make_problem, make_reference, relative_error, verify
 from l2o_runtime import ArtifactError, ConfigError, LearnedOptimizer, save_rule
 from l2o_runtime.contexts import dmd, kae, progress
 from l2o_runtime.contexts.gram import GramWindow
 from l2o_runtime.files.archive import seal
-from l2o_runtime.files.artifact import bundled_rules, find_rule, load_rule
+from l2o_runtime.files.artifact import bundled_rules, load_rule
 from l2o_runtime.files.exported import load_exported, step_names, torchscript
 from l2o_runtime.rules import coordinate_lstm as cells
 from l2o_runtime.rules import features
@@ -45,22 +45,21 @@ TWO_TIERS = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale"]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Every format of some rules, written without verification."""
-    folder, made = tmp_path_factory.mktemp("export"), {}
-    for name in EXPORTED + TWO_TIERS:
-        rule = make_rule(RULES[name])
-        for form in FORMATS:
-            suffix, writer = WRITERS[form]
-            made[name, form] = folder / f"{name}{suffix}"
-            writer(rule, {"seed": 0}, made[name, form])
-    return made
+def written(once):
+    """A rule of the table and a format → its file, written without verification."""
+
+    def file(name, form):
+        suffix, writer = WRITERS[form]
+        fill = lambda folder: writer(make_rule(RULES[name]), {"seed": 0}, folder / f"rule{suffix}")  # noqa: E731
+        return once(f"{name}-{form}", fill)[0] / f"rule{suffix}"
+
+    return file
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", EXPORTED)
-def test_one_step_agrees_for_any_number_of_coordinates(files, name, form):
-    rule, exported = make_rule(RULES[name]), load_exported(files[name, form])
+def test_one_step_agrees_for_any_number_of_coordinates(written, name, form):
+    rule, exported = make_rule(RULES[name]), load_exported(written(name, form))
     assert exported.config == rule.config
     torch.manual_seed(0)
     for n in (2, 7, 300):
@@ -78,8 +77,8 @@ def test_one_step_agrees_for_any_number_of_coordinates(files, name, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", TWO_TIERS)
-def test_one_step_agrees_for_any_tensors(files, name, form):
-    rule, exported = make_rule(RULES[name]), load_exported(files[name, form])
+def test_one_step_agrees_for_any_tensors(written, name, form):
+    rule, exported = make_rule(RULES[name]), load_exported(written(name, form))
     torch.manual_seed(0)
     for shapes in ([(2,), (1,)], [(4, 3), (5,), (), (2, 2, 2)], [(7,)]):
         ours, layout = first_state(rule, (), shapes)
@@ -96,10 +95,10 @@ def test_one_step_agrees_for_any_tensors(files, name, form):
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_optimizer_runs_and_resumes_exported_files(files, form, state_dtype):
+def test_the_optimizer_runs_and_resumes_exported_files(written, form, state_dtype):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    options = {"rule": files["dmd-raw-normalized", form], "state_dtype": state_dtype}
+    options = {"rule": written("dmd-raw-normalized", form), "state_dtype": state_dtype}
     optimizer = LearnedOptimizer([{"params": [model.weight]}, {"params": [model.bias], "lr": 0.0}], **options)
     bias = model.bias.detach().clone()
 
@@ -122,8 +121,8 @@ def test_the_optimizer_runs_and_resumes_exported_files(files, form, state_dtype)
 
 
 @pytest.mark.parametrize("name", EXPORTED + TWO_TIERS)
-def test_onnx_is_standard_and_self_describing(files, name):
-    model = onnx.load(files[name, "onnx"])
+def test_onnx_is_standard_and_self_describing(written, name):
+    model = onnx.load(written(name, "onnx"))
     assert {entry.domain for entry in model.opset_import} == {""}
     assert not model.functions
     onnx.checker.check_model(model, full_check=True)
@@ -151,11 +150,11 @@ def beyond_old_runtimes(graph):
                 yield from beyond_old_runtimes(attribute.g)
 
 
-@pytest.fixture(scope="module", params=bundled_rules())
-def exported(request, tmp_path_factory):
+@pytest.fixture(params=bundled_rules())
+def exported(request, bundled_exports):
     """A bundled rule in all formats: its name, the manifest, the folder."""
-    out = tmp_path_factory.mktemp(request.param)
-    return request.param, export_rule(find_rule(request.param), list(WRITERS), out), out
+    out, manifest = bundled_exports(request.param)
+    return request.param, manifest, out
 
 
 def test_every_bundled_rule_exports_to_every_format(exported):
@@ -220,8 +219,8 @@ def test_onnx_files_are_for_old_runtimes_and_name_no_paths(exported):
     assert not any(node.metadata_props for body in nodes for node in body.attribute[0].g.node)
 
 
-def test_an_old_runtime_says_why_it_refuses_a_file(files, tmp_path):
-    model = onnx.load(files["none-scale", "onnx"])
+def test_an_old_runtime_says_why_it_refuses_a_file(written, tmp_path):
+    model = onnx.load(written("none-scale", "onnx"))
     model.ir_version = 99
     path = tmp_path / "rule.onnx"
     del model.metadata_props[-1]  # the digest
@@ -375,9 +374,10 @@ MUTANTS = {
 CASES = [(rule, mutant) for rule in bundled_rules() for mutant, (rules, _) in MUTANTS.items() if rule in rules]
 
 
-@lru_cache(maxsize=1)
-def reference_of(name):
-    return make_reference(load_rule(name))
+def complaint(name, file):
+    """What is wrong with a file of a bundled rule; all of these files are to fail before they would run free."""
+    problem = make_problem()
+    return verify(Reference(load_rule(name), problem, problem.start, own=0.0), file).complaint
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -388,7 +388,7 @@ def test_wrong_files_are_refused(tmp_path, name, mutant, form):
     with pytest.MonkeyPatch.context() as patch:
         MUTANTS[mutant][1](patch, name)
         writer(load_rule(name), {}, path)
-    assert "differs from eager in" in verify(reference_of(name), load_exported(path)).complaint
+    assert "differs from eager in" in complaint(name, load_exported(path))
 
 
 @pytest.mark.parametrize("change", ["gates", "rounded", "sign"])
@@ -404,7 +404,7 @@ def test_wrong_weights_are_refused(tmp_path, name, change):
     else:
         rule.cell.weight_hh[0][0, 0] *= -1
     WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
-    assert "differs from eager in" in verify(reference_of(name), load_rule(tmp_path / "rule.safetensors")).complaint
+    assert "differs from eager in" in complaint(name, load_rule(tmp_path / "rule.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
@@ -424,7 +424,7 @@ def test_files_of_others_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_newer_exported_files_are_refused_with_both_versions(files, form, tmp_path, monkeypatch):
+def test_newer_exported_files_are_refused_with_both_versions(form, tmp_path, monkeypatch):
     suffix, writer = WRITERS[form]
     monkeypatch.setattr("l2o_export.formats.FORMAT", "l2o-rule/3")
     writer(make_rule(RULES["none-log_sign"]), {}, tmp_path / f"rule{suffix}")
@@ -432,10 +432,10 @@ def test_newer_exported_files_are_refused_with_both_versions(files, form, tmp_pa
         load_exported(tmp_path / f"rule{suffix}")
 
 
-def test_other_programs_read_sealed_files(files):
+def test_other_programs_read_sealed_files(written):
     with torchscript():
-        torch.jit.load(files["none-log_sign", "torchscript"])
-    torch.export.load(files["none-log_sign", "pt2"])
+        torch.jit.load(written("none-log_sign", "torchscript"))
+    torch.export.load(written("none-log_sign", "pt2"))
 
 
 def test_formats_are_parsed():

@@ -34,11 +34,9 @@ from golden.trajectories import (
 )
 from safetensors.torch import load_file
 
-from l2o_export.export import export_rule
 from l2o_export.formats import WRITERS
 from l2o_export.verify import FREE_TOLERANCE
 from l2o_runtime import load_rule
-from l2o_runtime.files.artifact import find_rule
 
 pytestmark = pytest.mark.slow
 
@@ -143,15 +141,16 @@ def test_the_same_meta_gradients(rule, task, way):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("rule", RULES)
-def test_exports_train_as_the_rule_did(rule, kind, tmp_path):
+def test_exports_train_as_the_rule_did(rule, kind, bundled_exports):
     """Every format, run by the optimizer, follows what was recorded of the plain loop, within the parity of exports."""
-    manifest = export_rule(find_rule(rule), [kind], tmp_path)
-    if kind == "onnx" and manifest["failed"] and torch.__version__.startswith("2.9."):
-        pytest.skip(f"torch 2.9: {manifest['failed']}")
-    assert not manifest["failed"]
-    (file,) = manifest["files"]
+    out, manifest = bundled_exports(rule)
+    failed = manifest["failed"].get(kind)
+    if kind == "onnx" and failed and torch.__version__.startswith("2.9."):
+        pytest.skip(f"torch 2.9: {failed}")
+    assert not failed
+    (file,) = (file for file, entry in manifest["files"].items() if entry["format"] == kind)
     for name in ("fed", "mlp"):
-        check_trajectory(train(tmp_path / file, name, compiled=False), f"{rule}/{name}", FREE_TOLERANCE)
+        check_trajectory(train(out / file, name, compiled=False), f"{rule}/{name}", FREE_TOLERANCE)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,4 +1,4 @@
-"""Who communicates, when, and with whom: what one rank does in tests/runtime/test_distributed.py, started by torchrun.
+"""Who communicates, when, and with whom: what one rank does in tests/runtime/test_distributed.py.
 
 Every scenario ends on all ranks, within the timeout; the numbers of a script's own collectives are right.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_worker import compare, flat, minibatches, network, run, shard, train
+from distributed_worker import compare, flat, minibatches, network, shard, train
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -367,7 +367,3 @@ def make_scenarios(_: Path) -> dict[str, Callable[[], Figures]]:
         "several meshes": several_meshes,
         "a mesh of some": a_mesh_of_some,
     }
-
-
-if __name__ == "__main__":
-    run(make_scenarios)

@@ -1,14 +1,11 @@
-"""What one rank does in tests/runtime/test_distributed.py; started by torchrun, writes its figures as JSON.
+"""What one rank does in tests/runtime/test_distributed.py: parallel training, faults and checkpoints.
 
 Every scenario trains the same network on the same minibatches as a single process does, for 100 steps. The sizes do not
 divide by the number of ranks, and some ranks hold no row at all of the smallest tensors.
 """
 
-import json
-import os
-import sys
+import functools
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -108,14 +105,21 @@ class ColumnsAndCopies(nn.Module):
         return (x @ w1.T + b1).tanh().matmul(w2.T).add(b2).tanh().matmul(w3.T).add(b3)
 
 
+@functools.cache
+def in_one_process(**options: object) -> tuple[nn.Module, LearnedOptimizer]:
+    """What scenarios of the same options are held against."""
+    model = network()
+    optimizer = LearnedOptimizer(model.parameters(), **options)
+    train(model, optimizer, split=False)
+    return model, optimizer
+
+
 def parallel(build: Callable[[], nn.Module], split: bool = True, **options: object) -> dict[str, float]:
     """A distributed run against the same run in one process."""
     model = build()
     optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
     train(model, optimizer, split=split)
-    alone = network()
-    reference = LearnedOptimizer(alone.parameters(), **{"rule": RULE} | options | {"process_group": "self"})
-    train(alone, reference, split=False)
+    alone, reference = in_one_process(**{"rule": RULE} | options | {"process_group": "self"})
     health = optimizer.health()
     assert health == reference.health(), (health, reference.health())
     figures = compare(model, alone)
@@ -182,20 +186,6 @@ def with_ddp(**options: object) -> dict[str, float]:
     return parallel(lambda: DistributedDataParallel(network()), process_group=dist.group.WORLD, **options)
 
 
-def run(make_scenarios: Callable[[Path], dict[str, Callable[[], dict[str, float]]]]) -> None:
-    """Run the scenarios named on the command line; a rank that waits for others that do not come is an error."""
-    torch.set_num_threads(1)
-    folder, *names = (Path(sys.argv[1]), *sys.argv[2:])
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    scenarios = make_scenarios(folder)
-    figures = {name: scenarios[name]() for name in names}
-    if dist.get_rank() == 0:
-        (folder / f"figures-{dist.get_world_size()}.json").write_text(json.dumps(figures))
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # gloo's threads sometimes abort while the interpreter is torn down
-
-
 def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
     exact = folder / f"exact-{dist.get_rank()}.safetensors"
     save_rule(exact, make_rule(RULES["dmd-exact-normalized"]))
@@ -222,7 +212,3 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "save in a trial": lambda: save_half_way(folder / "trial", safeguard="adam"),
         "resume in a trial": lambda: resume(folder / "trial", safeguard="adam"),
     }
-
-
-if __name__ == "__main__":
-    run(make_scenarios)

@@ -16,12 +16,14 @@ from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.ranks.rendezvous import join
 from l2o_training.tasks import MLPConfig, QuadraticConfig
 
-UPDATES = 6
-STOP = 3
+UPDATES = 3
+"""A horizon has two truncations: the third update begins another optimization."""
+
+STOP = 2
 CONFIG = TrainConfig(
     rule=NormalizedConfig(hidden=3, layers=1, context=KAEConfig(window=4)),
     tasks=(QuadraticConfig(size=5), MLPConfig(hidden=(2,), norm="batch", batch_size=4)),
-    **{"epochs": 6, "horizon": 20, "shortest": 5, "unroll": 5, "batch": 2, "lanes": 4},
+    **{"epochs": 4, "horizon": 10, "shortest": 5, "unroll": 5, "batch": 2, "lanes": 4},
     **{"validate_every": 1, "validation_runs": 3, "particles": 4},
 )
 ESTIMATORS = ("tbptt", "es", "pes", "mixed")

@@ -1,4 +1,8 @@
-"""DDP, FSDP2 and DTensor over gloo processes started by torchrun; distributed_worker.py is what each rank does."""
+"""DDP, FSDP2 and DTensor over gloo processes started by torchrun.
+
+What each rank does is in distributed_worker.py and collectives_worker.py. It takes longer to start ranks than to run
+a scenario, so that they are started once, for all of them.
+"""
 
 import copy
 import json
@@ -60,60 +64,65 @@ COLLECTIVES = [
 """Ranks of which some have less to do than others; each asserts by itself what should be."""
 
 
-def launch(
-    world: int, folder: Path, *scenarios: str, worker: str = "distributed_worker"
-) -> dict[str, dict[str, float]]:
-    """Run scenarios of a worker on `world` ranks; their figures."""
+CHECKPOINTS = {
+    4: ["save", "resume", "save in a trial", "resume in a trial", "save in bfloat16", "resume in bfloat16"],
+    2: ["resume", "resume in a trial"],
+}
+"""Through torch.distributed.checkpoint; two ranks resume what four have saved."""
+
+every_world = pytest.mark.parametrize("world", [2, 4])
+
+
+def launch(folder: Path, world: int) -> dict[str, dict[str, float]]:
+    """Run all scenarios on `world` ranks; their figures."""
     here = Path(__file__).parents[1] / "helpers"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command = [*torchrun, str(here / f"{worker}.py"), str(folder), *scenarios]
+    scenarios = [*PARALLEL[world], FAULT, *CHECKPOINTS[world], *TOGETHER, *COLLECTIVES]
+    command = [*torchrun, str(here / "run_scenarios.py"), str(folder), *scenarios]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[:6000]
     return json.loads((folder / f"figures-{world}.json").read_text())
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def figures(request, tmp_path_factory):
-    world = request.param
-    return world, launch(world, tmp_path_factory.mktemp("ranks"), *PARALLEL[world], FAULT)
+@pytest.fixture(scope="module")
+def figures(once):
+    """Number of ranks → scenario → figures."""
+    return once("distributed", lambda folder: {world: launch(folder, world) for world in (4, 2)})[1]
 
 
-def test_ranks_agree_bit_for_bit_and_with_one_process(figures):
-    world, found = figures
-    assert list(found) == [*PARALLEL[world], FAULT]
-    for name, figure in found.items():
+@every_world
+def test_ranks_agree_bit_for_bit_and_with_one_process(figures, world):
+    for name in (*PARALLEL[world], FAULT):
+        figure = figures[world][name]
         assert figure["between ranks"] == 0, name
         # A sum in another order rounds a number of the state the other way now and then.
         assert figure["to one process"] <= (1e-2 if "bfloat16" in name else 1e-5), name
         assert figure["travelled"] > 0.05, f"{name}: nothing moved"
 
 
-def test_every_coordinate_is_counted_once(figures):
+@every_world
+def test_every_coordinate_is_counted_once(figures, world):
     """A tensor that is summed twice, or a shard that is left out, would show in the Gram matrix."""
-    _, found = figures
-    exact = {name: figure for name, figure in found.items() if "bfloat16" not in name}
+    exact = {name: figures[world][name] for name in PARALLEL[world] if "bfloat16" not in name}
     windows = {name: figure["of the window"] for name, figure in exact.items() if "of the window" in figure}
     assert len(windows) >= 4
     assert max(windows.values()) <= 1e-6, windows
 
 
-def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(tmp_path):
-    """Through torch.distributed.checkpoint: bit for bit on as many ranks; else up to the order of sums."""
-    narrow = ["save in bfloat16", "resume in bfloat16"]
-    four = launch(4, tmp_path, "save", "resume", "save in a trial", "resume in a trial", *narrow)
-    two = launch(2, tmp_path, "resume", "resume in a trial")
-    assert four["resume in bfloat16"]["to the uninterrupted run"] == 0
+def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(figures):
+    """Bit for bit on as many ranks; else up to the order of sums."""
+    assert figures[4]["resume in bfloat16"]["to the uninterrupted run"] == 0
     for name in ("resume", "resume in a trial"):
-        assert four[name]["to the uninterrupted run"] == 0, name
-        assert two[name]["to the uninterrupted run"] <= 1e-5, name
+        assert figures[4][name]["to the uninterrupted run"] == 0, name
+        assert figures[2][name]["to the uninterrupted run"] <= 1e-5, name
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_exchange_what_they_must_and_nothing_else(world, tmp_path):
+@every_world
+def test_ranks_exchange_what_they_must_and_nothing_else(figures, world):
     """Nobody waits for a rank that does not come, nor is a script's collective paired with the optimizer's."""
-    found = launch(world, tmp_path, *TOGETHER, *COLLECTIVES, worker="collectives_worker")
-    assert list(found) == [*TOGETHER, *COLLECTIVES]
+    found = figures[world]
+    assert found.keys() >= {*TOGETHER, *COLLECTIVES}
     for name in TOGETHER:
         assert found[name]["between ranks"] == 0, name
         assert found[name]["to one process"] <= 1e-5, name

@@ -1,5 +1,6 @@
 """What has no gradient any more comes to rest, and what has only rounding for one goes nowhere: beside Adam."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -41,6 +42,7 @@ def classified(model: nn.Module, inputs: int, classes: int) -> Iterator[Tensor]:
         yield F.cross_entropy(model(x[index]), y[index])
 
 
+@functools.cache
 def after_freezing(name: str) -> float:
     """How far a layer goes on whose gradients are zero from step 50 on."""
     torch.manual_seed(0)
@@ -57,6 +59,7 @@ def after_freezing(name: str) -> float:
     return float((frozen.detach() - start[0]).abs().mean())
 
 
+@functools.cache
 def after_pruning(name: str) -> float:
     """How large weights become that are set to zero in step 100 and have no gradient from then on."""
     torch.manual_seed(0)
@@ -74,6 +77,7 @@ def after_pruning(name: str) -> float:
     return float(weight.detach()[~kept].abs().mean())
 
 
+@functools.cache
 def after_one_look(name: str) -> list[float]:
     """How far the row of a word that occurs in step 100 alone moves in that step and in those after it."""
     torch.manual_seed(0)
@@ -111,6 +115,7 @@ def test_a_row_that_was_seen_once_comes_to_rest_as_fast_as_under_adam(name):
     assert until_rest(after_one_look(name)) < 2 * until_rest(after_one_look("adam"))
 
 
+@functools.cache
 def biases_in_front_of_norms(name: str, seed: int) -> tuple[float, float]:
     """How far biases move that BatchNorm takes out again, and how much evaluation mode changes the outputs."""
     torch.manual_seed(seed)
@@ -134,6 +139,7 @@ def test_biases_in_front_of_batch_norm_go_no_further_than_twice_as_under_adam(na
     assert gap < 0.05
 
 
+@functools.cache
 def key_biases(name: str) -> float:
     """How far key biases of attention move, to which softmax is blind."""
     torch.manual_seed(0)

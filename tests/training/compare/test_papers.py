@@ -3,9 +3,11 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from l2o_runtime.solvers import Descent
 from l2o_training import plots
 from l2o_training.compare.contenders import Contender, of_rule
 from l2o_training.compare.flat import FlatWorkload, rollout, task_name
-from l2o_training.compare.papers import plans
+from l2o_training.compare.papers import plans, sections
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import collect
 from l2o_training.compare.papers.page import write_page
@@ -44,7 +46,7 @@ pytestmark = pytest.mark.slow
 TINY = (
     "epochs=3",
     "batch=1",
-    "validate_every=1",
+    "validate_every=2",
     "validation_runs=2",
     'tasks=[{kind="mlp", data="digits", hidden=[2], batch_size=8}]',
 )
@@ -67,12 +69,12 @@ def lab_in(folder: Path, *changes: str) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Plan, Lab]:
+def done(once, tmp_path_factory) -> tuple[Plan, Lab]:
     """The plan `table1`, reproduced on digits."""
-    folder = tmp_path_factory.mktemp("reproduction")
-    plan, lab = shrink("table1"), lab_in(folder)
-    reproduce(plan, lab)
-    return plan, lab
+    plan, folder = shrink("table1"), tmp_path_factory.mktemp("reproduction")
+    finished, _ = once("table1", lambda folder: reproduce(plan, lab_in(folder)))
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    return plan, replace(lab_in(folder), data_root=finished / "data")  # losses are kept with where their data are
 
 
 CONTROLS = {
@@ -82,23 +84,35 @@ CONTROLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Settings → a trainer without context that has run, and the weights that its head had before."""
+
+    @cache
+    def train(*settings):
+        trainer = Trainer(load_preset("mnist-l2o", settings), tmp_path_factory.mktemp("plain") / "run")
+        start = trainer.rule.cell.head.weight.detach().clone()
+        trainer.run()
+        return trainer, start
+
+    return train
+
+
 @pytest.mark.parametrize("clip", [1.0, 0.01])
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_context_of_zeros_trains_exactly_like_none(tmp_path, name, clip):
+def test_a_context_of_zeros_trains_exactly_like_none(tmp_path, plain, name, clip):
     """Whatever its width, and also where the meta-gradient is clipped; its own weights stay as drawn."""
     preset, overrides = CONTROLS[name]
     settings = [*TINY, f"clip={clip}", "seed=4"]
     ours = Trainer(load_preset(preset, [*settings, *overrides]), tmp_path / "ours")
     drawn = ours.rule.cell.weight_context.detach().clone()
-    plain = Trainer(load_preset("mnist-l2o", settings), tmp_path / "plain")
-    start = plain.rule.cell.head.weight.detach().clone()
-    for trainer in (ours, plain):
-        trainer.run()
-    assert not torch.equal(start, plain.rule.cell.head.weight), "it was trained at all"
-    for key, value in plain.rule.state_dict().items():
+    ours.run()
+    trainer, start = plain(*settings)
+    assert not torch.equal(start, trainer.rule.cell.head.weight), "it was trained at all"
+    for key, value in trainer.rule.state_dict().items():
         other = ours.rule.state_dict()[key]
         assert torch.equal(other, drawn if key == "cell.weight_context" else value), key
-    assert ours.best == plain.best
+    assert ours.best == trainer.best
 
 
 def test_a_placebo_is_no_context_in_evaluation_too(tmp_path):
@@ -509,10 +523,12 @@ def test_pages_say_what_is_missing(name, tmp_path, done):
         assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", text)
 
 
-def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path):
-    """Plans whose rules are there already only measure."""
+def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path, monkeypatch):
+    """Plans whose rules are there already only measure; bundled rules here for a tenth of the steps, or less."""
     _, lab = done
-    seen = []
+    seen, horizon = [], load_rule("scale").config.horizon
+    monkeypatch.setattr(sections, "CHECKPOINTS", (30, 100))
+    monkeypatch.setattr(sections, "MULTIPLES", (1, 2, 3))
     for name in ("controls", "fig3", "bundled", "horizon"):
         plan = shrink(name)
         if name == "controls":
@@ -520,7 +536,7 @@ def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path):
             plan = replace(plan, experiments=(replace(study, variants=(plans.L2O, plans.DMD_1_20)),))
         if name in ("bundled", "horizon"):
             (study,) = plan.experiments
-            steps = {"bundled": 1000, "horizon": 5000}[name]
+            steps = {"bundled": 100, "horizon": 3 * horizon}[name]
             plan = replace(plan, experiments=(replace(study, steps=steps, runs=1, tasks=study.tasks[:1], lrs=(0.01,)),))
         reproduce(plan, lab, report=lambda what, *_: seen.append(what))
         text = write_page(name, plan, lab, tmp_path / "pages", []).read_text()
@@ -533,7 +549,7 @@ def test_the_koopman_plan(tmp_path):
     """Its quadratics, shortened; the tasks that need data stay away."""
     plan = find_plan("koopman", seeds=2, runs=3)
     plan = replace(plan, experiments=plan.experiments[:1])
-    lab = Lab(tmp_path / "runs", tmp_path, changes=("epochs=12", "validation_runs=2"))
+    lab = Lab(tmp_path / "runs", tmp_path, changes=("epochs=11", "horizon=80", "validation_runs=2"))
     reproduce(plan, lab)
     text = write_page("koopman", plan, lab, tmp_path / "pages", []).read_text()
     assert "not run" not in text.lower()

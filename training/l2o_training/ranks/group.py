@@ -224,11 +224,16 @@ class Ranks:
                 self.store.wait([f"heard/{rank}" for rank in range(self.size)], span(HEARD_TIMEOUT))
 
     def _lost(self, error: RuntimeError, waited: float) -> NoReturn:
-        """Find out who is missing in a sum."""
+        """Find out who is missing in a sum: who did not come to it, or came and is silent, as a stopped process is."""
+        self._set(f"lost/{self.rank}")
         behind = [rank for rank in range(self.size) if self._at(rank) < self.sums]
-        if waited >= 0.95 * self.timeout and behind:
+        late = waited >= 0.95 * self.timeout
+        if late and behind:
             self._judge(f"{name_ranks(behind)} did not come to sum {self.sums} within {waited:.0f} s: hangs", error)
-        time.sleep(1)  # the rank that knows more, since it waited longest, comes first
+        time.sleep(1)  # the rank that knows more, since it waited longest, comes first; all that live have said so
+        silent = [rank for rank in range(self.size) if not self._has(f"lost/{rank}")]
+        if late and silent:
+            self._judge(f"{name_ranks(silent)} came to, but hangs in sum {self.sums} for {waited:.0f} s", error)
         who = f"; {name_ranks(behind)} had not come to it" if behind else ""
         self._judge(f"a connection broke in sum {self.sums}{who}: {first_line(error)}", error)
 
