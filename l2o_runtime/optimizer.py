@@ -92,7 +92,7 @@ class LearnedOptimizer(Optimizer):
         total_steps: length of the run: steps grow over its first 2 % and then fall along a line, to nothing at its end.
             Without it a scheduler of torch may drive lr; without either the steps of rules that leave their size to a
             schedule (`directional` does) become shorter with the root of their number.
-        schedule: "constant" lets steps be as long as lr says; for scripts that change lr without one of torch's schedulers.
+        schedule: "constant" lets steps be as long as lr says, for scripts that change lr by hand.
         averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter.
 
     Raises:

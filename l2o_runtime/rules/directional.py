@@ -37,11 +37,14 @@ SUMS = 7
 MEMORY = 20
 """Steps over which statistics and the size's correction are averaged."""
 
-AGREEMENTS = ("tensor_xx", "tensor_xu", "tensor_uu", "tensor_xs", "tensor_ss")
-"""Of these sums averages are kept."""
+KEPT = ("xx", *(f"{kind}{span}" for span in SPANS["m"] for kind in ("product", "energy", "noise")))
+"""Statistics of a tensor of which averages are kept: see `agreements`."""
 
 SPENT = 0.1
 """Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
+
+SMALLEST_ENERGY = 1e-6
+"""Beside squares of gradients that are divided by the root of their mean square."""
 
 TINY = 1e-12
 
@@ -122,34 +125,40 @@ def relative(averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
     return averages.grad * inverse, averages.fast * inverse, averages.slow * inverse
 
 
-def agreement(xx: Tensor, xm: Tensor, mm: Tensor, beta: float, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """How far gradients agree: their cosine with the average before them, and log (signal + noise) / noise.
+def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
+    """How far this step's gradient agrees with those before it, per coordinate, (..., S) float64 each, by `KEPT`.
 
-    m̂ = m / (1 − βᵗ) has the newest gradient x in. Without it, m' = (m − (1 − β) x) / β; so x·m' and m'² follow from the
-    sums. If gradients were nothing but noise, m̂² would be x² (1 − β)(1 + βᵗ) / ((1 + β)(1 − βᵗ)).
+    m̂ = m / (1 − βᵗ) has the newest x in; without it m' = (m − (1 − β) x) / β. So the sums give `product` x·m', `energy`
+    m'², and the energy that m' would have if gradients were nothing but noise,
+    `noise` x² (1 − β) (1 − β^(2 (t − 1))) / (1 + β).
 
     Args:
-        xx, xm, mm: (..., S) averages of x², x m̂ and m̂².
-        beta: β.
+        sums: of this step.
         steps: (..., S) t ≥ 1.
     """
-    seen = 1 - beta**steps
-    product = xm * seen - (1 - beta) * xx
-    before = (mm * seen * seen - 2 * (1 - beta) * xm * seen + (1 - beta) ** 2 * xx).clamp_min(0)
-    cosine = product / (xx * before).sqrt().clamp_min(TINY)
-    noise = xx * (1 - beta) / (1 + beta) * (2 - seen) / seen
-    return cosine.clamp(-1, 1), ((mm + TINY) / (noise + TINY)).log().clamp(-6, 6)
+    found: dict[str, Tensor] = {}
+    count = sums.size.clamp_min(1)
+    xx, t, begun = sums.xx / count, steps.double(), steps > 1
+    for span, beta, xm, mm in zip(SPANS["m"], (FAST, SLOW), (sums.xu, sums.xs), (sums.uu, sums.ss), strict=True):
+        seen, new = 1 - beta**t, 1 - beta
+        product = (xm / count * seen - new * xx) / beta
+        energy = (mm / count * seen * seen - 2 * new * xm / count * seen + new * new * xx) / beta**2
+        noise = xx * new / (1 + beta) * (1 - beta ** (2 * (t - 1)))
+        found |= {f"product{span}": product, f"energy{span}": energy.clamp_min(0), f"noise{span}": noise}
+    # Before the first step there was no gradient: what the differences leave is rounding.
+    return {"xx": xx} | {key: torch.where(begun, value, 0.0) for key, value in found.items()}
 
 
 class DirectionalRule(Rule):
     """Δ = −scale · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
 
-    d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ [g d₀ > 0]. Of matrices d₀ is Nesterov's momentum β m₁₀ + (1 − β) g,
-    orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors, and of those that are sharded, it is u.
+    d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
+    d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
+    and of those that are sharded, it is u.
     u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is of `relative_size`. The weights w in −1 … 1 and the correction c are
-    the network's; it sees how far gradients agree over 10 and 100 steps, and a tensor's size. log c follows what it
-    says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows because time
-    passes. Before meta-training w = 0 and c = 1.
+    the network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c
+    follows what it says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or
+    grows because time passes. Before meta-training w = 0 and c = 1.
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
@@ -168,6 +177,9 @@ class DirectionalRule(Rule):
         self.into = nn.Linear(INPUTS, config.hidden)
         self.head = nn.Linear(config.hidden, 1 + MIXED)
         silence(self.head)
+        # Drawn last: rules that differ only in their context share the rest.
+        bound = 1 / math.sqrt(config.hidden)
+        self.weight_context = nn.Parameter(torch.empty(config.hidden, config.context.width).uniform_(-bound, bound))
         self.context = make_context(config.context)
         self.elementary = False
 
@@ -175,8 +187,12 @@ class DirectionalRule(Rule):
     def spec(self) -> Spec:
         """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, steps, and ρ before the first."""
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
-        tensor = [*AGREEMENTS, "tensor_steps", "tensor_log_size", "tensor_initial_rho"]
-        return Spec(coordinate, dict.fromkeys(tensor, ((), torch.float32)), {})
+        tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "initial_rho")]
+        return Spec(
+            coordinate | self.context.coordinate_spec,
+            dict.fromkeys(tensor, ((), torch.float32)),
+            self.context.context_spec,
+        )
 
     @property
     def layout_keys(self) -> tuple[str, ...]:
@@ -193,40 +209,53 @@ class DirectionalRule(Rule):
         return [torch.ones_like(param), param * param, x * x, x * u, u * u, x * s, s * s]
 
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
-        """The sums of `terms`: (..., k) float64."""
-        return torch.stack([term.sum(-1, dtype=torch.float64) for term in self.terms(param, grad, state)], dim=-1)
+        """The sums of `terms`, then of the context: (..., k) float64."""
+        sums = torch.stack([term.sum(-1, dtype=torch.float64) for term in self.terms(param, grad, state)], dim=-1)
+        return torch.cat([sums, self.context.observe(param, grad, state, offset).double()], dim=-1)
 
     def rows(self, param: Tensor, grad: Tensor, state: State, layout: Layout | None) -> Tensor:
         """`observe` of every tensor: (..., S, k) float64."""
         assert layout is not None
         terms = torch.stack(self.terms(param, grad, state), dim=-1).double()
-        rows = terms.new_zeros((*terms.shape[:-2], layout.shapes.shape[0], SUMS))
-        return rows.index_add(-2, layout.owner, terms)
+        tensors = layout.shapes.shape[0]
+        rows = terms.new_zeros((*terms.shape[:-2], tensors, SUMS)).index_add(-2, layout.owner, terms)
+        seen = self.context.observe_tensors(param, grad, state, layout.owner, tensors)
+        return torch.cat([rows, seen], dim=-1)
 
     def steer(self, sums: Tensor, shapes: Tensor | None, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Of every tensor the length of its step, then w: (..., S, 1 + 4)."""
         assert shapes is not None
-        own = Sums(*sums.unbind(-1))
+        own = Sums(*sums[..., :SUMS].unbind(-1))
+        context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
         count = own.size.clamp_min(1)
         mean_theta = (own.theta.sum(-1) / own.size.sum(-1).clamp_min(1)).unsqueeze(-1)
         rho, initial = relative_size(own.theta / count, mean_theta, state["tensor_initial_rho"])
         steps = state["tensor_steps"] + 1
-        means = {key: (getattr(own, key.removeprefix("tensor_")) / count).float() for key in AGREEMENTS}
-        new = {key: torch.lerp(state[key], mean, 1 / MEMORY) for key, mean in means.items()}
-        inputs = self._inputs(new, steps, own, mean_theta, shapes)
-        said = self.head(self.into(inputs).relu())
+        found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
+        new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}
+        energy = (own.uu / count).float()
+        inputs = self._inputs(new, steps, own, energy, mean_theta, shapes)
+        seen = self.into(inputs) + (context @ self.weight_context.mT).unsqueeze(-2)
+        said = self.head(seen.relu())
         log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
-        fading = (means["tensor_uu"].sqrt() / SPENT).clamp_max(1.0)
+        fading = (energy.sqrt() / SPENT).clamp_max(1.0)
         length = self.config.output_scale * log_size.exp() * rho * fading
         kept = {"tensor_steps": steps, "tensor_log_size": log_size, "tensor_initial_rho": initial}
-        return torch.cat([length.unsqueeze(-1), said[..., 1:].tanh()], dim=-1), new | kept
+        return torch.cat([length.unsqueeze(-1), said[..., 1:].tanh()], dim=-1), new | kept | context_state
 
-    def _inputs(self, averages: State, steps: Tensor, own: Sums, mean_theta: Tensor, shapes: Tensor) -> Tensor:
+    def _inputs(
+        self, averages: State, steps: Tensor, own: Sums, energy: Tensor, mean_theta: Tensor, shapes: Tensor
+    ) -> Tensor:
         """What the network sees of each tensor: (..., S, INPUTS)."""
-        xx, xu, uu, xs, ss = (averages[key] / (1 - (1 - 1 / MEMORY) ** steps) for key in AGREEMENTS)
+        known = 1 - (1 - 1 / MEMORY) ** steps
+        mean = {key: averages[f"tensor_{key}"] / known for key in KEPT}
+        cosines, signals = [], []
+        for span in SPANS["m"]:
+            product, before, noise = (mean[f"{kind}{span}"] for kind in ("product", "energy", "noise"))
+            cosines.append(product / (mean["xx"] * (before + noise / 10 + SMALLEST_ENERGY)).sqrt())
+            signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
+        (fast, slow), (fast_log, slow_log) = cosines, signals
         count = own.size.clamp_min(1).float()
-        fast, fast_log = agreement(xx, xu, uu, FAST, steps)
-        slow, slow_log = agreement(xx, xs, ss, SLOW, steps)
         share = count / own.size.sum(-1, keepdim=True).clamp_min(1).float()
         size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
         inputs = [
@@ -236,7 +265,7 @@ class DirectionalRule(Rule):
             slow_log / 3,
             4 * (slow * share).sum(-1, keepdim=True).expand_as(slow),
             (slow_log * share).sum(-1, keepdim=True).expand_as(slow) / 3,
-            uu.clamp_min(TINY).log().clamp(-6, 6) / 3,
+            (energy + SMALLEST_ENERGY).log() / 3,
             size,
             count.log() / 10,
             (shapes[..., 0] / 4).expand_as(size),
@@ -275,10 +304,11 @@ class DirectionalRule(Rule):
     def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `Rule`: d, and new averages."""
         averages, new = averages_of(grad, state)
+        new |= self.context.remember(param, grad, state)
         x, u, s = relative(averages)
         first = state.get("whole", u)
         adam, slow, newest, agreeing = steering[..., 1:].unbind(-1)
-        agree = torch.where(first * x > 0, first, 0.0)
+        agree = first * (first * x).clamp(0, 1)
         return first + adam * u + slow * s.clamp(-5, 5) + newest * x.clamp(-5, 5) + agreeing * agree, new
 
     def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor) -> Tensor:

@@ -58,7 +58,11 @@ RULES |= {
         ("sketch", TensorDMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3)),
     )
 }
-RULES |= {"directional": DirectionalConfig(hidden=8, rank=2), "directional-adam": DirectionalConfig(hidden=8, rank=0)}
+RULES |= {
+    "directional": DirectionalConfig(hidden=8, rank=2),
+    "directional-adam": DirectionalConfig(hidden=8, rank=0),
+    "directional-dmd": DirectionalConfig(hidden=8, rank=2, context=CONTEXTS["dmd-sketch"]),
+}
 
 
 def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):

@@ -14,7 +14,6 @@ from torch import nn
 
 from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_runtime.config import WindowConfig
-from l2o_runtime.rules import TieredConfig
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +92,7 @@ def test_a_parameter_that_is_not_finite_does_not_enter_the_window(rule, rule_fil
     assert health["nonfinite_gradient"] == 1
     context = rule.config.context
     looks = isinstance(context, WindowConfig) and getattr(context, "snapshots", "theta") in ("theta", "delta")
-    looks |= isinstance(rule.config, TieredConfig)
+    looks |= rule.per_tensor
     assert health["nonfinite_parameter"] == int(looks), (
         "only windows of parameters and the sizes of tensors look at them"
     )

@@ -40,7 +40,7 @@ def steps(model, optimizer, loss_of, count, pass_loss=True):
 def test_equals_the_rule_on_the_flat_vector(rule, rule_file):
     """Chunks and separate tensors change nothing: the optimizer is θ ← θ + lr Δ of the rule itself."""
     model, loss_of, _ = problem()
-    optimizer = LearnedOptimizer(model.parameters(), rule=rule_file, lr=0.5)
+    optimizer = LearnedOptimizer(model.parameters(), rule=rule_file, lr=0.5, schedule="constant")
     theta = flat(model)
     state, layout = first_state(rule, (), [param.shape for param in model.parameters()])
     for _ in range(12):
@@ -124,15 +124,16 @@ def test_copies_continue_alike(rule_file, copier):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), params, strict=True))
 
 
-def test_groups_have_their_own_lr_and_weight_decay(rule_file):
+def test_groups_have_their_own_lr_and_weight_decay(rule, rule_file):
     torch.manual_seed(0)
     values = torch.randn(4)  # the same for all: a rule may look at them
     a, b, c = (nn.Parameter(values.clone()) for _ in range(3))
-    start = [p.detach().clone() for p in (a, b, c)]
+    start, unit = [p.detach().clone() for p in (a, b, c)], rule.config.decay_unit
     optimizer = LearnedOptimizer(
-        [{"params": [a]}, {"params": [b], "lr": 0.0}, {"params": [c], "lr": 0.25, "weight_decay": 500.0}],
+        [{"params": [a]}, {"params": [b], "lr": 0.0}, {"params": [c], "lr": 0.25, "weight_decay": 0.5 / unit}],
         rule=rule_file,
         lr=1.0,
+        schedule="constant",
     )
     for p in (a, b, c):
         p.grad = torch.full_like(p, 0.3)
