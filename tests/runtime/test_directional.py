@@ -1,0 +1,213 @@
+"""The directional rule: what it is before meta-training, and what no weights can make of it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from l2o_runtime import LearnedOptimizer, make_rule, save_rule
+from l2o_runtime.rules import DirectionalConfig
+from l2o_runtime.rules.orthogonal import grid_of, orthogonalise, orthogonalise_all, orthogonalise_one, orthonormal
+from l2o_runtime.state import zeros
+
+WIDE = DirectionalConfig(rank=64)
+"""Of all matrices here no singular value is left over."""
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    path = tmp_path / "rule.safetensors"
+    torch.manual_seed(0)
+    save_rule(path, make_rule(WIDE))
+    return path
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def batches(count):
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(count):
+        x = torch.randn(16, 1, 6, 6, generator=rng)
+        yield x, x.mean((1, 2, 3)).unsqueeze(-1) * torch.tensor([3.0, -2.0])
+
+
+def newton_schulz(matrix):
+    """Muon's, on the whole matrix."""
+    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm()
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+
+
+class HandMade:
+    """The step before meta-training, written down plainly: θ ← θ − lr(t) ρ d / RMS(d)."""
+
+    def __init__(self, params, lr):
+        self.params, self.lr, self.done = list(params), lr, 0
+        self.m = [torch.zeros_like(p) for p in self.params]
+        self.v = [torch.zeros_like(p) for p in self.params]
+        self.initial = None
+
+    @torch.no_grad()
+    def step(self):
+        self.done += 1
+        t, count = self.done, sum(p.numel() for p in self.params)
+        overall = sum(p.square().sum() for p in self.params) / count
+        rho = [math.sqrt(p.square().mean() + overall + 1e-6) for p in self.params]
+        self.initial = self.initial or rho
+        for p, m, v, size, first in zip(self.params, self.m, self.v, rho, self.initial, strict=True):
+            m.lerp_(p.grad, 0.1)
+            v.lerp_(p.grad.square(), 0.01)
+            u = (m / (1 - 0.9**t)) / (v / (1 - 0.99**t)).sqrt()
+            d, fading = u, min(1.0, float(u.square().mean().sqrt()) / 0.1)
+            if p.dim() > 1:
+                d = newton_schulz((0.9 * m + 0.1 * p.grad).flatten(1)).view_as(p)
+            p -= self.lr(t) * min(size, max(1.0, 10 * first)) * fading * d / d.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("options", "lr"),
+    [
+        ({"total_steps": 40}, lambda t: 0.005 * min(1, t / 0.8) * (1 - t / 40)),
+        ({}, lambda t: 0.01 * min(1, t / 20) / math.sqrt(1 + t / 25)),
+        ({"schedule": "constant", "lr": 0.5}, lambda t: 0.0025),
+    ],
+)
+def test_untrained_it_is_the_hand_made_step(untrained, options, lr):
+    ours, plain = network(), network()
+    optimizer, reference = (
+        LearnedOptimizer(ours.parameters(), untrained, **options),
+        HandMade(plain.parameters(), lr),
+    )
+    for x, y in batches(40):
+        for model in (ours, plain):
+            model.zero_grad()
+            (model(x) - y).square().mean().backward()
+        optimizer.step()
+        reference.step()
+        for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=2e-3, atol=2e-5)
+        plain.load_state_dict(ours.state_dict())  # rounding is not to be amplified
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (30, 30)])
+def test_large_singular_values_are_made_equal_and_the_rest_is_scaled_together(shape):
+    torch.manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(shape[0], 4))
+    v, _ = torch.linalg.qr(torch.randn(shape[1], 4))
+    noise = torch.randn(shape) / math.sqrt(max(shape))
+    matrix = u @ torch.diag(torch.tensor([300.0, 200.0, 100.0, 60.0])) @ v.mT + noise
+    values = torch.linalg.svdvals(orthogonalise_one(matrix, 4)) / math.sqrt(max(shape))
+    large, rest = values[:4], values[4:]
+    assert large.min() > 0.6
+    assert large.max() < 1.3
+    wanted = torch.linalg.svdvals(matrix)[4:] / (0.01 * matrix.norm())  # no more than a hundredfold beside ‖M‖
+    torch.testing.assert_close(rest, wanted, rtol=0.3, atol=0.1)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_all_at_once_is_one_by_one(rank):
+    torch.manual_seed(0)
+    shapes = [torch.Size(shape) for shape in ((4, 6), (5,), (7, 3), (2, 3, 2, 2), (1, 9))]
+    tensors = [torch.randn(2, *shape) for shape in shapes]
+    flat = torch.cat([t.flatten(1) for t in tensors], dim=1)
+    for elementary in (False, True):
+        found, inside = orthogonalise_all(flat, grid_of(shapes, rank), rank, elementary)
+        for tensor, piece, there in zip(
+            tensors,
+            found.split([s.numel() for s in shapes], 1),
+            inside.split([s.numel() for s in shapes]),
+            strict=True,
+        ):
+            matrix = tensor.dim() > 2 and tensor.shape[1] > 1
+            assert (there == matrix).all()
+            for one, got in zip(tensor, piece, strict=True):
+                wanted = orthogonalise_one(one.flatten(1), rank).flatten() if matrix else torch.zeros_like(got)
+                torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_zero_and_broken_matrices_give_no_numbers_to_fear():
+    for matrix in (torch.zeros(4, 5), torch.full((4, 5), math.nan), torch.full((4, 5), 1e-38)):
+        for elementary in (False, True):
+            assert orthogonalise(matrix, 4, 2, elementary).isfinite().all()
+    once = torch.zeros(4, 5)
+    once[1, 2] = 3.0
+    assert (orthogonalise(once, 4, 2)[[0, 2, 3]].abs() < 1e-5).all(), "rows without gradient do not move"
+
+
+def test_bases_are_orthonormal():
+    torch.manual_seed(0)
+    columns = torch.randn(3, 9, 4) * torch.tensor([1.0, 1e-3, 1e3, 1.0])
+    for elementary in (False, True):
+        basis = orthonormal(columns, elementary)
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(4).expand(3, 4, 4), rtol=0, atol=1e-5)
+
+
+def steered(rule, grads, shapes):
+    """Steering of one tensor in every step, from gradients of one that stays where it is."""
+    state, kept = zeros(rule.spec.coordinate, (6,)), zeros(rule.spec.tensor, (1,))
+    for grad in grads:
+        sums = rule.observe(torch.ones(6), grad, state)
+        steering, kept = rule.steer(sums.unsqueeze(0), shapes, torch.tensor(0.0), kept)
+        _, new = rule.update(grad, torch.ones(6), steering, state)
+        state |= new
+        yield steering[0]
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_the_size_stays_within_its_bounds_whatever_the_weights(sign):
+    rule = make_rule(DirectionalConfig())
+    nn.init.constant_(rule.head.bias, sign * 1e4)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        found = list(steered(rule, torch.randn(300, 6, generator=rng), torch.tensor([[1.0, 6.0]])))
+    usual = 0.005 * math.sqrt(2)  # of ones, beside ones
+    assert float(found[-1][0]) / usual == pytest.approx(20 if sign > 0 else 0.25, rel=1e-3)
+    assert max(float(row[0]) / usual for row in found) <= 20.01
+    assert min(float(row[0]) / usual for row in found[5:]) > 0.24  # at first half of the noise is missing
+    assert all(row[1:].abs().max() <= 1 for row in found)
+
+
+def test_time_alone_changes_nothing():
+    """The same gradients again and again: what it makes of them settles, and stays."""
+    torch.manual_seed(0)
+    rule = make_rule(DirectionalConfig())
+    nn.init.normal_(rule.head.weight)
+    grads = torch.randn(50, 6).repeat(60, 1)
+    with torch.no_grad():
+        found = torch.stack(list(steered(rule, grads, torch.tensor([[1.0, 6.0]]))))
+    torch.testing.assert_close(found[1500:1550], found[2950:3000], rtol=1e-3, atol=1e-5)
+
+
+def test_the_scale_of_gradients_changes_nothing(untrained):
+    ends = []
+    for scale in (1.0, 1e-4, 1e4):
+        model = network()
+        optimizer = LearnedOptimizer(model.parameters(), untrained)
+        for x, y in batches(10):
+            model.zero_grad()
+            (scale * (model(x) - y).square().mean()).backward()
+            optimizer.step()
+        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-3, atol=1e-4)
+
+
+def test_steps_fade_where_gradients_are_gone(untrained):
+    layer = nn.Linear(6, 5)
+    optimizer = LearnedOptimizer(layer.parameters(), untrained, schedule="constant")
+    torch.manual_seed(0)
+    for step in range(400):
+        for param in layer.parameters():
+            param.grad = torch.randn_like(param) if step < 50 else torch.zeros_like(param)
+        layer.bias.grad[0] = 1e-30  # or the step is not taken at all
+        if step == 100:
+            before = layer.weight.detach().clone()
+        optimizer.step()
+    assert (layer.weight - before).norm() < 0.05 * before.norm()

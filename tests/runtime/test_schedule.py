@@ -1,0 +1,201 @@
+"""How long steps are over a run: total_steps, torch's schedulers, neither; and the mean of the latest parameters."""
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from l2o_runtime import LearnedOptimizer, make_rule, save_rule
+from l2o_runtime.rules import DirectionalConfig
+
+
+@pytest.fixture(scope="module")
+def rule(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rules") / "rule.safetensors"
+    torch.manual_seed(0)
+    save_rule(path, make_rule(DirectionalConfig()))
+    return path
+
+
+def moves(optimizer, param, steps, after=lambda: None):
+    """How far a parameter goes in every step beside its size, under a gradient that stays the same."""
+    found = []
+    for _ in range(steps):
+        before = param.detach().clone()
+        size = math.sqrt(2 * float(before.square().mean()) + 1e-6)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        after()
+        found.append(float((param.detach() - before).square().mean().sqrt()) / size / 0.005)
+    return found
+
+
+def fresh():
+    return nn.Parameter(torch.full((6,), 3.0))
+
+
+def test_a_run_of_known_length_rises_and_falls(rule):
+    param = fresh()
+    found = moves(LearnedOptimizer([param], rule, total_steps=100), param, 100)
+    assert found == pytest.approx([min(1, t / 2) * (1 - t / 100) for t in range(1, 101)], rel=2e-3, abs=1e-6)
+
+
+def test_past_its_end_nothing_moves_and_one_warning_says_so(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, total_steps=5)
+    moves(optimizer, param, 5)
+    with pytest.warns(UserWarning, match="step 6 of total_steps=5: nothing moves any more"):
+        assert moves(optimizer, param, 1) == [0.0]
+    assert moves(optimizer, param, 3) == [0.0] * 3
+
+
+def test_without_a_length_steps_fade_with_the_root_of_their_number(rule):
+    param = fresh()
+    found = moves(LearnedOptimizer([param], rule), param, 60)
+    assert found == pytest.approx([2 * min(1, t / 20) / math.sqrt(1 + t / 25) for t in range(1, 61)], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "factor"),
+    [
+        (
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20),
+            lambda t: (1 + math.cos(math.pi * t / 20)) / 2,
+        ),
+        (lambda o: torch.optim.lr_scheduler.StepLR(o, 5, 0.1), lambda t: 0.1 ** (t // 5)),
+        (
+            lambda o: torch.optim.lr_scheduler.SequentialLR(
+                o,
+                [
+                    torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 4),
+                    torch.optim.lr_scheduler.ConstantLR(o, 1.0, 1),
+                ],
+                [4],
+            ),
+            lambda t: min(1.0, 0.1 + 0.9 * t / 4),
+        ),
+    ],
+)
+def test_a_scheduler_takes_the_place_of_the_fading(rule, make, factor):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule)
+    found = moves(optimizer, param, 20, make(optimizer).step)
+    assert found == pytest.approx([factor(t) for t in range(20)], rel=2e-3, abs=1e-5)  # θ is rounded to 1e-7
+
+
+def test_one_cycle_and_plateau_run(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule)
+    found = moves(optimizer, param, 20, torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=21).step)
+    assert max(found) == pytest.approx(1, rel=0.05)
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    halved = moves(optimizer, param, 4, lambda: plateau.step(1.0))
+    free = fresh()
+    whole = moves(LearnedOptimizer([free], rule), free, 4)
+    assert halved == pytest.approx([w * f for w, f in zip(whole, (1, 1, 0.5, 0.25), strict=True)], rel=2e-3)
+
+
+def test_both_multiply_and_are_told_of(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, total_steps=10)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+    with pytest.warns(UserWarning, match="total_steps has a schedule of its own"):
+        found = moves(optimizer, param, 10)
+    assert found == pytest.approx([0.5 * (1 - t / 10) for t in range(1, 11)], rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"total_steps": 12}, {}, {"averaging": True}])
+def test_resumption_keeps_the_place(rule, options):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, **options)
+    moves(optimizer, param, 7)
+    saved = io.BytesIO()
+    torch.save((param.detach().clone(), optimizer.state_dict()), saved)
+    wanted = moves(optimizer, param, 5)
+    saved.seek(0)
+    value, state = torch.load(saved, weights_only=True)
+    again = nn.Parameter(value)
+    resumed = LearnedOptimizer([again], rule, **options)
+    resumed.load_state_dict(state)
+    assert moves(resumed, again, 5) == wanted
+    assert torch.equal(param, again)
+    if "averaging" in options:
+        with optimizer.averaged(), resumed.averaged():
+            assert torch.equal(param, again)
+
+
+def test_old_rules_keep_their_steps_and_may_be_scheduled():
+    param, free = fresh(), fresh()
+    for optimizer, p in (
+        (LearnedOptimizer([param], "scale", total_steps=4), param),
+        (LearnedOptimizer([free], "scale"), free),
+    ):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    torch.testing.assert_close(param - 3, 0.75 * (free - 3))
+
+
+def test_weight_decay_is_in_proportion_to_the_step(rule):
+    ends = []
+    for decay in (0.0, 0.1):
+        param = fresh()
+        optimizer = LearnedOptimizer([param], rule, weight_decay=decay, total_steps=10)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(ends[0] - ends[1], torch.full((6,), 3 * 0.1 * 0.005 * 0.9), rtol=1e-3, atol=1e-6)
+
+
+def test_the_mean_of_the_latest_parameters(rule):
+    torch.manual_seed(0)
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, averaging=True)
+    mean = None
+    for step in range(1, 31):
+        param.grad = torch.randn(6)
+        optimizer.step()
+        now = param.detach().clone()
+        mean = now if mean is None else mean + (now - mean) / (1 + 0.1 * (step - 1))
+    with optimizer.averaged():
+        torch.testing.assert_close(param, mean)
+        with pytest.raises(RuntimeError, match=r"step\(\) within averaged"):
+            optimizer.step()
+        with pytest.raises(RuntimeError, match=r"averaged\(\) within averaged"), optimizer.averaged():
+            pass
+    assert torch.equal(param, now)
+    with pytest.raises(ZeroDivisionError), optimizer.averaged():
+        raise ZeroDivisionError
+    assert torch.equal(param, now), "restored after an error, too"
+
+
+def test_a_step_that_is_not_taken_does_not_count(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, total_steps=10, averaging=True)
+    moves(optimizer, param, 2)
+    param.grad = torch.full((6,), math.nan)
+    optimizer.step()
+    assert moves(optimizer, param, 1) == pytest.approx([0.7], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_steps": 0}, "total_steps: expected a whole number, 1 or more, or None; got 0"),
+        ({"total_steps": 2.5}, "total_steps: expected a whole number"),
+        ({"total_steps": True}, "total_steps: expected a whole number"),
+        ({"schedule": "cosine"}, "schedule: expected 'auto' or 'constant', got 'cosine'"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LearnedOptimizer([fresh()], **options)
+
+
+def test_without_averaging_there_is_no_mean(rule):
+    optimizer = LearnedOptimizer([fresh()], rule)
+    with pytest.raises(RuntimeError, match="make the optimizer with averaging=True"), optimizer.averaged():
+        pass
