@@ -50,7 +50,7 @@ class ScriptWorkload(Workload):
     def prepare(self) -> None:
         """Load the data; what a script makes itself can wait."""
         if self.data is not None:
-            self.load(self.data)
+            self.load.prepare(self.data)
 
     def key(self, contender: Contender) -> dict[str, Any]:
         """The script, and the code of the script, of the loop and of the contender's steps."""
