@@ -96,7 +96,7 @@ def _study(request: Request, out: Path, load: Datasets, device: torch.device) ->
         workloads=workloads(suite, load, device),
         contenders=[
             *contenders.rules(request.rules, annealed=request.cosine),
-            *contenders.baselines(request.baselines, request.thin),
+            *contenders.baselines(request.baselines, request.thin, flat=not suite.scripts),
         ],
         steps=suite.steps if request.steps is None else request.steps,
         horizons=suite.horizons if request.horizons is None else parse_horizons(request.horizons),
