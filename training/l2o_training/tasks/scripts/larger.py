@@ -48,9 +48,9 @@ def deep_autoencoder() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 
-def photographs(load: Load, make_model: Callable[[], nn.Module]) -> Script:
+def photographs(load: Load, make_model: Callable[[], nn.Module], batch_size: int = 64) -> Script:
     """CIFAR-10 at its full size."""
-    return Script(make_model, cross_entropy, *examples(load, "cifar10", 1, TRAIN, VALIDATION), 64)
+    return Script(make_model, cross_entropy, *examples(load, "cifar10", 1, TRAIN, VALIDATION), batch_size)
 
 
 def help_texts(make_model: Callable[[int], nn.Module]) -> Script:
@@ -116,14 +116,14 @@ def mobilenet(load: Load) -> Script:
     """torchvision's, with BatchNorm and dropout."""
     from torchvision.models import mobilenet_v2
 
-    return photographs(load, partial(mobilenet_v2, num_classes=10))
+    return photographs(load, partial(mobilenet_v2, num_classes=10), 32)
 
 
 def resnet18(load: Load) -> Script:
     """torchvision's, with BatchNorm."""
     from torchvision import models
 
-    return photographs(load, partial(models.resnet18, num_classes=10))
+    return photographs(load, partial(models.resnet18, num_classes=10), 32)
 
 
 def large_transformer(load: Datasets) -> Script:

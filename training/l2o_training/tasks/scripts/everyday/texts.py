@@ -22,7 +22,7 @@ LENGTH = 64
 HELD = 0.1
 """Share of the text, its end, that is not trained on."""
 
-VALIDATION = 512
+VALIDATION = 256
 """Pieces of that end."""
 
 WORDS, WINDOW, RANK = 400, 5, 16
