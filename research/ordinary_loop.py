@@ -1,4 +1,4 @@
-"""No question of its own: the training loop that `larger_networks.py` and `step_length.py` share, and Fashion-MNIST."""
+"""No question of its own: the training loop of `step_length.py`, and Fashion-MNIST."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -35,31 +35,34 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         str,
-        typer.Option(help="Comma-separated: adam, adam-0.001, adamw-cosine, nadamw, sgd, momentum, rmsprop; or all."),
+        typer.Option(
+            help="Comma-separated: adam, adam-0.001, adamw-cosine, adamw-linear, muon-linear, schedule-free, nadamw, "
+            "sgd, momentum, rmsprop; or all."
+        ),
     ] = "all",
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a run at horizon 1.", show_default="300; unseen: 100")
+        int | None, typer.Option(min=1, help="Steps of a run at horizon 1.", show_default="300; scripts: 100")
     ] = None,
     horizons: Annotated[
         str | None,
-        typer.Option(help="Lengths of the runs, times --steps, such as 1,5,25.", show_default="1; unseen: 1,5,25"),
+        typer.Option(help="Lengths of the runs, times --steps, such as 1,5,25.", show_default="1; scripts: 1,5,25"),
     ] = None,
     runs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs per task: fresh initial weights and minibatches.", show_default="10; unseen: 3"),
+        typer.Option(min=1, help="Runs per task.", show_default="10; scripts: 3"),
     ] = None,
     thin: Annotated[int, typer.Option(min=1, max=14, help="Try every n-th of 14 rates.")] = 1,
+    tune_on: Annotated[
+        Literal["training", "validation"],
+        typer.Option(metavar="LOSS", help="Final loss to tune on: training or validation."),
+    ] = "training",
     cosine: Annotated[bool, typer.Option("--cosine", help="Enter rules twice: with lr along a cosine too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write a report, one HTML file, to this path.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run; all optimizers get the same.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run.")] = 0,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; training scripts run on the CPU.")
-    ] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Scripts run on the CPU.")] = "auto",
     threads: Threads = 0,
     wide: Wide = False,
     as_json: Json = False,
@@ -93,6 +96,7 @@ def evaluate(
                 runs=runs,
                 thin=thin,
                 cosine=cosine,
+                tune_on=tune_on,
                 seed=seed,
             )
             study = evaluation.start(request, out_dir, data_root, download, device, report, ranks)
@@ -120,6 +124,9 @@ def tell(findings: "Findings", *, wide: bool) -> None:
         for make, most in ((overview, len(titles(findings))), (by_task, len(findings.study.contenders))):
             count = fitting(partial(make, findings, horizon), most, wide=wide)
             show(make(findings, horizon, count), wide=wide)
+        for rule in dict.fromkeys(row.optimizer for row in findings.versus):
+            beside = partial(by_opponent, findings, horizon, rule)
+            show(beside(fitting(beside, len(compared(findings)), wide=wide)), wide=wide)
     for contender in findings.study.contenders:
         if contender.learned:
             out.print(f"{contender.name}:", *headline(findings, contender))
@@ -161,4 +168,24 @@ def by_task(findings: "Findings", horizon: int, count: int) -> Table:
     for workload in study.workloads:
         rows = [findings.row(horizon, workload.name, contender.name) for contender in order]
         found.add_row(workload.name, *(f"{loss(row.train)} ({digits(row.train_ratio)})" for row in rows))
+    return found
+
+
+def compared(findings: "Findings") -> list[str]:
+    """Figures of a rule beside another optimizer, the most telling ones first."""
+    held = ["validation loss"] if findings.validated else []
+    return ["training loss", "worst task", "lower\non", "interquartile\nmean", *held]
+
+
+def by_opponent(findings: "Findings", horizon: int, rule: str, count: int) -> Table:
+    """Other optimizers down; ratios of the rule's final loss to theirs, the first `count` figures across."""
+    from l2o_training.compare.report.words import digits, interval
+
+    title = f"{findings.study.steps * horizon:,} steps, geometric means over tasks"
+    found = table_of(f"{rule} beside", *compared(findings)[:count], title=title)
+    for row in (row for row in findings.versus if (row.horizon, row.optimizer) == (horizon, rule)):
+        train, held = row.train, [interval(row.validation.mean)] if row.validation else []
+        worst = f"{train.worst} {digits(train.worst_ratio)}"
+        figures = [interval(train.mean), worst, f"{train.lower}/{train.workloads}", interval(train.iqm), *held]
+        found.add_row(row.against, *figures[:count])
     return found

@@ -127,7 +127,7 @@ def test_help_flows_and_keeps_defaults(command):
     above = re.split("(Arguments|Options):", result.stdout)[0]
     paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", above.strip())]
     assert max(len(lines) for lines in paragraphs) <= 2, "a line breaks where the source does"
-    shown = {"eval": "300; unseen: 100", "train": "runs/PRESET", "reproduce": "the plan's", "bench": "nine tenths"}
+    shown = {"eval": "300; scripts: 100", "train": "runs/PRESET", "reproduce": "the plan's", "bench": "nine tenths"}
     assert shown.get(command, "runs/export") in result.stdout
 
 

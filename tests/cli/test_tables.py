@@ -17,6 +17,7 @@ from l2o_training.compare.report.words import digits
 from l2o_training.compare.study import Study
 from l2o_training.compare.suites import SUITES, workloads
 from l2o_training.compare.summary import Findings, Overall, Row
+from l2o_training.compare.versus import BEST_SCHEDULE, Comparison, Versus
 from l2o_training.tasks.data import Datasets
 
 WIDTHS = [80, 120]
@@ -109,7 +110,11 @@ def findings(
     row = Row("", "", 1, 100, 0.00464, False, *ends, 12.34, None, 0, 3, 0.0, None, None, 0.0, *times, 100)
     places = [(h, w.name, c.name) for h in study.horizons for w in on for c in everyone]
     rows = [replace(row, horizon=h, workload=task, optimizer=name) for h, task, name in places]
-    return Findings(study, {}, rows, overall)
+    beside = Comparison(interval, interval, 11, len(on), on[-1].name, 12.34)
+    names = [*(c.name for c in everyone), BEST_SCHEDULE]
+    pairs = [(c.name, name) for c in everyone if c.learned for name in names if name != c.name]
+    versus = [Versus(*pair, h, beside, beside if scripts else None) for h in study.horizons for pair in pairs]
+    return Findings(study, {}, rows, overall, versus)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -157,9 +162,10 @@ def test_tables_of_every_suite_fit(printed, width, suite, train):
     assert all(f" {workload.name} " in text for workload in found.study.workloads)
     assert "ratios to tuned Adam" in text
     assert f"{'diverged' if train is None else f'{train:#.3g}'} (12.34)" in text
-    assert ("validation loss" in text) == (suite == "unseen")
-    assert ("takes 30.09 times" in " ".join(text.split())) == (suite == "unseen")
-    assert ("training loss only" in " ".join(text.split())) == (suite != "unseen")
+    scripts = SUITES[suite].scripts
+    assert ("validation loss" in text) == scripts
+    assert ("takes 30.09 times" in " ".join(text.split())) == scripts
+    assert ("training loss only" in " ".join(text.split())) != scripts
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -175,5 +181,5 @@ def test_wide_prints_all_optimizers_side_by_side(printed, suite):
 
 def test_the_help_tells_defaults_and_has_no_ragged_lines():
     text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["eval", "--help"]).stdout
-    assert "[default: (1; unseen: 1,5,25)]" in " ".join(text.replace("│", "").split())
+    assert "[default: (1; scripts: 1,5,25)]" in " ".join(text.replace("│", "").split())
     assert "picture of the loss curves per length; --report writes" in " ".join(text.split())

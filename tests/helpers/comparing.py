@@ -1,4 +1,4 @@
-"""What tests of comparisons share: made-up images, runs as plain lists, small studies, an optimizer that runs away."""
+"""What tests of comparisons share: made-up data, runs as plain lists, small studies, an optimizer that runs away."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +11,19 @@ from l2o_training.compare.scripts import train
 from l2o_training.compare.study import Study
 from l2o_training.compare.suites import find_suite, workloads
 from l2o_training.tasks.data import Dataset, Datasets
-from l2o_training.tasks.scripts import RECIPES
+from l2o_training.tasks.records import TABLES, Table
+from l2o_training.tasks.scripts import RECIPES, everyday, larger, texts
 from l2o_training.tasks.scripts.base import Script
 
 BASELINES = {contender.name: contender for contender in baselines("all")}
 SMALL = ("least-squares", "tabular")
+EVERY = RECIPES | everyday.RECIPES | larger.RECIPES
+"""Scripts of all suites."""
 
 
 def fake_data(name: str) -> Dataset:
     """Images of the right shape that can be learned: each class has a mean of its own."""
-    shape = (1, 28, 28) if name == "fashion-mnist" else (3, 32, 32)
+    shape = (3, 32, 32) if name == "cifar10" else (1, 28, 28)
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(10, (2600,), generator=rng)
     means = torch.randint(256, (10, *shape), generator=rng)
@@ -28,15 +31,33 @@ def fake_data(name: str) -> Dataset:
     return Dataset(((means[labels] + noise) // 2).to(torch.uint8), labels, 10)
 
 
+def fake_table(name: str) -> Table:
+    """Numbers and categories of 6,000 rows, all of which have to do with the first column."""
+    rng, columns = torch.Generator().manual_seed(0), TABLES[name]
+    first = torch.rand(6000, generator=rng)
+    noise = {column: 0.1 * torch.rand(6000, generator=rng) for column in (*columns.numbers, *columns.categories)}
+    numbers = {column: 1 + first + noise[column] for column in columns.numbers}
+    return Table(numbers, {column: (4 * (first + noise[column])).long() for column in columns.categories})
+
+
 class FakeDatasets(Datasets):
-    """Made-up images in place of every data set."""
+    """Made-up images, texts and tables in place of every data set."""
 
     def __call__(self, name: str) -> Dataset:
         return fake_data(name)
 
+    def text(self, name: str) -> str:
+        return texts.corpus()
+
+    def table(self, name: str) -> Table:
+        return fake_table(name)
+
+
+FAKE = FakeDatasets("none")
+
 
 def script_of(name: str) -> Script:
-    return RECIPES[name].build(fake_data)
+    return EVERY[name].build(FAKE)
 
 
 class Run(NamedTuple):

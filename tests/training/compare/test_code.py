@@ -97,6 +97,8 @@ CHANGES = {
     "l2o_training.compare.scripts:train": SCRIPTS,
     "l2o_training.compare.flat:rollout": (RULE | ADAM) - SCRIPTS,
     "l2o_training.compare.baselines:Baseline": ADAM,
+    "l2o_training.compare.baselines:warm_cosine": set(),
+    "l2o_training.compare.muon:MuonAdamW": set(),
     "l2o_training.meta.trainer:Trainer": set(),
     "l2o_training.meta.unroll:unroll": set(),
     "l2o_training.compare.statistics:iqm": set(),
@@ -133,4 +135,4 @@ def test_meta_training_imports_no_unseen_network():
     unseen = {name for name in modules if name.startswith(("l2o_training.tasks.modules", "l2o_training.tasks.scripts"))}
     assert unseen == set()
     compared = {name for name in modules if name.startswith("l2o_training.compare")}
-    assert compared == {"l2o_training.compare", "l2o_training.compare.baselines"}
+    assert compared == {f"l2o_training.compare{name}" for name in ("", ".baselines", ".muon")}

@@ -97,6 +97,9 @@ def test_a_rule_on_flat_tasks_gives_the_losses_of_its_rollout(cli, tmp_path):
         (["--suite", "digits", "--report", "none/r.html"], "none"),
         (["--suite", "table1", "--data-root", "none"], "--download"),
         (["--suite", "unsen"], "did you mean unseen"),
+        (["--suite", "digits", "--tune-on", "validation"], "has a training loss only"),
+        (["--suite", "everyday", "--task", "diamond-cuts", "--data-root", "none"], "put diamonds.csv there"),
+        (["--suite", "digits", "--baselines", "adam,muon-linear"], "muon-linear runs on training scripts only"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(cli, tmp_path, arguments, message):

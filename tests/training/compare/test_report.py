@@ -14,7 +14,7 @@ from comparing import scripts
 from l2o_training.compare import contenders
 from l2o_training.compare.report.page import render, write_report
 from l2o_training.compare.report.pictures import as_element, forest, profiles
-from l2o_training.compare.report.words import cautions, headline, verdict
+from l2o_training.compare.report.words import NAMED, cautions, headline, verdict
 from l2o_training.compare.study import Study
 from l2o_training.compare.summary import Findings, summarise
 from l2o_training.compare.workloads import Curves, looks
@@ -149,6 +149,15 @@ def test_the_figures_are_those_of_the_results(findings, page):
     assert text.count("<figure") == 2 * 4 + 2 * 3 * 2  # per length: overview, and two per task
 
 
+def test_rules_stand_beside_each_other_optimizer(findings, page):
+    text = page.read_text()
+    rules = sum(contender.learned for contender in findings.study.contenders)
+    rivals = len(findings.study.contenders)  # all but itself, and the better schedule
+    assert len(findings.versus) == len(findings.study.horizons) * rules * rivals
+    assert text.count("<td>validation</td>") == len(findings.versus)
+    assert f"{findings.versus[0].train.worst}: " in text
+
+
 def test_three_tasks_are_too_few_for_an_interval(findings, page):
     assert all(math.isnan(bound) for row in findings.overall for bound in (*row.train[1:], *row.validation[1:]))
     text = page.read_text()
@@ -166,7 +175,7 @@ def test_readers_are_warned(findings):
     few = replace(findings.study, runs=2, contenders=[replace(e, lrs=e.lrs[:3]) for e in findings.study.contenders])
     edge = [replace(row, edge=True) for row in findings.rows]
     found = " ".join(cautions(replace(findings, study=few, rows=edge)))
-    assert "and 48 more, marked in results.csv" in found
+    assert f"and {len(edge) - NAMED} more, marked in results.csv" in found
     assert "over 3 of the 14" in found
     assert "Runs per setting: 2" in found
 

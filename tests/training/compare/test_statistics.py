@@ -45,6 +45,7 @@ def test_the_interquartile_mean_and_its_interval():
     assert centre == pytest.approx(np.sort(values)[3:-3].mean())
     assert low < centre < high
     assert statistics.iqm(values) == (centre, low, high), "seeded"
+    assert statistics.centre(values, 0)[0] == pytest.approx(values.mean())
     rng = np.random.default_rng(1)
     plain = [stats.trim_mean(rng.choice(values, 13), 0.25) for _ in range(4000)]
     np.testing.assert_allclose((low, high), np.quantile(plain, [0.025, 0.975]), atol=0.06)

@@ -16,6 +16,7 @@ from l2o_training.compare.run import measure
 from l2o_training.compare.scripts import ROUNDS
 from l2o_training.compare.study import Study, read_times, read_trial
 from l2o_training.compare.summary import Incomplete, summarise
+from l2o_training.compare.versus import BEST_SCHEDULE
 from l2o_training.compare.workloads import Curves, looks
 from l2o_training.results import write_results
 from l2o_training.tasks.data import DataError, Datasets
@@ -76,6 +77,69 @@ def test_a_baseline_takes_the_best_rate_on_the_runs_that_are_scored(tmp_path, mo
     assert rows[1].grid_diverged == pytest.approx(6 / 28)
     assert rows[0].train == pytest.approx(0.505)
     assert rows[1].train_ratio == pytest.approx(1)
+
+
+def test_rates_may_be_tuned_on_validation(tmp_path, monkeypatch):
+    best = {"training": 0.01, "validation": 0.1}
+
+    def read(study, workload, contender, lr, horizon):
+        train, held = (np.full((study.runs, 1), 0.5 + abs(math.log(lr / best[kind])) / 100) for kind in best)
+        whole = np.hstack([np.ones_like(train), train.repeat(study.steps - 1, 1)])
+        return Curves(whole, held.repeat(len(looks(study.steps)), 1), np.empty((study.runs, 0)), 100, 8.0)
+
+    fabricate(monkeypatch, None)
+    monkeypatch.setattr("l2o_training.compare.summary.read_curves", read)
+    for tuned, lr in best.items():
+        study = study_in(tmp_path, contenders=contenders.baselines("adam"), horizons=(1,), tune_on=tuned)
+        assert {row.lr for row in summarise(study).rows} == {lr}
+
+
+def test_lengths_are_runs_of_their_own(tmp_path):
+    """A schedule spans its own run, and whoever makes an optimizer is told how long that is."""
+    told, adam = [], BASELINES["adam"]
+
+    def optimizer(params, lr, steps):
+        told.append(steps)
+        return adam.optimizer(params, lr, steps)
+
+    spy = replace(adam, lrs=(0.01,), optimizer=optimizer)
+    study = study_in(tmp_path, workloads=scripts(("least-squares",), FakeDatasets(tmp_path)), contenders=[spy])
+    study = replace(study, steps=2, horizons=(1, 5, 25, 100), runs=1)
+    measure(study)
+    assert sorted(told)[:3] == [2, 10, 35], "35 is the number of steps whose times are taken"
+    assert sorted(told)[3:] == [50, 200]
+    assert [row.steps for row in summarise(study).rows] == [2, 10, 50, 200]
+
+
+def test_a_rule_is_compared_with_each_other(tmp_path, monkeypatch):
+    (rule,) = contenders.rules(["default"])
+    ends = {  # by task
+        "scale": {"least-squares": 0.4, "tabular": 0.6},
+        "adam": {"least-squares": 0.8, "tabular": 0.3},
+        "adamw-cosine": {"least-squares": 0.5, "tabular": 0.9},
+        "adamw-linear": {"least-squares": 0.7, "tabular": 0.4},
+        "momentum": {"least-squares": 0.5, "tabular": math.nan},
+    }
+
+    def read(study, workload, contender, lr, horizon):
+        end = np.full((study.runs, 1), ends[contender.name][workload.name])
+        train = np.hstack([np.ones_like(end), end.repeat(study.steps - 1, 1)])
+        return Curves(train, 2 * end.repeat(len(looks(study.steps)), 1), np.empty((study.runs, 0)), 100, 8.0)
+
+    fabricate(monkeypatch, None)
+    monkeypatch.setattr("l2o_training.compare.summary.read_curves", read)
+    others = contenders.baselines("adam,adamw-cosine,adamw-linear,momentum", thin=14)
+    found = summarise(study_in(tmp_path, contenders=[rule, *others], horizons=(1,))).versus
+    rows = {row.against: row.train for row in found}
+    assert list(rows) == ["adam", "adamw-cosine", "adamw-linear", "momentum", BEST_SCHEDULE]
+    assert {row.optimizer for row in found} == {"scale"}
+    assert (rows["adam"].worst, rows["adam"].lower, rows["adam"].workloads) == ("tabular", 1, 2)
+    assert rows["adam"].worst_ratio == pytest.approx(2)
+    assert rows["adam"].mean[0] == pytest.approx(math.sqrt(0.5 * 2))
+    assert math.isnan(rows["adam"].mean[1]), "two tasks are too few for an interval"
+    assert rows[BEST_SCHEDULE].mean[0] == pytest.approx(math.sqrt(0.8 * 1.5))
+    assert rows["momentum"].mean[0] == pytest.approx(math.sqrt(0.8 * 0.01)), "who diverged is a hundred times behind"
+    assert all(row.train.mean[0] == pytest.approx(row.validation.mean[0]) for row in found)
 
 
 def test_divergence_everywhere_is_the_worst_result(tmp_path, monkeypatch):
@@ -177,4 +241,6 @@ def test_studies_refuse_nonsense(tmp_path):
     for change, message in (({"steps": 0}, "--steps"), ({"runs": 0}, "--runs"), ({"horizons": (0,)}, "--horizons")):
         with pytest.raises(ConfigError, match=message):
             study_in(tmp_path, **change)
+    with pytest.raises(ConfigError, match="--tune-on: must be training or validation, got 'test'"):
+        study_in(tmp_path, tune_on="test")
     assert ROUNDS >= 3

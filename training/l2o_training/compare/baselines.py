@@ -4,18 +4,23 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from l2o_runtime.config import nearest, require
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State
+from l2o_training.compare.muon import MuonAdamW
 
 Make = Callable[..., Optimizer]
 """Parameters, and a learning rate under the name `lr`, → optimizer."""
+
+Schedule = Callable[[int, int], float]
+"""The factor on a learning rate after t of T steps."""
 
 GRID_SIZE = 14
 """Learning rates of a baseline, three per decade."""
@@ -38,6 +43,9 @@ def grid(first: float) -> tuple[float, ...]:
 
 ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
 
+WARMUP = 0.02
+"""Share of a run over which schedules rise."""
+
 
 def cosine(done: int, total: int) -> float:
     """½ (1 + cos π t/T): the factor on a learning rate that falls to zero along a cosine, after t of T steps.
@@ -46,6 +54,38 @@ def cosine(done: int, total: int) -> float:
     (1.0, 0.0)
     """
     return (1 + math.cos(math.pi * done / total)) / 2
+
+
+def warmup(done: int, total: int) -> float:
+    """A rise to 1 over the first 2 % of the steps.
+
+    >>> warmup(0, 100), warmup(1, 100), warmup(99, 100)
+    (0.5, 1.0, 1.0)
+    """
+    return min(1.0, (done + 1) / (WARMUP * total))
+
+
+def warm_cosine(done: int, total: int) -> float:
+    """That rise, and the fall to zero along a cosine."""
+    return warmup(done, total) * cosine(done, total)
+
+
+def warm_linear(done: int, total: int) -> float:
+    """That rise, and a fall to zero along a line.
+
+    >>> warm_linear(0, 100), warm_linear(50, 100), warm_linear(100, 100)
+    (0.5, 0.5, 0.0)
+    """
+    return warmup(done, total) * (1 - done / total)
+
+
+def schedule_free(params: Iterable[Tensor], lr: float, weight_decay: float) -> Optimizer:
+    """Schedule-free AdamW (Defazio et al. 2024), in training mode."""
+    from schedulefree import AdamWScheduleFree
+
+    optimizer = AdamWScheduleFree(params, lr, weight_decay=weight_decay)
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +98,9 @@ class Baseline:
         make: builds it.
         lr: its learning rate where nobody tunes it.
         grid: learning rates that it is tuned over.
-        anneals: whether the learning rate falls to zero along a cosine over the run.
+        schedule: what the learning rate is multiplied with; the rate that is tuned is the peak.
+        stacks: whether it is elementwise with a state per element, so that it can run on stacked parameters too.
+        package: that it comes from, where that is not torch.
     """
 
     name: str
@@ -66,17 +108,41 @@ class Baseline:
     make: Make
     lr: float
     grid: tuple[float, ...] = ADAPTIVE
-    anneals: bool = False
+    schedule: Schedule | None = None
+    stacks: bool = True
+    package: str | None = None
 
     def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
         """For a training script of so many steps: the optimizer, and its schedule if it has one."""
-        optimizer = self.make(params, lr=lr)
-        return optimizer, CosineAnnealingLR(optimizer, steps) if self.anneals else None
+        optimizer, schedule = self.make(params, lr=lr), self.schedule
+        return optimizer, None if schedule is None else LambdaLR(optimizer, lambda done: schedule(done, steps))
 
     def solver(self, lr: float, steps: int) -> "TorchSolver":
-        """For tasks whose instances are optimized side by side, for so many steps."""
-        rate = (lambda done: lr * cosine(done, steps)) if self.anneals else (lambda done: lr)
-        return TorchSolver(self.make, rate)
+        """For tasks whose instances are optimized side by side, for so many steps.
+
+        Raises:
+            ConfigError: it cannot run there.
+        """
+        self.require_stacks()
+        schedule = self.schedule
+        return TorchSolver(self.make, lambda done: lr if schedule is None else lr * schedule(done, steps))
+
+    def require_stacks(self) -> None:
+        """Refuse flat tasks.
+
+        Raises:
+            ConfigError: it cannot run on them.
+        """
+        require(
+            self.stacks,
+            f"{self.name} runs on training scripts only: flat tasks stack the parameters of all instances as rows, "
+            "where it would step all of them as one; leave it out, or take adamw-linear",
+        )
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return self.package is None or find_spec(self.package) is not None
 
 
 class TorchSolver(Solver):
@@ -116,7 +182,35 @@ BASELINES = {
         # The untuned rate is that of arXiv 2211.16268.
         Baseline(name="adam", label="Adam", make=Adam, lr=0.01),
         Baseline(
-            name="adamw-cosine", label="AdamW, weight decay 0.01, cosine to 0", make=AdamW, lr=0.001, anneals=True
+            name="adamw-cosine",
+            label="AdamW, weight decay 0.01, 2 % warm-up, cosine to 0",
+            make=AdamW,
+            lr=0.001,
+            schedule=warm_cosine,
+        ),
+        Baseline(
+            name="adamw-linear",
+            label="AdamW, weight decay 0.01, 2 % warm-up, linear to 0",
+            make=AdamW,
+            lr=0.001,
+            schedule=warm_linear,
+        ),
+        Baseline(
+            name="muon-linear",
+            label="Muon for matrices, AdamW for the rest, weight decay 0.01, 2 % warm-up, linear to 0",
+            make=MuonAdamW,
+            lr=0.001,
+            schedule=warm_linear,
+            stacks=False,
+        ),
+        Baseline(
+            name="schedule-free",
+            label="schedule-free AdamW, weight decay 0.01, 2 % warm-up",
+            make=partial(schedule_free, weight_decay=0.01),
+            lr=0.0025,
+            schedule=warmup,
+            stacks=False,
+            package="schedulefree",
         ),
         Baseline(
             name="nadamw",
@@ -132,17 +226,31 @@ BASELINES = {
 """Name → baseline."""
 
 
-def find_baselines(text: str) -> list[Baseline]:
-    """Baselines from "adam,momentum", in that order; all of them for "all", none for "".
+def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
+    """Baselines from "adam,momentum", in that order; none for "".
+
+    "all" are all that can run: those whose package is installed and, on flat tasks, that stack.
+
+    Args:
+        text: names.
+        flat: whether they are for flat tasks.
 
     Raises:
-        ConfigError: an unknown one.
+        ConfigError: one is unknown, not installed, or not for flat tasks.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
-    names = list(BASELINES) if names == ["all"] else names
+    if names == ["all"]:
+        return [baseline for baseline in BASELINES.values() if baseline.installed and (baseline.stacks or not flat)]
     for name in names:
         require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
-    return [BASELINES[name] for name in names]
+    found = [BASELINES[name] for name in names]
+    for baseline in found:
+        require(
+            baseline.installed, f"{baseline.name} needs the package {baseline.package}: pip install {baseline.package}"
+        )
+        if flat:
+            baseline.require_stacks()
+    return found
 
 
 def best_lr(scores: Iterable[tuple[float, float]]) -> float:

@@ -22,7 +22,7 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Point, Problems, Solver
 from l2o_runtime.state import State
 from l2o_training.compare.baselines import BASELINES, Baseline, cosine, find_baselines
-from l2o_training.compare.code import code_version
+from l2o_training.compare.code import OWN, code_version
 from l2o_training.fused.lstm import fuse
 
 REFERENCE = "adam"
@@ -46,6 +46,7 @@ class Contender:
         path: file of a rule; None for a baseline.
         horizon: steps that a rule was meta-trained for.
         seen: data sets that a rule was meta-trained or validated on.
+        code: of a baseline, what its steps are made of beside torch's optimizers, "module:name".
     """
 
     name: str
@@ -57,6 +58,7 @@ class Contender:
     path: Path | None = None
     horizon: int = 0
     seen: frozenset[str] = frozenset()
+    code: tuple[str, ...] = ()
 
     @property
     def learned(self) -> bool:
@@ -72,7 +74,7 @@ class Contender:
     def stepping(self) -> tuple[str, str]:
         """What its steps depend on beside its identity: the code in training scripts, and on flat tasks."""
         if not self.learned:
-            version = code_version(f"{Baseline.__module__}:Baseline")
+            version = code_version(f"{Baseline.__module__}:Baseline", *self.code)
             return version, version
         script, flat = (code_version(f"{__name__}:{make.__name__}") for make in (_rule_optimizer, _rule_solver))
         return f"{script} {_compiled()}", f"{flat} {_compiled()}"
@@ -85,29 +87,32 @@ def _compiled() -> str:
 
 def of_baseline(baseline: Baseline) -> Contender:
     """A baseline as a contender; its identity are the optimizer's name and all that it is told."""
-    kind = getattr(baseline.make, "func", baseline.make)
+    kind: Any = getattr(baseline.make, "func", baseline.make)
+    parts = [kind] if baseline.schedule is None else [kind, baseline.schedule]
     told = "".join(f", {key}={value}" for key, value in getattr(baseline.make, "keywords", {}).items())
     return Contender(
         name=baseline.name,
         label=baseline.label,
-        identity=f"{kind.__name__}{told}{', cosine' if baseline.anneals else ''}",
+        identity=f"{kind.__name__}{told}{f', {baseline.schedule.__name__}' if baseline.schedule else ''}",
         optimizer=baseline.optimizer,
         solver=baseline.solver,
         lrs=baseline.grid,
+        code=tuple(f"{part.__module__}:{part.__name__}" for part in parts if part.__module__.split(".")[0] in OWN),
     )
 
 
-def baselines(text: str, thin: int = 1) -> list[Contender]:
+def baselines(text: str, thin: int = 1, *, flat: bool = False) -> list[Contender]:
     """Baselines by name, such as "adam,momentum", or "all". The reference has to be among them.
 
     Args:
         text: names.
         thin: take every n-th learning rate of their grids.
+        flat: whether they are for flat tasks.
 
     Raises:
-        ConfigError: an unknown one, or no reference.
+        ConfigError: an unknown one, one that cannot run there, or no reference.
     """
-    found = [of_baseline(baseline) for baseline in find_baselines(text)]
+    found = [of_baseline(baseline) for baseline in find_baselines(text, flat=flat)]
     names = [contender.name for contender in found]
     require(REFERENCE in names, f"--baselines: {REFERENCE} sets the target and has to be among them, got {text!r}")
     return [replace(contender, lrs=contender.lrs[::thin]) for contender in found]
@@ -161,6 +166,7 @@ def of_rule(name: str, path: Path, *, anneals: bool = False) -> Contender:
 def _rule_optimizer(
     path: Path, anneals: bool, params: Iterable[Tensor], lr: float, steps: int
 ) -> tuple[Optimizer, LRScheduler | None]:
+    """A rule's optimizer for a script of so many steps, and its schedule; here it is told how long the run is."""
     optimizer = LearnedOptimizer(params, rule=path, lr=lr)
     return optimizer, CosineAnnealingLR(optimizer, steps) if anneals else None
 

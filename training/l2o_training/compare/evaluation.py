@@ -35,6 +35,7 @@ class Request:
         steps, horizons, runs, seed: as a `Study` has them; horizons as text, "1,5,25".
         thin: try every n-th learning rate.
         cosine: let rules compete a second time, under a cosine.
+        tune_on: the final loss that learning rates are tuned on, "training" or "validation".
     """
 
     rules: tuple[str, ...]
@@ -46,6 +47,7 @@ class Request:
     runs: int | None = None
     thin: int = 1
     cosine: bool = False
+    tune_on: str = "training"
     seed: int = 0
 
 
@@ -96,7 +98,7 @@ def _study(request: Request, out: Path, load: Datasets, device: torch.device) ->
         workloads=workloads(suite, load, device),
         contenders=[
             *contenders.rules(request.rules, annealed=request.cosine),
-            *contenders.baselines(request.baselines, request.thin),
+            *contenders.baselines(request.baselines, request.thin, flat=not suite.scripts),
         ],
         steps=suite.steps if request.steps is None else request.steps,
         horizons=suite.horizons if request.horizons is None else parse_horizons(request.horizons),
@@ -104,6 +106,7 @@ def _study(request: Request, out: Path, load: Datasets, device: torch.device) ->
         seed=request.seed,
         cache=out / "cache",
         caveat=suite.caveat,
+        tune_on=request.tune_on,
     )
 
 
@@ -144,12 +147,17 @@ def finish(study: Study, request: Request, out: Path, report: Path | None = None
         "horizons": list(study.horizons),
         "runs": study.runs,
         "seed": study.seed,
+        "tune_on": study.tune_on,
         "grids": {c.name: list(c.lrs) for c in study.contenders if len(c.lrs) > 1},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
     found = plain_results(findings)
-    write_results(out, {**settings, "overall": found["overall"]}, [asdict(row) for row in findings.rows])
+    write_results(
+        out,
+        {**settings, "overall": found["overall"], "versus": found["versus"]},
+        [asdict(row) for row in findings.rows],
+    )
     for horizon in study.horizons:
         _draw(findings, horizon, out / f"losses-{study.steps * horizon}.png")
     if report is not None:
@@ -160,9 +168,9 @@ def finish(study: Study, request: Request, out: Path, report: Path | None = None
 
 
 def plain_results(findings: Findings) -> dict[str, Any]:
-    """Overall figures, and those of every task and length, as plain data."""
-    overall, rows = [asdict(row) for row in findings.overall], [asdict(row) for row in findings.rows]
-    return {"overall": plain(overall), "results": plain(rows)}
+    """Overall figures, rules beside each other optimizer, and figures of every task and length, as plain data."""
+    parts: dict[str, list[Any]] = {"overall": findings.overall, "versus": findings.versus, "results": findings.rows}
+    return {name: plain([asdict(row) for row in rows]) for name, rows in parts.items()}
 
 
 def _draw(findings: Findings, horizon: int, path: Path) -> None:
@@ -185,6 +193,7 @@ def command(study: Study, request: Request) -> str:
     words += ["--steps", str(study.steps), "--horizons", ",".join(map(str, study.horizons))]
     words += ["--runs", str(study.runs), "--seed", str(study.seed), "--thin", str(request.thin)]
     words += ["--cosine"] * request.cosine
+    words += ["--tune-on", study.tune_on] * (study.tune_on != "training")
     words += [word for task in request.tasks for word in ("--task", task)]
     words += ["--threads", str(torch.get_num_threads()), "--data-root", "data", "--report", "report.html"]
     return shlex.join(words)

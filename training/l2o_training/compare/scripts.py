@@ -3,7 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -50,7 +51,7 @@ class ScriptWorkload(Workload):
     def prepare(self) -> None:
         """Load the data; what a script makes itself can wait."""
         if self.data is not None:
-            self.load(self.data)
+            self.load.prepare(self.data)
 
     def key(self, contender: Contender) -> dict[str, Any]:
         """The script, and the code of the script, of the loop and of the contender's steps."""
@@ -114,9 +115,10 @@ def train(script: Script, make: Callable[..., Any], lr: float, seed: int, steps:
             if schedule is not None:
                 schedule.step()
             if step in wanted:
-                validation.append(validate(script, model))
-                if norms:
-                    batch_validation.append(validate_by_batches(script, model, norms))
+                with judged(optimizer):
+                    validation.append(validate(script, model))
+                    if norms:
+                        batch_validation.append(validate_by_batches(script, model, norms))
         count = sum(param.numel() for param in model.parameters())
         return Curves(
             _filled(losses, steps),
@@ -138,6 +140,17 @@ def advance(optimizer: Optimizer, loss: Tensor) -> None:
         optimizer.step(loss=loss)  # type: ignore[call-overload]
     else:
         optimizer.step()
+
+
+@contextmanager
+def judged(optimizer: Any) -> Iterator[None]:
+    """The weights that an optimizer wants to be judged by, where it trains with others, as schedule-free ones do."""
+    switches = hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+    if switches:
+        optimizer.eval()
+    yield
+    if switches:
+        optimizer.train()
 
 
 @torch.no_grad()
@@ -192,7 +205,7 @@ def step_times(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = script.make_model()
-        optimizer, _ = contender.optimizer(model.parameters(), 1.0 if contender.learned else 1e-6, rounds)
+        optimizer, _ = contender.optimizer(model.parameters(), 1.0 if contender.learned else 1e-6, warmup + rounds)
         racers.append((contender, model, optimizer, script.batches(0)))
     taken: dict[str, list[tuple[float, float]]] = {racer[0].name: [] for racer in racers}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

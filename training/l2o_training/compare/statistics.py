@@ -74,22 +74,31 @@ def log_ratio(values: np.ndarray, control: np.ndarray) -> np.ndarray:
     return np.clip(np.where(np.isnan(ratio), limit, ratio), -limit, limit)
 
 
+QUARTER = 0.25
+"""Share of the values that an interquartile mean leaves out at either end."""
+
+
 def iqm(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Interquartile mean of values (n,), and its 95 % bootstrap interval over them; NaN where they are fewer than five.
 
     Source: Agarwal et al. 2021; percentile bootstrap.
     """
-    centre = float(trim_mean(values, 0.25))
+    return centre(values, QUARTER, seed)
+
+
+def centre(values: np.ndarray, share: float, seed: int = 0) -> tuple[float, float, float]:
+    """`iqm`, but that another share of the values is left out at either end; of none, it is the mean."""
+    mean = float(trim_mean(values, share))
     if len(values) < FEWEST:
-        return centre, math.nan, math.nan
+        return mean, math.nan, math.nan
     found = bootstrap(
         (values,),
-        lambda x, axis: trim_mean(x, 0.25, axis=axis),
+        lambda x, axis: trim_mean(x, share, axis=axis),
         n_resamples=RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return centre, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def slowdowns(costs: np.ndarray) -> np.ndarray:

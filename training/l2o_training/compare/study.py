@@ -17,6 +17,9 @@ from l2o_training.compare.contenders import Contender
 from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.workloads import Curves, Group, Workload, joined
 
+TUNABLE = ("training", "validation")
+"""Final losses that learning rates are tuned on."""
+
 FIELDS = ("train", "validation", "batch_validation")
 
 Times = dict[str, tuple[float, float]]
@@ -46,6 +49,7 @@ class Study:
         seed: of the first run.
         cache: folder of what was measured.
         caveat: what a reader has to know of these tasks.
+        tune_on: the final loss that learning rates are tuned on, "training" or "validation".
     """
 
     suite: str
@@ -57,11 +61,17 @@ class Study:
     seed: int = 0
     cache: Path
     caveat: str = ""
+    tune_on: str = "training"
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"--steps: must be 1 or more, got {self.steps}")
         require(self.runs >= 1, f"--runs: must be 1 or more, got {self.runs}")
         require(all(h >= 1 for h in self.horizons), f"--horizons: must be 1 or more, got {self.horizons}")
+        require(self.tune_on in TUNABLE, f"--tune-on: must be {' or '.join(TUNABLE)}, got {self.tune_on!r}")
+        require(
+            self.tune_on == "training" or all(isinstance(workload, ScriptWorkload) for workload in self.workloads),
+            f"--tune-on validation: the suite {self.suite} has a training loss only; take one of training scripts",
+        )
 
     def trials(
         self, workload: Workload, contender: Contender, horizon: int, lr: float | None = None

@@ -11,7 +11,7 @@ from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.workloads import Workload
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, TaskConfig
 from l2o_training.tasks.data import Datasets
-from l2o_training.tasks.scripts import RECIPES
+from l2o_training.tasks.scripts import RECIPES, everyday, larger
 from l2o_training.tasks.scripts.base import Recipe
 
 
@@ -84,6 +84,22 @@ SUITES = {
         horizons=(1, 5, 25),
         runs=3,
         caveat="Which rule was bundled as the default was decided with these tasks in view.",
+    ),
+    "everyday": Suite(
+        description="17 training scripts as people write them, most on real data; for choices",
+        tasks=tuple(everyday.RECIPES.values()),
+        steps=100,
+        horizons=(1, 5, 25),
+        runs=3,
+        caveat="These tasks are for choices: what was chosen by them does better on them than elsewhere.",
+    ),
+    "larger": Suite(
+        description="12 training scripts of 175,000 to 11 million parameters; for verdicts",
+        tasks=tuple(larger.RECIPES.values()),
+        steps=100,
+        horizons=(1, 5, 25),
+        runs=3,
+        caveat="Eight of these networks had a part in what the rule scale does in networks larger than it knew.",
     ),
 }
 """Name → suite."""

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from l2o_training.compare import statistics
 from l2o_training.compare.contenders import REFERENCE, Contender
 from l2o_training.compare.study import Study, read_curves, read_times
+from l2o_training.compare.versus import Versus, final_losses, ratio, versus
 from l2o_training.compare.workloads import Curves, Workload
 from l2o_training.errors import RunError
 
@@ -127,12 +128,14 @@ class Findings:
         tuned: (horizon, workload, optimizer) → runs at the best learning rate.
         rows: one per horizon, workload and optimizer.
         overall: one per horizon and optimizer.
+        versus: one per horizon, rule and other optimizer.
     """
 
     study: Study
     tuned: dict[tuple[int, str, str], Tuned]
     rows: list[Row]
     overall: list[Overall]
+    versus: list[Versus] = field(default_factory=list)
 
     def row(self, horizon: int, workload: str, optimizer: str) -> Row:
         """The row of an optimizer on a workload."""
@@ -159,9 +162,10 @@ class Findings:
 
 
 def choose(study: Study, workload: Workload, contender: Contender, horizon: int) -> Tuned:
-    """The runs at the learning rate with the lowest final training loss, mean over the very runs that are scored.
+    """The runs at the learning rate with the lowest final loss, mean over the very runs that are scored.
 
-    A rate with fewer diverged runs is always the better one.
+    It is the training loss or the validation loss, as the study says. A rate with fewer diverged runs is always the
+    better one.
 
     Raises:
         Incomplete: a run is missing.
@@ -174,7 +178,8 @@ def choose(study: Study, workload: Workload, contender: Contender, horizon: int)
         found[lr] = curves
 
     def badness(lr: float) -> tuple[int, float]:
-        ends = statistics.settled(found[lr].train)
+        ends = final_losses(found[lr], study.tune_on)
+        assert ends is not None
         finite = ends[np.isfinite(ends)]
         return len(ends) - len(finite), float(finite.mean()) if len(finite) else math.inf
 
@@ -206,7 +211,7 @@ def summarise(study: Study) -> Findings:
         for name, runs in chosen.items():
             tuned[horizon, workload.name, name] = runs
             rows.append(_row(workload.name, name, horizon, runs, chosen[REFERENCE], times[name] if times else None))
-    findings = Findings(study, tuned, rows, [])
+    findings = Findings(study, tuned, rows, [], versus(study, {place: runs.curves for place, runs in tuned.items()}))
     for horizon in study.horizons:
         findings.overall.extend(_overall(findings, horizon))
     return findings
@@ -217,7 +222,7 @@ def _row(
 ) -> Row:
     runs, control = tuned.curves, reference.curves
     ends, targets = statistics.settled(runs.train), statistics.settled(control.train)
-    held, target = (_held(curves) for curves in (runs, control))
+    held, target = (final_losses(curves, "validation") for curves in (runs, control))
     steps, own = (
         np.array([statistics.steps_to(t, losses) for t, losses in zip(targets, curves.train, strict=True)])
         for curves in (runs, control)
@@ -233,8 +238,8 @@ def _row(
         **_spread("train", ends),
         **_spread("validation", held),
         **_beside_batches(runs, held),
-        train_ratio=_ratio(ends, targets),
-        validation_ratio=None if held is None or target is None else _ratio(held, target),
+        train_ratio=ratio(ends, targets),
+        validation_ratio=None if held is None or target is None else ratio(held, target),
         diverged=int(statistics.diverged(runs.train).sum()),
         runs=len(ends),
         grid_diverged=tuned.grid_diverged,
@@ -246,13 +251,6 @@ def _row(
         state_bytes=runs.state_bytes,
         parameters=runs.parameters,
     )
-
-
-def _held(curves: Curves) -> np.ndarray | None:
-    """Final validation losses (runs,), infinite where a run diverged; None without any."""
-    if not curves.validation.size:
-        return None
-    return np.where(statistics.diverged(curves.train), np.inf, curves.validation[:, -1])
 
 
 def _spread(name: str, values: np.ndarray | None) -> dict[str, Any]:
@@ -273,11 +271,6 @@ def _beside_batches(runs: Curves, held: np.ndarray | None) -> dict[str, float | 
         "batch_validation": float(batch) if math.isfinite(batch) else None,
         "gap": float(gap) if math.isfinite(gap) else None,
     }
-
-
-def _ratio(values: np.ndarray, control: np.ndarray) -> float:
-    """Geometric mean over runs of capped ratios."""
-    return math.exp(float(statistics.log_ratio(values, control).mean()))
 
 
 def _overall(findings: Findings, horizon: int) -> list[Overall]:

@@ -1,14 +1,21 @@
-"""Image data sets as tensors: torchvision's, scikit-learn's digits, and `.npz` files of one's own."""
+"""Image data sets as tensors: torchvision's, scikit-learn's digits, and `.npz` files of one's own.
+
+Texts and tables are those of `l2o_training.tasks.records`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2o_runtime.config import nearest
+
+if TYPE_CHECKING:
+    from l2o_training.tasks.records import Table
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 DATASETS = ["digits", *TORCHVISION]
@@ -98,6 +105,8 @@ class Datasets:
     def __init__(self, root: str | Path, *, download: bool = False):
         self.root, self.download = root, download
         self._read: dict[str, Dataset] = {}
+        self._texts: dict[str, str] = {}
+        self._tables: dict[str, Table] = {}
 
     def __call__(self, name: str) -> Dataset:
         """The data set of a name.
@@ -108,6 +117,41 @@ class Datasets:
         if name not in self._read:
             self._read[name] = load_dataset(name, self.root, download=self.download)
         return self._read[name]
+
+    def text(self, name: str) -> str:
+        """The text of a name.
+
+        Raises:
+            DataError: it is missing.
+        """
+        from l2o_training.tasks.records import load_text
+
+        if name not in self._texts:
+            self._texts[name] = load_text(name, Path(self.root))
+        return self._texts[name]
+
+    def table(self, name: str) -> "Table":
+        """The table of a name.
+
+        Raises:
+            DataError: it is missing.
+        """
+        from l2o_training.tasks.records import load_table
+
+        if name not in self._tables:
+            self._tables[name] = load_table(name, Path(self.root))
+        return self._tables[name]
+
+    def prepare(self, name: str) -> None:
+        """Read a data set of any kind.
+
+        Raises:
+            DataError: it is missing.
+        """
+        from l2o_training.tasks.records import TABLES, TEXTS
+
+        read = self.text if name in TEXTS else self.table if name in TABLES else self
+        read(name)
 
 
 def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:

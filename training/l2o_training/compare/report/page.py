@@ -118,6 +118,7 @@ def _horizon(findings: Findings, horizon: int) -> dict[str, Any]:
         "ratios": [
             (workload, [findings.row(horizon, workload.name, name) for name in names]) for workload in study.workloads
         ],
+        "versus": [row for row in findings.versus if row.horizon == horizon],
         "train": forest("training", [row.train for row in overall]),
         "validation": forest("validation", held) if findings.validated else None,
         "by_steps": profiles("steps_to_target", "τ: steps / fewest steps of all"),

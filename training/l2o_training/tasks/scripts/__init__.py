@@ -1,4 +1,7 @@
-"""Training scripts: ordinary networks in ordinary loops, which no meta-training has seen."""
+"""Training scripts: ordinary networks in ordinary loops, which no meta-training has seen.
+
+Those of the suite `unseen` are named here; `everyday` and `larger` have their own lists.
+"""
 
 from l2o_training.tasks.scripts import images, tables, texts
 from l2o_training.tasks.scripts.base import Recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from l2o_training.tasks.data import Load
+from l2o_training.tasks.data import Datasets
 
 Batch = tuple[Tensor, ...]
 
@@ -47,10 +47,11 @@ class Recipe:
         name: how tables call it.
         description: network, data and loss in one line.
         build: gives the script; what it draws comes from seeds of its own.
-        data: name of the data set that `build` loads; None where it makes its examples itself.
+        data: name of the data set that `build` loads; None where it makes its examples itself, or takes them from
+            scikit-learn.
     """
 
     name: str
     description: str
-    build: Callable[[Load], Script]
+    build: Callable[[Datasets], Script]
     data: str | None = None

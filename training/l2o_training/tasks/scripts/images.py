@@ -1,7 +1,7 @@
 """Training scripts on images: Fashion-MNIST and CIFAR-10, scaled down so that a step takes milliseconds."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -14,31 +14,38 @@ from l2o_training.tasks.scripts.base import Batch, Script
 TRAIN, VALIDATION = 8192, 512
 """Examples, drawn from the training split of the data set."""
 
+FEWEST = 2 * 1024
+"""Examples that a data set has to have; where there are fewer than wanted, fewer are trained on."""
 
-def examples(load: Load, name: str, shrink: int) -> tuple[Batch, Batch]:
+
+@lru_cache(4)  # scripts on the same images share them
+def examples(
+    load: Load, name: str, shrink: int, train: int = TRAIN, validation: int = VALIDATION
+) -> tuple[Batch, Batch]:
     """Images (N, c, h, w) with mean 0 and deviation 1 over all pixels, and labels: those to train and to validate on.
 
     Args:
         load: gives the data set.
         name: of the data set.
         shrink: side of the squares of pixels that are averaged.
+        train, validation: how many of each.
 
     Raises:
         DataError: the data set is missing, or has other images than expected.
     """
     data = load(name)
-    channels, side = (1, 28) if name == "fashion-mnist" else (3, 32)
-    if data.shape != (channels, side, side) or len(data.labels) < TRAIN // 4:
+    channels, side = (3, 32) if name == "cifar10" else (1, 28)
+    if data.shape != (channels, side, side) or len(data.labels) < FEWEST:
         raise DataError(
-            f"{name}: expected {TRAIN // 4} or more images of shape {(channels, side, side)}, "
+            f"{name}: expected {FEWEST} or more images of shape {(channels, side, side)}, "
             f"got {len(data.labels)} of shape {data.shape}"
         )
-    count = min(TRAIN + VALIDATION, len(data.labels))
+    count = min(train + validation, len(data.labels))
     order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:count]
     images, labels = data.batch(order)
     images = F.avg_pool2d(images, shrink)
     images = (images - images.mean()) / images.std()
-    return (images[VALIDATION:], labels[VALIDATION:]), (images[:VALIDATION], labels[:VALIDATION])
+    return (images[validation:], labels[validation:]), (images[:validation], labels[:validation])
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -53,11 +60,10 @@ def classify(load: Load, make_model: Callable[[], nn.Module], name: str, shrink:
     return Script(make_model, cross_entropy, train, validation, batch_size)
 
 
-def pixels(load: Load) -> tuple[Batch, Batch]:
-    """Fashion-MNIST of 14 × 14 with pixels in 0 … 1, without labels."""
-    train, validation = examples(load, "fashion-mnist", 2)
+def pixels(train: Batch, validation: Batch) -> tuple[Batch, Batch]:
+    """Images with pixels in 0 … 1, without labels."""
     low, high = train[0].min(), train[0].max()
-    scaled = [((images - low) / (high - low)).clamp(0, 1) for images, _ in (train, validation)]
+    scaled = [((images - low) / (high - low)).clamp(0, 1) for images, *_ in (train, validation)]
     return (scaled[0],), (scaled[1],)
 
 
@@ -109,9 +115,11 @@ def mixer(load: Load) -> Script:
 
 def autoencoder(load: Load) -> Script:
     """196 pixels through a code of eight numbers."""
-    return Script(partial(modules.autoencoder, 196, 64, 8), reconstruction, *pixels(load), 64)
+    return Script(
+        partial(modules.autoencoder, 196, 64, 8), reconstruction, *pixels(*examples(load, "fashion-mnist", 2)), 64
+    )
 
 
 def vae(load: Load) -> Script:
     """196 pixels through a noisy code of eight numbers."""
-    return Script(partial(modules.VAE, 196, 64, 8), negative_elbo, *pixels(load), 64)
+    return Script(partial(modules.VAE, 196, 64, 8), negative_elbo, *pixels(*examples(load, "fashion-mnist", 2)), 64)
