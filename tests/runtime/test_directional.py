@@ -166,11 +166,12 @@ def test_the_size_stays_within_its_bounds_whatever_the_weights(sign):
     nn.init.constant_(rule.head.bias, sign * 1e4)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        found = list(steered(rule, torch.randn(300, 6, generator=rng), torch.tensor([[1.0, 6.0]])))
+        grads = 3 + torch.randn(300, 6, generator=rng)  # noise alone would make steps fade
+        found = list(steered(rule, grads, torch.tensor([[1.0, 6.0]])))
     usual = 0.005 * math.sqrt(2)  # of ones, beside ones
     assert float(found[-1][0]) / usual == pytest.approx(20 if sign > 0 else 0.25, rel=1e-3)
     assert max(float(row[0]) / usual for row in found) <= 20.01
-    assert min(float(row[0]) / usual for row in found[5:]) > 0.24  # at first half of the noise is missing
+    assert min(float(row[0]) / usual for row in found) >= 0.2499
     assert all(row[1:].abs().max() <= 1 for row in found)
 
 
