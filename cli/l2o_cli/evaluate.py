@@ -56,7 +56,8 @@ def evaluate(
         Literal["training", "validation"],
         typer.Option(metavar="LOSS", help="Final loss to tune on: training or validation."),
     ] = "training",
-    cosine: Annotated[bool, typer.Option("--cosine", help="Enter rules twice: with lr along a cosine too.")] = False,
+    cosine: Annotated[bool, typer.Option("--cosine", help="Enter rules with lr along a cosine too.")] = False,
+    told: Annotated[bool, typer.Option("--told", help="Enter rules told their total_steps too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write a report, one HTML file, to this path.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run.")] = 0,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
@@ -96,6 +97,7 @@ def evaluate(
                 runs=runs,
                 thin=thin,
                 cosine=cosine,
+                told=told,
                 tune_on=tune_on,
                 seed=seed,
             )

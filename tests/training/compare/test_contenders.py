@@ -40,7 +40,7 @@ def test_a_rule_may_be_entered_under_a_cosine_too(tmp_path, monkeypatch):
     assert constant.identity != falling.identity
     save_rule("scale-cosine.safetensors", make_rule(RULES["none-normalized"]))
     with pytest.raises(ConfigError, match="'scale-cosine' is taken"):
-        contenders.rules(["default", "scale-cosine.safetensors"], annealed=True)
+        contenders.rules(["default", "scale-cosine.safetensors"], ["cosine"])
 
 
 def test_grids_are_log_spaced():

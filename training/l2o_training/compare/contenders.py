@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from l2o_runtime.files.artifact import find_rule, load_rule, read_rule
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Point, Problems, Solver
 from l2o_runtime.state import State
+from l2o_runtime.stepping import schedule as schedules
 from l2o_training.compare.baselines import BASELINES, Baseline, cosine, find_baselines
 from l2o_training.compare.code import OWN, code_version
 from l2o_training.fused.lstm import fuse
@@ -30,6 +31,12 @@ REFERENCE = "adam"
 
 MakeOptimizer = Callable[[Iterable[Tensor], float, int], tuple[Optimizer, LRScheduler | None]]
 MakeSolver = Callable[[float, int], Solver]
+
+Schedule = Literal["cosine", "total"]
+"""What a rule may be run under beside what it does by itself."""
+
+SCHEDULES: dict[Schedule, str] = {"cosine": "cosine to 0", "total": "told how long the run is"}
+"""In words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +125,12 @@ def baselines(text: str, thin: int = 1, *, flat: bool = False) -> list[Contender
     return [replace(contender, lrs=contender.lrs[::thin]) for contender in found]
 
 
-def rules(names: Iterable[str], *, annealed: bool = False) -> list[Contender]:
+def rules(names: Iterable[str], under: Collection[Schedule] = ()) -> list[Contender]:
     """Learned rules by bundled name or file.
 
     Args:
         names: which.
-        annealed: let each compete a second time, with a learning rate that falls to zero along a cosine.
+        under: let each compete once more under each of these.
 
     Raises:
         ArtifactError: one cannot be read.
@@ -134,7 +141,7 @@ def rules(names: Iterable[str], *, annealed: bool = False) -> list[Contender]:
         path = find_rule(text)
         given = path in {contender.path for contender in found.values()}
         require(not given, f"{text}: this rule is given twice, as {path}")
-        for contender in [of_rule(name_of(path), path, anneals=last) for last in [False, True][: 1 + annealed]]:
+        for contender in [of_rule(name_of(path), path, schedule) for schedule in (None, *under)]:
             free = contender.name not in found and contender.name not in BASELINES
             advice = "rename the file, or its folder if it is rule.safetensors"
             require(free, f"{text}: the name {contender.name!r} is taken: {advice}")
@@ -142,7 +149,7 @@ def rules(names: Iterable[str], *, annealed: bool = False) -> list[Contender]:
     return list(found.values())
 
 
-def of_rule(name: str, path: Path, *, anneals: bool = False) -> Contender:
+def of_rule(name: str, path: Path, schedule: Schedule | None = None) -> Contender:
     """A rule's file as a contender, handed the loss.
 
     Raises:
@@ -151,11 +158,11 @@ def of_rule(name: str, path: Path, *, anneals: bool = False) -> Contender:
     found, provenance = read_rule(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Contender(
-        name=f"{name}-cosine" if anneals else name,
-        label=f"learned rule, lr 1, not tuned{', cosine to 0' if anneals else ''}",
-        identity=f"{digest}{', cosine' if anneals else ''}",
-        optimizer=partial(_rule_optimizer, path, anneals),
-        solver=partial(_rule_solver, path, digest, anneals),
+        name=name if schedule is None else f"{name}-{schedule}",
+        label=f"learned rule, lr 1, not tuned{'' if schedule is None else f', {SCHEDULES[schedule]}'}",
+        identity=digest if schedule is None else f"{digest}, {schedule}",
+        optimizer=partial(_rule_optimizer, path, schedule),
+        solver=partial(_rule_solver, path, digest, schedule),
         lrs=(1.0,),
         path=path,
         horizon=found.config.horizon,
@@ -164,16 +171,28 @@ def of_rule(name: str, path: Path, *, anneals: bool = False) -> Contender:
 
 
 def _rule_optimizer(
-    path: Path, anneals: bool, params: Iterable[Tensor], lr: float, steps: int
+    path: Path, schedule: Schedule | None, params: Iterable[Tensor], lr: float, steps: int
 ) -> tuple[Optimizer, LRScheduler | None]:
-    """A rule's optimizer for a script of so many steps, and its schedule; here it is told how long the run is."""
-    optimizer = LearnedOptimizer(params, rule=path, lr=lr)
-    return optimizer, CosineAnnealingLR(optimizer, steps) if anneals else None
+    """A rule's optimizer for a script of so many steps, and its schedule."""
+    optimizer = LearnedOptimizer(params, rule=path, lr=lr, total_steps=steps if schedule == "total" else None)
+    return optimizer, CosineAnnealingLR(optimizer, steps) if schedule == "cosine" else None
 
 
-def _rule_solver(path: Path, digest: str, anneals: bool, lr: float, steps: int) -> Solver:
-    descent = Descent(_loaded(path, digest))
-    return Annealed(descent, steps) if anneals else descent
+def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, steps: int) -> Solver:
+    """The same for flat tasks, without torch's optimizers."""
+    rule = _loaded(path, digest)
+    descent = Descent(rule)
+    if schedule is None and not rule.config.scheduled:
+        return descent
+    return Scheduled(descent, _factor(schedule, steps))
+
+
+def _factor(schedule: Schedule | None, steps: int) -> Callable[[int], float]:
+    """On the step after so many steps."""
+    if schedule == "cosine":
+        return lambda done: cosine(done, steps)
+    known = schedules.Schedule(steps if schedule == "total" else None, fades=True)
+    return lambda done: float(known.factor({}, torch.tensor(done + 1)))
 
 
 @functools.lru_cache(8)
@@ -182,17 +201,17 @@ def _loaded(path: Path, digest: str) -> Rule:
     return fuse(load_rule(path))
 
 
-class Annealed(Solver):
-    """Another solver's steps, shortened by a factor that falls from 1 to 0 along a cosine.
+class Scheduled(Solver):
+    """Another solver's steps, times a factor.
 
     Args:
         solver: makes the steps.
-        steps: after which the factor is 0.
+        factor: after so many steps.
     """
 
-    def __init__(self, solver: Solver, steps: int):
+    def __init__(self, solver: Solver, factor: Callable[[int], float]):
         super().__init__()
-        self.solver, self.steps = solver, steps
+        self.solver, self.factor = solver, factor
 
     def init(self, problems: Problems) -> State:
         """The other's state, and the number of steps."""
@@ -202,7 +221,7 @@ class Annealed(Solver):
         """θ + factor · (what the other would make of θ, less θ)."""
         done = state["done"]
         params, state = self.solver.step(point, {key: value for key, value in state.items() if key != "done"})
-        moved = point.params + cosine(int(done), self.steps) * (params - point.params)
+        moved = point.params + self.factor(int(done)) * (params - point.params)
         return moved, state | {"done": done + 1}
 
 

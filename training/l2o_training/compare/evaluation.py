@@ -34,7 +34,8 @@ class Request:
         baselines: names, or "all".
         steps, horizons, runs, seed: as a `Study` has them; horizons as text, "1,5,25".
         thin: try every n-th learning rate.
-        cosine: let rules compete a second time, under a cosine.
+        cosine: let rules compete once more, under a cosine.
+        told: let them compete once more, told how long the run is.
         tune_on: the final loss that learning rates are tuned on, "training" or "validation".
     """
 
@@ -47,6 +48,14 @@ class Request:
     runs: int | None = None
     thin: int = 1
     cosine: bool = False
+    told: bool = False
+
+    @property
+    def schedules(self) -> tuple[contenders.Schedule, ...]:
+        """What rules are run under besides."""
+        both: tuple[tuple[contenders.Schedule, bool], ...] = (("total", self.told), ("cosine", self.cosine))
+        return tuple(schedule for schedule, wanted in both if wanted)
+
     tune_on: str = "training"
     seed: int = 0
 
@@ -97,7 +106,7 @@ def _study(request: Request, out: Path, load: Datasets, device: torch.device) ->
         suite=request.suite,
         workloads=workloads(suite, load, device),
         contenders=[
-            *contenders.rules(request.rules, annealed=request.cosine),
+            *contenders.rules(request.rules, request.schedules),
             *contenders.baselines(request.baselines, request.thin, flat=not suite.scripts),
         ],
         steps=suite.steps if request.steps is None else request.steps,
@@ -142,6 +151,7 @@ def finish(study: Study, request: Request, out: Path, report: Path | None = None
         "suite": study.suite,
         "rules": list(request.rules),
         "cosine": request.cosine,
+        "told": request.told,
         "baselines": [contender.name for contender in study.contenders if not contender.learned],
         "steps": study.steps,
         "horizons": list(study.horizons),
@@ -192,7 +202,7 @@ def command(study: Study, request: Request) -> str:
     words = ["l2o", "eval", *request.rules, "--suite", study.suite, "--baselines", request.baselines]
     words += ["--steps", str(study.steps), "--horizons", ",".join(map(str, study.horizons))]
     words += ["--runs", str(study.runs), "--seed", str(study.seed), "--thin", str(request.thin)]
-    words += ["--cosine"] * request.cosine
+    words += ["--cosine"] * request.cosine + ["--told"] * request.told
     words += ["--tune-on", study.tune_on] * (study.tune_on != "training")
     words += [word for task in request.tasks for word in ("--task", task)]
     words += ["--threads", str(torch.get_num_threads()), "--data-root", "data", "--report", "report.html"]
