@@ -6,6 +6,7 @@ from l2o_cli.console import Json, err, friendly_errors, out, print_json
 
 PURPOSES = {
     "scale": "To train with: meta-trained on many kinds of networks, up to 2,000 steps; 12 bytes per parameter.",
+    "directional": "Runs of any length, best with total_steps: a hand-made step, not meta-trained yet; 12 bytes.",
     "mnist": "Small MNIST networks, up to 1,000 steps: two tiers, as scale; the best on the paper's Table 1.",
     "moments": "Small MNIST networks, up to 1,000 steps: an LSTM for every parameter; slower, 180 bytes per parameter.",
     "normalized-dmd": "Small MNIST networks, up to 200 steps: an LSTM with bounded steps that sees DMD.",

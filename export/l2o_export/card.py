@@ -52,7 +52,10 @@ def describe_steps(rule: Rule) -> str:
         bounds.append(f"at most {config.output_scale:g} · lr")
     if limits is not None:
         bounds.append(f"shorter in networks of more than {limits.known_parameters:,} parameters")
-    if config.noise_floor is None:
+    if config.scheduled:
+        bounds.append(f"{config.output_scale:g} · lr beside the parameters, corrected; a schedule makes them shorter")
+        bounds.append("they fade where a gradient is gone")
+    elif config.noise_floor is None:
         bounds.append("they go on where a gradient is gone, or is mere rounding")
     else:
         bounds.append("they fade where a gradient is gone, and are Adam's where it is mere rounding")

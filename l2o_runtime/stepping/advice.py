@@ -66,7 +66,7 @@ class Advice:
             self._tell("ranks", f"there are several ranks, so the rule does not see the loss{needed}: {RANKS}")
         if loss is None and config.needs_loss:
             self._tell("loss", "this rule was meta-trained with the loss at every step: call step(loss=loss)")
-        if self.calls == config.horizon + 1:
+        if self.calls == config.horizon + 1 and not config.scheduled:
             reached = f"step {self.calls}: the rule was meta-trained for runs of {config.horizon:,} steps"
             advice = "let lr fall, with torch.optim.lr_scheduler.CosineAnnealingLR for one, or take fewer steps"
             self._tell("horizon", f"{reached} and extrapolates from here; {advice}", HorizonWarning)

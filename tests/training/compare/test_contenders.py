@@ -33,7 +33,7 @@ def test_data_of_a_rules_ancestor_and_of_its_validation_are_not_new_to_it(tmp_pa
 
 def test_a_rule_may_be_entered_under_a_cosine_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    script, (constant, falling) = script_of("least-squares"), contenders.rules(["default"], annealed=True)
+    script, (constant, falling) = script_of("least-squares"), contenders.rules(["default"], ["cosine"])
     losses, annealed = (run(script, contender, 1.0, 0, 20).train for contender in (constant, falling))
     assert losses[:2] == annealed[:2]  # lr is 1 in the first step
     assert losses[2:] != annealed[2:]
