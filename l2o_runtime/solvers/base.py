@@ -39,6 +39,10 @@ class Problems(Protocol):
     def shapes(self) -> Sequence[torch.Size]:
         """Of the tensors that the n coordinates belong to, one after the other."""
 
+    @property
+    def steps(self) -> int | None:
+        """How many steps there will be; None where nobody says."""
+
 
 class Solver(nn.Module, ABC):
     """Carries optimizations of B problems side by side; none of them sees another.

@@ -10,9 +10,13 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.rules.base import mean_squares
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State, zeros
+from l2o_runtime.stepping.schedule import anytime, linear
 
 COORDINATES, OPTIMIZATION, LAYOUT = "coordinates/", "optimization/", "layout/"
 """What names in the state begin with: the rule's state per coordinate, the rest of it, and the layout."""
+
+DONE, TOTAL = "schedule/done", "schedule/total"
+"""Numbers of steps, so far and in the whole; 0 for a whole that is not known."""
 
 
 class Chosen(NamedTuple):
@@ -35,13 +39,16 @@ class Descent(Solver):
     What a rule observes is constant: nothing is differentiated through θ, g and L, as in Algorithm 1 of
     arXiv 2211.16268 (first order).
 
+    A rule that leaves the size of its steps to a schedule gets that of `l2o_runtime.stepping.schedule`.
+
     Args:
         rule: gives the steps.
+        scheduled: whether it gets one.
     """
 
-    def __init__(self, rule: Rule):
+    def __init__(self, rule: Rule, scheduled: bool = True):
         super().__init__()
-        self.rule = rule
+        self.rule, self.scheduled = rule, scheduled and rule.config.scheduled
 
     def init(self, problems: Problems) -> State:
         """The rule's states, all of them zero, and the layout."""
@@ -50,13 +57,28 @@ class Descent(Solver):
         coordinates = zeros(rule.spec.coordinate, (*lead, n), device)
         optimization = zeros(rule.spec.model, (*lead,), device)
         optimization |= zeros(rule.spec.tensor, (*lead, len(layout.shapes)), device)
-        return _join(coordinates, optimization, layout)
+        state = _join(coordinates, optimization, layout)
+        if self.scheduled:
+            state |= {
+                DONE: torch.zeros((), device=device),
+                TOTAL: torch.tensor(float(problems.steps or 0), device=device),
+            }
+        return state
 
     def step(self, point: Point, state: State) -> tuple[Tensor, State]:
         """A step of every coordinate; ∂(θ + Δ)/∂φ goes through the rule and on through `point.params`."""
         coordinates, optimization, layout = _split(state)
         delta, coordinates, optimization = self.rule(*_constants(point), coordinates, optimization, layout)
-        return point.params + delta, _join(coordinates, optimization, layout)
+        factor, clock = self._factor(state)
+        return point.params + factor * delta, _join(coordinates, optimization, layout) | clock
+
+    def _factor(self, state: State) -> tuple[Tensor | float, State]:
+        """What the schedule says of this step, and its new state."""
+        if not self.scheduled:
+            return 1.0, {}
+        done, total = state[DONE] + 1, state[TOTAL]
+        factor = torch.where(total > 0, linear(done, total.clamp_min(1)), anytime(done))
+        return factor, {DONE: done, TOTAL: total}
 
     def choose(self, params: Tensor, state: State, places: Tensor) -> Chosen:
         """Begin with some coordinates (B, k) where all of them (B, n) stand."""
@@ -83,7 +105,9 @@ class Descent(Solver):
             squares = mean_squares(delta, layout)
             delta = rule.finish(delta, rule.spread(squares, layout).squeeze(-1), all_told.detach())
             moved = rule.finish(moved, rule.spread(squares, layout, places).squeeze(-1), told)
-        return params + delta, _join(coordinates, optimization, layout), Chosen(places, theta + moved, own)
+        factor, clock = self._factor(state)
+        after = _join(coordinates, optimization, layout) | clock
+        return params + factor * delta, after, Chosen(places, theta + factor * moved, own)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:

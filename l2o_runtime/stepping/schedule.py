@@ -7,6 +7,7 @@ group; nobody says anything. Factors are tensors, so that nothing has to wait fo
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 WARM_UP = 0.02
@@ -22,13 +23,13 @@ FADING = 25.0
 """Steps after which they begin to fall with the root of their number."""
 
 
-def linear(step: Tensor, total: int) -> Tensor:
+def linear(step: Tensor, total: int | Tensor) -> Tensor:
     """min(1, t / 0.02 T) (1 − t/T), and 0 from T on.
 
     >>> linear(torch.tensor([1, 10, 250, 500, 501]), 500)
     tensor([0.0998, 0.9800, 0.5000, 0.0000, 0.0000])
     """
-    rising = (step / max(WARM_UP * total, 1.0)).clamp_max(1.0)
+    rising = (step / torch.as_tensor(WARM_UP * total).clamp_min(1.0)).clamp_max(1.0)
     return rising * (1 - step / total).clamp_min(0.0)
 
 

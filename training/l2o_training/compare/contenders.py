@@ -21,7 +21,7 @@ from l2o_runtime.files.artifact import find_rule, load_rule, read_rule
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Point, Problems, Solver
 from l2o_runtime.state import State
-from l2o_runtime.stepping import schedule as schedules
+from l2o_runtime.stepping.schedule import linear
 from l2o_training.compare.baselines import BASELINES, Baseline, cosine, find_baselines
 from l2o_training.compare.code import OWN, code_version
 from l2o_training.fused.lstm import fuse
@@ -181,18 +181,17 @@ def _rule_optimizer(
 def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, steps: int) -> Solver:
     """The same for flat tasks, without torch's optimizers."""
     rule = _loaded(path, digest)
-    descent = Descent(rule)
-    if schedule is None and not rule.config.scheduled:
-        return descent
-    return Scheduled(descent, _factor(schedule, steps))
+    if schedule is None:
+        return Descent(rule)
+    return Scheduled(Descent(rule, scheduled=False), partial(FACTORS[schedule], total=steps))
 
 
-def _factor(schedule: Schedule | None, steps: int) -> Callable[[int], float]:
-    """On the step after so many steps."""
-    if schedule == "cosine":
-        return lambda done: cosine(done, steps)
-    known = schedules.Schedule(steps if schedule == "total" else None, fades=True)
-    return lambda done: float(known.factor({}, torch.tensor(done + 1)))
+def _linear(done: int, total: int) -> float:
+    return float(linear(torch.tensor(done + 1), total))
+
+
+FACTORS: dict[Schedule, Callable[..., float]] = {"cosine": cosine, "total": _linear}
+"""On the step after so many steps of so many."""
 
 
 @functools.lru_cache(8)

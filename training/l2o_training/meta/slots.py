@@ -107,7 +107,7 @@ class TaskSlot:
         inners = []
         for _ in range(self.copies):
             instances = self.tasks[episode.task].instances(self.config.batch, episode.seed)
-            device = instances.params.device
+            instances.steps, device = episode.horizon, instances.params.device
             if self.config.rescale:
                 instances.rescale(torch.tensor(episode.scale, device=device))
             inners.append(begin(solver, instances, torch.tensor(episode.shown, device=device)))

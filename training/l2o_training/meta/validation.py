@@ -63,6 +63,7 @@ class Validation:
             instances = self.tasks[index].instances(runs, VALIDATION_SEED + self.config.seed + index)
             if stop - start < runs:
                 instances = instances.part(start, stop)
+            instances.steps = self.config.horizon
             with torch.no_grad():
                 trace = unroll(solver, begin(solver, instances), self.config.horizon, objectives)
             sums[index] += trace.scores.double().sum(-1)

@@ -39,6 +39,7 @@ class Instances:
         shapes: of the tensors that the parameters of an instance are made of; one vector where none are given.
         rng: what the minibatches are drawn with.
         statistics: (B, m) initial running statistics of BatchNorm; m = 0 without.
+        steps: how many steps there will be, for solvers that are told; None where nobody says.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Instances:
         self.statistics = params.new_zeros(len(params), 0) if statistics is None else statistics
         self.shapes = [params.shape[1:]] if shapes is None else shapes
         self.rng = rng
+        self.steps: int | None = None
         self._batches = batches
         self._losses = losses
         self._scale: Tensor | None = None
