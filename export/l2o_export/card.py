@@ -71,9 +71,13 @@ def state_bytes(rule: Rule) -> int:
 def describe_tasks(provenance: dict[str, Any]) -> str:
     """One phrase on what a rule was meta-trained on, as far as its provenance says.
 
+    >>> describe_tasks({"untrained": True})
+    'none: not meta-trained'
     >>> describe_tasks({"config": {"tasks": [{"kind": "mlp", "data": "mnist"}] * 2 + [{"kind": "quadratic"}]}})
     '3 (2 mlp on mnist, 1 quadratic)'
     """
+    if provenance.get("untrained"):
+        return "none: not meta-trained"
     config = provenance.get("config")
     tasks = config.get("tasks") if isinstance(config, dict) else None
     if not isinstance(tasks, list | tuple) or not tasks:
@@ -88,7 +92,7 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     config, provenance = rule.config, manifest["provenance"]
     context = "" if config.context.kind == "none" else f", context {describe_context(rule)}"
     about = (
-        f"For up to {config.horizon:,} steps on tasks as in its meta-training: {describe_tasks(provenance)}; beyond, "
+        f"For up to {config.horizon:,} steps on tasks as in its meta-training ({describe_tasks(provenance)}); beyond, "
         f"it extrapolates. Kind `{config.kind}`: {config.network}{context}; "
         f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter. "
         f"Steps: {describe_steps(rule)}. Full provenance: `manifest.json`."

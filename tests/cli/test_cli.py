@@ -104,13 +104,16 @@ def test_the_keys_are_those_of_the_configuration(cli):
         if not kinds and "[" not in key and "(" not in default and default != "absent"
     ]
     assert "epochs=100" in plain
-    assert "rule.hidden=20" in plain
+    assert "rule.needs_loss=false" in plain
     own = Path("own.toml")
     own.write_text("")
     assert load_preset("own.toml", plain) == TrainConfig()
     assert found["rule.context.rank"] == ("1", "dmd, tensor_dmd")
     assert found["rule.limits.fading"] == ("25.0", "tiered")
-    assert found["rule.output_scale"] == ("0.1 (lstm, normalized, rnnprop); 0.01 (moments); 0.003 (tiered)", "")
+    assert found["rule.output_scale"] == (
+        "0.1 (lstm, normalized, rnnprop); 0.01 (moments); 0.003 (tiered); 0.005 (directional)",
+        "",
+    )
 
 
 def test_the_keys_fit_a_terminal_and_come_once(cli):
@@ -229,9 +232,10 @@ def test_inspect_fits_a_terminal_and_provenance_is_at_hand(cli, name):
     text = cli("inspect", name).stdout
     assert len(text.splitlines()) <= 40
     assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"tasks +\d+ \(", text)
     full = cli("inspect", name, "--provenance").stdout
-    assert '"inner_steps"' in full
+    untrained = name == "directional"
+    assert re.search(r"tasks +none: not meta-trained" if untrained else r"tasks +\d+ \(", text)
+    assert ('"untrained"' if untrained else '"inner_steps"') in full
 
 
 ALLOWED = {
