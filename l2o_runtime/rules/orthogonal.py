@@ -17,7 +17,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 SMALLEST_NORM = 1e-30
-"""Matrices whose norm is below this fade out."""
+"""Matrices that are smaller than this fade out."""
 
 SMALLEST_REST = 0.01
 """What remains is scaled as if its singular values were at least this share of the matrix's norm."""
@@ -42,7 +42,8 @@ def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: boo
     tensor([1.1000, 1.0000, 1.0000, 0.7000])
     """
     matrix = matrix.nan_to_num()  # decompositions of what is not finite may raise; such a step is not taken anyway
-    x = matrix / torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
+    x = matrix / matrix.abs().amax((-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)  # squares would leave float32
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
     basis = orthonormal(x @ _sums_of_rows(x, rank).mT, elementary)
     inside = basis.mT @ x
     rest = (x.square().sum((-2, -1), keepdim=True) - inside.square().sum((-2, -1), keepdim=True)).clamp_min(0)

@@ -24,7 +24,7 @@ from l2o_runtime.files.archive import seal
 from l2o_runtime.files.artifact import bundled_rules, load_rule
 from l2o_runtime.files.exported import load_exported, step_names, torchscript
 from l2o_runtime.rules import coordinate_lstm as cells
-from l2o_runtime.rules import features
+from l2o_runtime.rules import directional, features, orthogonal
 from l2o_runtime.rules import lstm as rule_module
 from l2o_runtime.rules import tiered as scale
 from l2o_runtime.state import zeros
@@ -279,13 +279,17 @@ def test_errors_are_relative_to_size_and_conditioning():
 
 # Wrong files. Each mutant changes what is written, by the same means as a mistake would: name → rules, change.
 DECAYING, WINDOWED, TIERED = ("moments", "normalized-dmd"), ("l2o-dmd", "normalized-dmd"), ("mnist", "scale")
+DIRECTIONAL = ("directional",)
+RECURRENT = [name for name in bundled_rules() if name not in DIRECTIONAL]
+"""Rules with weights that matter: the network of `directional` says nothing before meta-training."""
 
 
 def change_features(change):
     """A mutant of what is computed of a coordinate's gradients: `change` gets the function, its arguments and state."""
 
     def apply(monkeypatch, name):
-        owner, attribute = (scale, "averages_of") if name in TIERED else (rule_module, "features_of")
+        modules = dict.fromkeys(TIERED, scale) | dict.fromkeys(DIRECTIONAL, directional)
+        owner, attribute = (modules[name], "averages_of") if name in modules else (rule_module, "features_of")
         monkeypatch.setattr(owner, attribute, partial(change, getattr(owner, attribute)))
 
     return apply
@@ -355,11 +359,11 @@ def fading(monkeypatch, name):
 
 MUTANTS = {
     "epsilon dropped": ((*DECAYING, *TIERED), no_epsilon),
-    "gates swapped": (bundled_rules(), swapped_gates),
+    "gates swapped": (RECURRENT, swapped_gates),
     "window shifted by one": ((*WINDOWED, "l2o-kae"), shifted_window),
     "window full one step early": (WINDOWED, early),
-    "a decay in its third digit": ((*DECAYING, *TIERED), change_features(decayed)),
-    "no bias correction": ((*DECAYING, *TIERED), change_features(uncorrected)),
+    "a decay in its third digit": ((*DECAYING, *TIERED, *DIRECTIONAL), change_features(decayed)),
+    "no bias correction": ((*DECAYING, *TIERED, *DIRECTIONAL), change_features(uncorrected)),
     "log_sign in its third digit": (("l2o",), constant(features, "LOG_SIGN_P", 10.01)),
     "eigenvalue's sign": (WINDOWED, wrong(dmd, "dmd", lambda found: (-found[0], *found[1:]))),
     "real and imaginary part swapped": (("l2o-dmd",), wrong(dmd, "dmd", lambda found: (found[1], found[0], found[2]))),
@@ -370,6 +374,9 @@ MUTANTS = {
     "latent state rotated": (("l2o-kae",), wrong(kae.KAE, "read", lambda x: (x[0].roll(1, -1), x[1]))),
     "energy's decay in its third digit": (("moments", *TIERED), constant(progress, "ENERGY_SPAN", 101)),
     "fading of large networks": (("scale",), fading),
+    "Newton-Schulz in its third digit": (DIRECTIONAL, constant(orthogonal, "COEFFICIENTS", (3.45, -4.775, 2.0315))),
+    "Nesterov's momentum without its newest gradient": (DIRECTIONAL, constant(directional, "FAST", 1.0)),
+    "memory of agreement in its second digit": (DIRECTIONAL, constant(directional, "MEMORY", 21)),
 }
 CASES = [(rule, mutant) for rule in bundled_rules() for mutant, (rules, _) in MUTANTS.items() if rule in rules]
 
@@ -392,7 +399,7 @@ def test_wrong_files_are_refused(tmp_path, name, mutant, form):
 
 
 @pytest.mark.parametrize("change", ["gates", "rounded", "sign"])
-@pytest.mark.parametrize("name", bundled_rules())
+@pytest.mark.parametrize("name", RECURRENT)
 def test_wrong_weights_are_refused(tmp_path, name, change):
     """All that can be wrong in a .safetensors file."""
     rule = load_rule(name)

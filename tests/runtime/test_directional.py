@@ -141,6 +141,13 @@ def test_zero_and_broken_matrices_give_no_numbers_to_fear():
     assert (orthogonalise(once, 4, 2)[[0, 2, 3]].abs() < 1e-5).all(), "rows without gradient do not move"
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e17])
+def test_the_scale_of_a_matrix_changes_nothing(scale):
+    torch.manual_seed(0)
+    matrix = torch.randn(6, 9)
+    torch.testing.assert_close(orthogonalise_one(scale * matrix, 3), orthogonalise_one(matrix, 3), rtol=1e-3, atol=1e-3)
+
+
 def test_bases_are_orthonormal():
     torch.manual_seed(0)
     columns = torch.randn(3, 9, 4) * torch.tensor([1.0, 1e-3, 1e3, 1.0])
