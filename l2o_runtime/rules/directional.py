@@ -252,7 +252,8 @@ class DirectionalRule(Rule):
         cosines, signals = [], []
         for span in SPANS["m"]:
             product, before, noise = (mean[f"{kind}{span}"] for kind in ("product", "energy", "noise"))
-            cosines.append(product / (mean["xx"] * (before + noise / 10 + SMALLEST_ENERGY)).sqrt())
+            sizes = (mean["xx"] + SMALLEST_ENERGY) * (before + noise / 10 + SMALLEST_ENERGY)
+            cosines.append(product / sizes.sqrt())
             signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
         (fast, slow), (fast_log, slow_log) = cosines, signals
         count = own.size.clamp_min(1).float()

@@ -23,7 +23,7 @@ SMALLEST_REST = 0.01
 """What remains is scaled as if its singular values were at least this share of the matrix's norm."""
 
 
-def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: bool = False) -> Tensor:
+def orthogonalise(matrix: Tensor, side: Tensor, rank: int, elementary: bool = False) -> Tensor:
     """U Vᵀ of U Σ Vᵀ, roughly, for matrices whose k largest singular values stand out.
 
     With X = M/‖M‖: Y = X Xᵀ E for sums E of some rows, Q = orth(Y), B = Qᵀ X, R = X − Q B. Then Q T B + R/σ, where T B
@@ -31,14 +31,14 @@ def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: boo
 
     Args:
         matrix: M (..., r, c) float32, r ≤ c for speed.
-        side: r, without rows that are there only to fill up: a number, or (..., 1, 1).
+        side: (..., 1, 1) or () r, without rows that are there only to fill up.
         rank: k.
         elementary: without LAPACK's QR decomposition, for ONNX.
 
     Source: Jordan 2024 (Muon); a low rank as in Ahn et al. 2025 (Dion), which drops R; Halko et al. 2011 for Q.
 
     >>> x = torch.diag(torch.tensor([50.0, 20.0, 1.0, 1.0]))
-    >>> torch.linalg.svdvals(orthogonalise(x, 4, 2)).round(decimals=1)
+    >>> torch.linalg.svdvals(orthogonalise(x, torch.tensor(4), 2)).round(decimals=1)
     tensor([1.1000, 1.0000, 1.0000, 0.7000])
     """
     matrix = matrix.nan_to_num()  # decompositions of what is not finite may raise; such a step is not taken anyway
@@ -47,7 +47,7 @@ def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: boo
     basis = orthonormal(x @ _sums_of_rows(x, rank).mT, elementary)
     inside = basis.mT @ x
     rest = (x.square().sum((-2, -1), keepdim=True) - inside.square().sum((-2, -1), keepdim=True)).clamp_min(0)
-    left = side - torch.as_tensor(float(rank), device=x.device)
+    left = side - rank
     scale = (left > 0) / (rest / left.clamp_min(1)).sqrt().clamp_min(SMALLEST_REST)
     change = newton_schulz(inside @ inside.mT) - scale * torch.eye(rank, device=x.device)
     result: Tensor = scale * x + (basis @ change) @ inside
@@ -124,7 +124,7 @@ def orthogonalise_one(matrix: Tensor, rank: int) -> Tensor:
     """`orthogonalise` of one matrix (r, c), scaled to a root mean square of about 1."""
     across = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
     side, length = across.shape
-    result = orthogonalise(across, side, min(rank, side)) * math.sqrt(length)
+    result = orthogonalise(across, torch.tensor(side, device=matrix.device), min(rank, side)) * math.sqrt(length)
     return result.mT if matrix.shape[0] > matrix.shape[1] else result
 
 

@@ -135,10 +135,10 @@ def test_all_at_once_is_one_by_one(rank):
 def test_zero_and_broken_matrices_give_no_numbers_to_fear():
     for matrix in (torch.zeros(4, 5), torch.full((4, 5), math.nan), torch.full((4, 5), 1e-38)):
         for elementary in (False, True):
-            assert orthogonalise(matrix, 4, 2, elementary).isfinite().all()
+            assert orthogonalise(matrix, torch.tensor(4), 2, elementary).isfinite().all()
     once = torch.zeros(4, 5)
     once[1, 2] = 3.0
-    assert (orthogonalise(once, 4, 2)[[0, 2, 3]].abs() < 1e-5).all(), "rows without gradient do not move"
+    assert (orthogonalise(once, torch.tensor(4), 2)[[0, 2, 3]].abs() < 1e-5).all(), "rows without gradient do not move"
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e17])
@@ -205,6 +205,19 @@ def test_the_scale_of_gradients_changes_nothing(untrained):
         ends.append(nn.utils.parameters_to_vector(model.parameters()))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_tensor_without_gradient_does_not_spoil_the_others(untrained):
+    layers = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    optimizer = LearnedOptimizer(layers.parameters(), untrained)
+    before = [param.detach().clone() for param in layers.parameters()]
+    for _ in range(3):
+        for index, param in enumerate(layers.parameters()):
+            param.grad = torch.ones_like(param) if index else torch.zeros_like(param)
+        optimizer.step()
+    moved = [not torch.equal(p, q) for p, q in zip(layers.parameters(), before, strict=True)]
+    assert moved == [False, True, True, True]
+    assert all(p.isfinite().all() for p in layers.parameters())
 
 
 def test_steps_fade_where_gradients_are_gone(untrained):
