@@ -42,7 +42,7 @@ OPERATORS = "getitem|add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|and_|or_|not
 SYMBOL = r"Symbol\('s\d{1,9}'(, (positive|integer)=True){0,2}\)"
 STRINGS = {
     "target": rf"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_(max|min|not|ite)|_operator\.({OPERATORS})",
-    "expr_str": rf"(\d{{1,9}}\*)?({SYMBOL}|s\d{{1,9}})|(Mul|Min)\((Integer\(\d{{1,9}}\)|{SYMBOL})(, {SYMBOL}){{1,3}}\)",
+    "expr_str": rf"(\d{{1,9}}\*)?({SYMBOL}|s\d{{1,9}})|Mul\((Integer\(\d{{1,9}}\)|{SYMBOL})(, {SYMBOL}){{1,3}}\)",
     "fqn": r"[\w.]*",
     "parameter_name": r"[\w.]+",
     "torch_version": r"[\w.+-]+",
