@@ -252,7 +252,9 @@ class DirectionalRule(Rule):
         cosines, signals = [], []
         for span in SPANS["m"]:
             product, before, noise = (mean[f"{kind}{span}"] for kind in ("product", "energy", "noise"))
-            cosines.append(product / (mean["xx"] * (before + noise / 10 + SMALLEST_ENERGY)).sqrt())
+            # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
+            energies = (mean["xx"] + TINY) * (before + noise / 10 + SMALLEST_ENERGY)
+            cosines.append(product / energies.sqrt())
             signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
         (fast, slow), (fast_log, slow_log) = cosines, signals
         count = own.size.clamp_min(1).float()
