@@ -46,7 +46,7 @@ def orthogonalise(matrix: Tensor, side: Tensor | int, rank: int, elementary: boo
     basis = orthonormal(x @ _sums_of_rows(x, rank).mT, elementary)
     inside = basis.mT @ x
     rest = (x.square().sum((-2, -1), keepdim=True) - inside.square().sum((-2, -1), keepdim=True)).clamp_min(0)
-    left = side - torch.as_tensor(float(rank), device=x.device)
+    left = side - x.new_full((), rank)  # a constant would be a file of its own in an archive
     scale = (left > 0) / (rest / left.clamp_min(1)).sqrt().clamp_min(SMALLEST_REST)
     change = newton_schulz(inside @ inside.mT) - scale * torch.eye(rank, device=x.device)
     result: Tensor = scale * x + (basis @ change) @ inside
@@ -69,7 +69,8 @@ def orthonormal(columns: Tensor, elementary: bool) -> Tensor:
         elementary: by Gram and Schmidt, twice, instead of by Householder reflections.
     """
     if not elementary:
-        basis: Tensor = torch.linalg.qr(columns).Q
+        # Programs that are exported do not know that k ≤ r, and would carry min(k, r) on into all that follows.
+        basis: Tensor = torch.linalg.qr(columns).Q.narrow(-1, 0, columns.shape[-1])
         return basis
     found: list[Tensor] = []
     for column in columns.split(1, dim=-1):

@@ -41,7 +41,7 @@ EXPORTED = [
     "dmd-loss-normalized",
     "kae-normalized",
 ]
-TWO_TIERS = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale"]
+PER_TENSOR = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale", "directional", "directional-adam"]
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,11 @@ def test_one_step_agrees_for_any_number_of_coordinates(written, name, form):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("name", TWO_TIERS)
+@pytest.mark.parametrize("name", PER_TENSOR)
 def test_one_step_agrees_for_any_tensors(written, name, form):
     rule, exported = make_rule(RULES[name]), load_exported(written(name, form))
     torch.manual_seed(0)
-    for shapes in ([(2,), (1,)], [(4, 3), (5,), (), (2, 2, 2)], [(7,)]):
+    for shapes in ([(2,), (1,)], [(4, 3), (5,), (), (2, 2, 2)], [(7,)], [(1, 9), (9, 1)], [(40, 2)], [(5, 9), (9, 12)]):
         ours, layout = first_state(rule, (), shapes)
         theirs = copy.deepcopy(ours)
         theta = torch.randn(len(layout[0].owner))
@@ -120,7 +120,7 @@ def test_the_optimizer_runs_and_resumes_exported_files(written, form, state_dtyp
     assert optimizer.state[model.weight]["h0"].dtype == state_dtype
 
 
-@pytest.mark.parametrize("name", EXPORTED + TWO_TIERS)
+@pytest.mark.parametrize("name", EXPORTED + PER_TENSOR)
 def test_onnx_is_standard_and_self_describing(written, name):
     model = onnx.load(written(name, "onnx"))
     assert {entry.domain for entry in model.opset_import} == {""}
