@@ -258,7 +258,7 @@ class DirectionalRule(Rule):
             signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
         (fast, slow), (fast_log, slow_log) = cosines, signals
         count = own.size.clamp_min(1).float()
-        share = count / own.size.sum(-1, keepdim=True).clamp_min(1).float()
+        share = (own.size / own.size.sum(-1, keepdim=True).clamp_min(1)).float()  # 0 without a gradient on any rank
         size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
         inputs = [
             2 * fast,

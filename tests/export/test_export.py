@@ -24,7 +24,7 @@ from l2o_runtime.files.archive import seal
 from l2o_runtime.files.artifact import bundled_rules, load_rule
 from l2o_runtime.files.exported import load_exported, step_names, torchscript
 from l2o_runtime.rules import coordinate_lstm as cells
-from l2o_runtime.rules import features
+from l2o_runtime.rules import directional, features, orthogonal
 from l2o_runtime.rules import lstm as rule_module
 from l2o_runtime.rules import tiered as scale
 from l2o_runtime.state import zeros
@@ -181,7 +181,8 @@ def test_the_card_says_what_was_measured_and_fits_a_page(exported):
         assert f"`{name}`: step {parity['step_error']:.1e}, free {parity['distance']:.1e}" in text
         assert f"at the end, ≤ {parity['allowed']:.1e} (eager's own" in text
     assert f"last bit changed: {manifest['eager_distance']:.1e})" in text
-    for name in step_names(load_exported(out / "rule.onnx"))[0][5:]:
+    rule = load_exported(out / "rule.onnx")
+    for name in step_names(rule)[0][3 + len(rule.layout_keys) :]:
         group, _, key = name.partition(".")
         (line,) = re.findall(rf"- `{group}\.`: (.*?) (?:- `|```)", text)
         assert re.search(rf"\b{key}\b.* \(", line)
@@ -279,13 +280,16 @@ def test_errors_are_relative_to_size_and_conditioning():
 
 # Wrong files. Each mutant changes what is written, by the same means as a mistake would: name → rules, change.
 DECAYING, WINDOWED, TIERED = ("moments", "normalized-dmd"), ("l2o-dmd", "normalized-dmd"), ("mnist", "scale")
+DIRECTED = ("directional",)
+GATED = [name for name in bundled_rules() if name not in DIRECTED]
 
 
 def change_features(change):
     """A mutant of what is computed of a coordinate's gradients: `change` gets the function, its arguments and state."""
 
     def apply(monkeypatch, name):
-        owner, attribute = (scale, "averages_of") if name in TIERED else (rule_module, "features_of")
+        owners = dict.fromkeys(TIERED, scale) | dict.fromkeys(DIRECTED, directional)
+        owner, attribute = (owners[name], "averages_of") if name in owners else (rule_module, "features_of")
         monkeypatch.setattr(owner, attribute, partial(change, getattr(owner, attribute)))
 
     return apply
@@ -355,11 +359,11 @@ def fading(monkeypatch, name):
 
 MUTANTS = {
     "epsilon dropped": ((*DECAYING, *TIERED), no_epsilon),
-    "gates swapped": (bundled_rules(), swapped_gates),
+    "gates swapped": (GATED, swapped_gates),
     "window shifted by one": ((*WINDOWED, "l2o-kae"), shifted_window),
     "window full one step early": (WINDOWED, early),
-    "a decay in its third digit": ((*DECAYING, *TIERED), change_features(decayed)),
-    "no bias correction": ((*DECAYING, *TIERED), change_features(uncorrected)),
+    "a decay in its third digit": ((*DECAYING, *TIERED, *DIRECTED), change_features(decayed)),
+    "no bias correction": ((*DECAYING, *TIERED, *DIRECTED), change_features(uncorrected)),
     "log_sign in its third digit": (("l2o",), constant(features, "LOG_SIGN_P", 10.01)),
     "eigenvalue's sign": (WINDOWED, wrong(dmd, "dmd", lambda found: (-found[0], *found[1:]))),
     "real and imaginary part swapped": (("l2o-dmd",), wrong(dmd, "dmd", lambda found: (found[1], found[0], found[2]))),
@@ -370,6 +374,8 @@ MUTANTS = {
     "latent state rotated": (("l2o-kae",), wrong(kae.KAE, "read", lambda x: (x[0].roll(1, -1), x[1]))),
     "energy's decay in its third digit": (("moments", *TIERED), constant(progress, "ENERGY_SPAN", 101)),
     "fading of large networks": (("scale",), fading),
+    "iterations of Newton and Schulz": (DIRECTED, constant(orthogonal, "ITERATIONS", 4)),
+    "matrices turned": (DIRECTED, wrong(orthogonal, "newton_schulz", lambda found: -found)),
 }
 CASES = [(rule, mutant) for rule in bundled_rules() for mutant, (rules, _) in MUTANTS.items() if rule in rules]
 
@@ -392,7 +398,7 @@ def test_wrong_files_are_refused(tmp_path, name, mutant, form):
 
 
 @pytest.mark.parametrize("change", ["gates", "rounded", "sign"])
-@pytest.mark.parametrize("name", bundled_rules())
+@pytest.mark.parametrize("name", GATED)
 def test_wrong_weights_are_refused(tmp_path, name, change):
     """All that can be wrong in a .safetensors file."""
     rule = load_rule(name)
@@ -405,6 +411,14 @@ def test_wrong_weights_are_refused(tmp_path, name, change):
         rule.cell.weight_hh[0][0, 0] *= -1
     WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
     assert "differs from eager in" in complaint(name, load_rule(tmp_path / "rule.safetensors"))
+
+
+@pytest.mark.parametrize("output", [0, 1, 4])
+def test_wrong_weights_of_a_rule_without_a_memory_are_refused(tmp_path, output):
+    rule = load_rule("directional")
+    rule.head.bias[output] += 0.01
+    WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
+    assert "differs from eager in" in complaint("directional", load_rule(tmp_path / "rule.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
