@@ -14,7 +14,7 @@ class Layout(NamedTuple):
         owner: (n,) int64, the number of each coordinate's tensor.
         shapes: (S, 2) float32, number of dimensions and of coordinates of each tensor.
         grid: (M, R, C) int64, where matrices have their coordinates, for rules that look at whole ones; see
-            `l2o_runtime.rules.newton_schulz.grid_of`.
+            `l2o_runtime.rules.orthogonal.grid_of`.
     """
 
     owner: Tensor

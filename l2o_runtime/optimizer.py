@@ -29,7 +29,8 @@ from l2o_runtime.stepping.whole import around_load, count, counters, listed, sav
 from l2o_runtime.wrappers.guard import STATE, Guard
 
 NOT_SAVED = (
-    "the state has parameters, but nothing of the whole optimization (context, counters, referee): these start again"
+    "the state has parameters, but nothing of the whole optimization (context, counters, referee, the place in a "
+    "schedule): these start again"
 )
 
 
@@ -48,8 +49,9 @@ def _check_group(group: dict[str, Any]) -> None:
 class LearnedOptimizer(Optimizer):
     """Optimize with a frozen learned rule.
 
-        θ ← θ · (1 − 0.001 · lr · weight_decay) + lr · Δ,  [Δ, h'] = M(features(g), context, h; φ)
+        θ ← θ · (1 − unit · lr · weight_decay) + lr · Δ,  [Δ, h'] = M(features(g), context, h; φ)
 
+    The unit is 0.001; of rules that leave their size to a schedule 0.005, and their lr is multiplied by its factor.
     The context is computed from all parameters that have a gradient; each keeps its own recurrent state.
     Coordinates are computed in float32 whatever the parameter's dtype.
 
@@ -78,8 +80,8 @@ class LearnedOptimizer(Optimizer):
             `weight_decay` and `maximize`.
         rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote.
         lr: factor on the learned step; 1 is what the rule was meta-trained with.
-        weight_decay: decoupled weight decay. Values mean what they mean in AdamW at its default learning rate of
-            0.001, for which lr = 1 stands: in a step parameters shrink by 0.001 · lr · weight_decay of themselves.
+        weight_decay: decoupled weight decay. Values mean what they mean in AdamW at a learning rate of unit · lr, for
+            by unit · lr · weight_decay of themselves parameters shrink in a step.
         maximize: go up the objective instead of down.
         safeguard: "adam" takes Adam's steps until the rule has shown that it does better, and again as soon as
             it does not, as `l2o_runtime.wrappers.safeguard.Safeguard` does. It needs the loss at every step.
@@ -89,11 +91,12 @@ class LearnedOptimizer(Optimizer):
         process_group: the ranks that step together, which average their losses: `torch.distributed.group.WORLD` for
             DDP; or "self" for a rank that trains by itself. Needed by a safeguard where there are several ranks, and
             their parameters are plain. Copies of the optimizer forget a group.
-        total_steps: length of the run: steps grow over its first 2 % and then fall along a line, to nothing at its end.
+        total_steps: length of the run: steps, those of a safeguard's Adam too, grow over its first 2 % and then fall
+            along a line, to nothing at its end.
             Without it a scheduler of torch may drive lr; without either the steps of rules that leave their size to a
             schedule (`directional` does) become shorter with the root of their number.
         schedule: "constant" lets steps be as long as lr says, for scripts that change lr by hand.
-        averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter.
+        averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter, 8 of float64.
 
     Raises:
         ArtifactError: the rule cannot be read.
@@ -107,6 +110,9 @@ class LearnedOptimizer(Optimizer):
     >>> optimizer.health()["steps"]
     1
     """
+
+    _lent = False
+    """Parameters are their means at present; those of copies that were made meanwhile stay what they are."""
 
     def __init__(
         self,
@@ -149,7 +155,7 @@ class LearnedOptimizer(Optimizer):
         self._process_group = process_group
         self.guard = None if safeguard is None else Guard(process_group)
         self._schedule = Schedule(total_steps, fades=schedule == "auto" and self._rule.config.scheduled)
-        self._averaging, self._lent = averaging, False
+        self._averaging = averaging
         self._advice = Advice()
         super().__init__(params, defaults)
 
@@ -193,14 +199,16 @@ class LearnedOptimizer(Optimizer):
             TypeError: the closure cannot be called, or what it returned is no loss.
             ValueError: the loss is more than one number, or missing where a safeguard needs it; or a safeguard does not
                 know with which ranks this one steps.
+            RuntimeError: within `averaged`.
         """
         if self._lent:
             raise RuntimeError("step() within averaged(): parameters are their means there; leave the context first")
+        before = self._steps().clone() if self._averaging else None
         returned: float | None = (
             self._stepped(closure, loss) if self.guard is None else self.guard.step(self, closure, loss)
         )
-        if self._averaging:
-            average.accumulate(listed(self.param_groups), self.state, self._steps())
+        if before is not None:
+            average.accumulate(listed(self.param_groups), self.state, before, self._steps())
         return returned
 
     def _stepped(self, closure: Callable[[], float] | None, loss: Tensor | float | None) -> float | None:
@@ -260,6 +268,10 @@ class LearnedOptimizer(Optimizer):
         for param in listed(self.param_groups):
             for key in keys & self.state.get(param, {}).keys():
                 self.state[param][key].zero_()
+
+    def fall(self, group: dict[str, Any]) -> float:
+        """For wrappers: what others who step multiply their learning rate by, so that a run of known length ends."""
+        return 1.0 if self._schedule.total is None else float(self._schedule.factor(group, self._steps() + 1))
 
     def decay(self, group: dict[str, Any]) -> float:
         """For wrappers: the part of itself that a parameter of a group loses in a step."""
@@ -384,7 +396,7 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice", "_schedule", "_averaging", "_lent")
+        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice", "_schedule", "_averaging")
         copied = {key: getattr(self, key) for key in own}
         group = self._process_group if self._process_group == ALONE else None
         return super().__getstate__() | copied | {"_process_group": group}

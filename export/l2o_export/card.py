@@ -19,21 +19,25 @@ LOOP = """\
 import numpy as np
 import onnxruntime
 x = np.random.default_rng(0).normal(size=(64, 5)).astype("f4")  # least squares
-y, sizes = x @ np.arange(5, dtype="f4"), {{"n": 5, "tensors": 1}}
+sizes = {{"n": 5, "tensors": 1{sizes}}}
 types = {{"tensor(float)": "f4", "tensor(double)": "f8", "tensor(int64)": "i8"}}
-session, feed = onnxruntime.InferenceSession("rule.onnx"), {{}}
+session, fed = onnxruntime.InferenceSession("rule.onnx"), {{}}
 for i in session.get_inputs():
-    feed[i.name] = np.zeros([sizes.get(d, d) for d in i.shape], types[i.type])
+    fed[i.name] = np.zeros([sizes.get(d, d) for d in i.shape], types[i.type])
 {layout}for step in range(100):
-    error = x @ feed["param"] - y
-    feed["loss"], feed["grad"] = np.array(np.mean(error**2)), x.T @ error / 32
-    delta, *state = session.run(None, feed)
-    feed["param"] += delta
-    feed |= zip(list(feed)[{first}:], state, strict=True)
-    print(step, feed["loss"])"""
+    error = x @ (fed["param"] - np.arange(5, dtype="f4"))
+    fed["loss"], fed["grad"] = np.array(np.mean(error**2)), x.T @ error / 32
+    delta, *state = session.run(None, fed)
+    fed["param"] += delta
+    fed |= zip(list(fed)[{first}:], state, strict=True)
+    print(step, fed["loss"])"""
 """A whole training loop for the card; a test runs it."""
 
-LOOP_LAYOUT = 'feed["layout.shapes"][:] = 1, 5  # one tensor, a vector of 5\n'
+LOOP_LAYOUT = 'fed["layout.shapes"][:] = 1, 5  # one tensor, a vector of 5\n'
+
+LOOP_SIZES = ', "matrices": 2, "rows": {rows}, "columns": 2'
+LOOP_GRID = 'fed["layout.shapes"][:], fed["layout.grid"][:], fed["param"][:] = (1, 5), -1, 3\n'
+"""Of a rule that looks at matrices: there is none; its steps are in proportion to parameters, which are not zero."""
 
 
 def describe_context(rule: Rule) -> str:
@@ -53,7 +57,7 @@ def describe_steps(rule: Rule) -> str:
     if limits is not None:
         bounds.append(f"shorter in networks of more than {limits.known_parameters:,} parameters")
     if config.scheduled:
-        bounds.append(f"{config.output_scale:g} · lr beside the parameters, corrected; a schedule makes them shorter")
+        bounds.append(f"{config.output_scale:g} · lr beside the parameters, times a schedule")
         bounds.append("they fade where a gradient is gone")
     elif config.noise_floor is None:
         bounds.append("they go on where a gradient is gone, or is mere rounding")
@@ -99,8 +103,12 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     )
     text = [f"# Learned optimizer `{manifest['rule']}`", _fill(about), "", *_files(manifest), "", *_step(rule)]
     if any(entry["format"] == "onnx" for entry in manifest["files"].values()):
-        layout = LOOP_LAYOUT * rule.per_tensor
-        text += ["", "```python", LOOP.format(first=3 + len(rule.layout_keys), layout=layout), "```"]
+        sizes, layout = "", LOOP_LAYOUT * rule.per_tensor
+        if "grid" in rule.layout_keys:
+            rows = rule.layout([torch.Size([5])]).given["grid"].shape[1]
+            sizes, layout = LOOP_SIZES.format(rows=rows), LOOP_GRID
+        loop = LOOP.format(first=3 + len(rule.layout_keys), sizes=sizes, layout=layout)
+        text += ["", "```python", loop, "```"]
     return "\n".join(text) + "\n"
 
 
@@ -136,7 +144,7 @@ def _step(rule: Rule) -> list[str]:
     tensors += [(*shape, dtype) for shape, dtype in spec.model.values()]
     tensors += [("S", *shape, dtype) for shape, dtype in spec.tensor.values()]
     layout = "; owner: each coordinate's tensor; shapes: (dimensions, size) of each" * rule.per_tensor
-    layout += "; grid: where blocks of matrices have their coordinates, −1 for none" * ("grid" in rule.layout_keys)
+    layout += "; grid: where matrices have their coordinates, or −1" * ("grid" in rule.layout_keys)
     loss = "is needed" if rule.config.needs_loss else "may be 0"
     text = (
         f"`({', '.join(inputs[:first])}, *state) → (delta, *state)`; add lr · delta to param (n,); loss {loss}{layout}"

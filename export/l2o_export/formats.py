@@ -73,7 +73,7 @@ def to_torchscript(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
 
 def to_torch_export(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     """An ExportedProgram (`.pt2`), TorchScript's successor; AOTInductor compiles it for C++."""
-    buffer, rule = io.BytesIO(), _elementary(rule)
+    buffer = io.BytesIO()
     with torch.no_grad():
         program = torch.export.export(FlatStep(rule), example_inputs(rule), dynamic_shapes=_dynamic_shapes(rule))
     torch.export.save(program, buffer, extra_files={METADATA_KEY: metadata(rule, provenance)})
@@ -91,9 +91,11 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
         import onnxscript  # noqa: F401  (the exporter imports it only when it runs)
     except ImportError:
         raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
-    rule = _elementary(rule)
+    rule = copy.deepcopy(rule)
     if isinstance(rule.context, DMD):
         rule.context.elementary = True
+    if isinstance(rule, DirectionalRule):
+        rule.elementary = True
     inputs, outputs = step_names(rule)
     with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.
@@ -138,14 +140,6 @@ def identifier(name: str) -> str:
     'coordinate_m10'
     """
     return name.replace(".", "_")
-
-
-def _elementary(rule: Rule) -> Rule:
-    """A copy that decomposes no matrix by LAPACK: ONNX does not have it, and sizes of its results are expressions."""
-    rule = copy.deepcopy(rule)
-    if isinstance(rule, DirectionalRule):
-        rule.elementary = True
-    return rule
 
 
 def _forget_origins(graph: Any) -> None:

@@ -40,9 +40,11 @@ DROPPED = {
 # Every string in a program, by the key it stands under; `name` and all others are plain identifiers.
 OPERATORS = "getitem|add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|and_|or_|not_"
 SYMBOL = r"Symbol\('s\d{1,9}'(, (positive|integer)=True){0,2}\)"
+INTEGER = r"Integer\(\d{1,9}\)"
+FACTOR = rf"({INTEGER}|{SYMBOL}|Min\({INTEGER}, {SYMBOL}\))"
 STRINGS = {
     "target": rf"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_(max|min|not|ite)|_operator\.({OPERATORS})",
-    "expr_str": rf"(\d{{1,9}}\*)?({SYMBOL}|s\d{{1,9}})|Mul\((Integer\(\d{{1,9}}\)|{SYMBOL})(, {SYMBOL}){{1,3}}\)",
+    "expr_str": rf"(\d{{1,9}}\*)?({SYMBOL}|s\d{{1,9}})|{FACTOR}|Mul\({FACTOR}(, {FACTOR}){{1,3}}\)",
     "fqn": r"[\w.]*",
     "parameter_name": r"[\w.]+",
     "torch_version": r"[\w.+-]+",

@@ -252,12 +252,13 @@ class DirectionalRule(Rule):
         cosines, signals = [], []
         for span in SPANS["m"]:
             product, before, noise = (mean[f"{kind}{span}"] for kind in ("product", "energy", "noise"))
+            # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
             sizes = (mean["xx"] + SMALLEST_ENERGY) * (before + noise / 10 + SMALLEST_ENERGY)
             cosines.append(product / sizes.sqrt())
             signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
         (fast, slow), (fast_log, slow_log) = cosines, signals
         count = own.size.clamp_min(1).float()
-        share = count / own.size.sum(-1, keepdim=True).clamp_min(1).float()
+        share = (own.size / own.size.sum(-1, keepdim=True).clamp_min(1)).float()  # 0 without a gradient on any rank
         size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
         inputs = [
             2 * fast,

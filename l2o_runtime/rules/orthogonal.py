@@ -49,7 +49,8 @@ def orthogonalise(matrix: Tensor, side: Tensor, rank: int, elementary: bool = Fa
     rest = (x.square().sum((-2, -1), keepdim=True) - inside.square().sum((-2, -1), keepdim=True)).clamp_min(0)
     left = side - rank
     scale = (left > 0) / (rest / left.clamp_min(1)).sqrt().clamp_min(SMALLEST_REST)
-    change = newton_schulz(inside @ inside.mT) - scale * torch.eye(rank, device=x.device)
+    gram = inside @ inside.mT
+    change = newton_schulz(gram) - scale * _identity(gram)
     result: Tensor = scale * x + (basis @ change) @ inside
     return result
 
@@ -70,7 +71,8 @@ def orthonormal(columns: Tensor, elementary: bool) -> Tensor:
         elementary: by Gram and Schmidt, twice, instead of by Householder reflections.
     """
     if not elementary:
-        basis: Tensor = torch.linalg.qr(columns).Q
+        # Programs that are exported do not know that k ≤ r, and would carry min(k, r) on into all that follows.
+        basis: Tensor = torch.linalg.qr(columns).Q.narrow(-1, 0, columns.shape[-1])
         return basis
     found: list[Tensor] = []
     for column in columns.split(1, dim=-1):
@@ -90,6 +92,12 @@ def _norm(column: Tensor) -> Tensor:
     return norm
 
 
+def _identity(beside: Tensor) -> Tensor:
+    """(k, k) beside (..., k, k); `torch.eye` becomes comparisons of bytes in ONNX, which old runtimes do not have."""
+    places = torch.arange(beside.shape[-1], device=beside.device)
+    return (places.unsqueeze(-1) == places).to(beside.dtype)
+
+
 def newton_schulz(gram: Tensor) -> Tensor:
     """T so that T B is B with singular values near 1, from B Bᵀ (..., k, k) with ‖B‖ ≤ 1: all on k × k matrices.
 
@@ -99,7 +107,7 @@ def newton_schulz(gram: Tensor) -> Tensor:
     tensor([[0.8000]])
     """
     a, b, c = COEFFICIENTS
-    identity = torch.eye(gram.shape[-1], device=gram.device)
+    identity = _identity(gram)
     whole = identity
     for _ in range(ITERATIONS):
         step = a * identity + b * gram + c * gram @ gram

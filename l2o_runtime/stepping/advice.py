@@ -51,7 +51,7 @@ class Advice:
             self.lrs.append(max(float(group["lr"]) for group in param_groups))
         if total is not None and self.calls == 1 and any("initial_lr" in group for group in param_groups):
             self._tell("schedule", "total_steps has a schedule of its own, and the scheduler's lr multiplies it")
-        if total is not None and self.calls == total + 1:
+        if total is not None and self.calls > total:
             self._tell("total", f"step {self.calls} of total_steps={total:,}: nothing moves any more")
         rises = self.lrs[-1] > self.lrs[0]
         if self.calls == FIRST_STEPS == len(self.lrs) and max(self.lrs) < LOW_LR and not rises:

@@ -16,13 +16,16 @@ SPAN = 0.1
 """a: the mean is over about the last 1 / (1 + 1/a) of all steps."""
 
 
-def accumulate(params: Collection[Tensor], states: States, step: Tensor) -> None:
+def accumulate(params: Collection[Tensor], states: States, before: Tensor, step: Tensor) -> None:
     """θ̄ ← θ̄ + (θ − θ̄) / (1 + a (t − 1)), in place, of all parameters that have been stepped.
+
+    Means are at least float32: in half precision a late step, which changes them by little, would change nothing.
 
     Args:
         params: of an optimizer.
         states: by parameter.
-        step: () t, the number of steps so far; nothing changes where it is 0.
+        before: () the number of steps before this one; nothing changes where it was not taken.
+        step: () t, the number of steps so far.
 
     Source: Shamir & Zhang 2013, polynomial-decay averaging.
     """
@@ -30,10 +33,11 @@ def accumulate(params: Collection[Tensor], states: States, step: Tensor) -> None
         state = states.get(param, {})
         if "step" not in state:
             continue
-        now = local(param).detach()
-        mean = local(state.setdefault(KEY, param.detach().clone(memory_format=torch.preserve_format)))
-        share = (step > 0) / (1 + SPAN * (step - 1).clamp_min(0))
-        mean.copy_(torch.lerp(mean.float(), now.float(), share.to(now.device, torch.float32)))
+        if KEY not in state:
+            state[KEY] = param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True)
+        mean = local(state[KEY])
+        share = (step > before.to(step.device)) / (1 + SPAN * (step - 1).clamp_min(0))
+        mean.lerp_(local(param).detach().to(mean.dtype), share.to(mean.device, mean.dtype))
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class Guarded(Protocol):
     def restart(self) -> None:
         """Begin afresh, from zero states."""
 
+    def fall(self, group: dict[str, Any]) -> float:
+        """What Adam's learning rate is multiplied by, beside lr: a schedule of the optimizer's own."""
+
     def decay(self, group: dict[str, Any]) -> float:
         """The part of itself that a parameter of a group loses in a step."""
 
@@ -132,7 +135,8 @@ class Guard:
         if verdict.restore or not good:
             return False
         for group in inner.param_groups:
-            adam_step(group, inner.state, decay=inner.decay(group), move=not verdict.learned)
+            fall, decay = inner.fall(group), inner.decay(group)
+            adam_step(group, inner.state, decay=decay, fall=fall, move=not verdict.learned)
         if verdict.restart:
             inner.restart()
         return self._take(inner, loss) if verdict.learned else True
@@ -207,13 +211,14 @@ def fingerprint(param: Tensor) -> tuple[float, float]:
     return float(theta.sum()), float(theta.square().sum())
 
 
-def adam_step(group: dict[str, Any], states: States, *, decay: float, move: bool) -> None:
+def adam_step(group: dict[str, Any], states: States, *, decay: float, fall: float, move: bool) -> None:
     """Adam (Kingma & Ba 2015), β = (0.9, 0.999), ε = 1e-8, by torch.optim, with decoupled weight decay.
 
     Args:
-        group: parameter group; Adam's learning rate is lr · safeguard_lr.
+        group: parameter group; Adam's learning rate is lr · safeguard_lr · fall.
         states: optimizer state of every parameter.
         decay: the part of themselves that parameters lose.
+        fall: factor of a schedule.
         move: else only Adam's averages go on.
     """
     params = [param for param in group["params"] if param.grad is not None]
@@ -230,7 +235,7 @@ def adam_step(group: dict[str, Any], states: States, *, decay: float, move: bool
         amsgrad=False,
         beta1=BETAS[0],
         beta2=BETAS[1],
-        lr=float(group["lr"]) * group["safeguard_lr"] if move else 0.0,
+        lr=float(group["lr"]) * group["safeguard_lr"] * fall if move else 0.0,
         weight_decay=0.0,
         eps=EPSILON,
         maximize=bool(group.get("maximize", False)),

@@ -184,6 +184,10 @@ class Torch:
         """Forget all states."""
         self.optimizer.state.clear()
 
+    def fall(self, group: dict[str, Any]) -> float:
+        """Nothing but lr."""
+        return 1.0
+
     def decay(self, group: dict[str, Any]) -> float:
         """As AdamW at Adam's learning rate."""
         return float(group["lr"]) * float(group["safeguard_lr"]) * float(group.get("weight_decay", 0.0))

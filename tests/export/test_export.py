@@ -41,7 +41,7 @@ EXPORTED = [
     "dmd-loss-normalized",
     "kae-normalized",
 ]
-TWO_TIERS = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale"]
+PER_TENSOR = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale", "directional", "directional-adam"]
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,11 @@ def test_one_step_agrees_for_any_number_of_coordinates(written, name, form):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("name", TWO_TIERS)
+@pytest.mark.parametrize("name", PER_TENSOR)
 def test_one_step_agrees_for_any_tensors(written, name, form):
     rule, exported = make_rule(RULES[name]), load_exported(written(name, form))
     torch.manual_seed(0)
-    for shapes in ([(2,), (1,)], [(4, 3), (5,), (), (2, 2, 2)], [(7,)]):
+    for shapes in ([(2,), (1,)], [(4, 3), (5,), (), (2, 2, 2)], [(7,)], [(1, 9), (9, 1)], [(40, 2)], [(5, 9), (9, 12)]):
         ours, layout = first_state(rule, (), shapes)
         theirs = copy.deepcopy(ours)
         theta = torch.randn(len(layout[0].owner))
@@ -120,7 +120,7 @@ def test_the_optimizer_runs_and_resumes_exported_files(written, form, state_dtyp
     assert optimizer.state[model.weight]["h0"].dtype == state_dtype
 
 
-@pytest.mark.parametrize("name", EXPORTED + TWO_TIERS)
+@pytest.mark.parametrize("name", EXPORTED + PER_TENSOR)
 def test_onnx_is_standard_and_self_describing(written, name):
     model = onnx.load(written(name, "onnx"))
     assert {entry.domain for entry in model.opset_import} == {""}
@@ -181,7 +181,8 @@ def test_the_card_says_what_was_measured_and_fits_a_page(exported):
         assert f"`{name}`: step {parity['step_error']:.1e}, free {parity['distance']:.1e}" in text
         assert f"at the end, ≤ {parity['allowed']:.1e} (eager's own" in text
     assert f"last bit changed: {manifest['eager_distance']:.1e})" in text
-    for name in step_names(load_exported(out / "rule.onnx"))[0][5:]:
+    rule = load_exported(out / "rule.onnx")
+    for name in step_names(rule)[0][3 + len(rule.layout_keys) :]:
         group, _, key = name.partition(".")
         (line,) = re.findall(rf"- `{group}\.`: (.*?) (?:- `|```)", text)
         assert re.search(rf"\b{key}\b.* \(", line)
@@ -279,17 +280,16 @@ def test_errors_are_relative_to_size_and_conditioning():
 
 # Wrong files. Each mutant changes what is written, by the same means as a mistake would: name → rules, change.
 DECAYING, WINDOWED, TIERED = ("moments", "normalized-dmd"), ("l2o-dmd", "normalized-dmd"), ("mnist", "scale")
-DIRECTIONAL = ("directional",)
-RECURRENT = [name for name in bundled_rules() if name not in DIRECTIONAL]
-"""Rules with weights that matter: the network of `directional` says nothing before meta-training."""
+DIRECTED = ("directional",)
+GATED = [name for name in bundled_rules() if name not in DIRECTED]
 
 
 def change_features(change):
     """A mutant of what is computed of a coordinate's gradients: `change` gets the function, its arguments and state."""
 
     def apply(monkeypatch, name):
-        modules = dict.fromkeys(TIERED, scale) | dict.fromkeys(DIRECTIONAL, directional)
-        owner, attribute = (modules[name], "averages_of") if name in modules else (rule_module, "features_of")
+        owners = dict.fromkeys(TIERED, scale) | dict.fromkeys(DIRECTED, directional)
+        owner, attribute = (owners[name], "averages_of") if name in owners else (rule_module, "features_of")
         monkeypatch.setattr(owner, attribute, partial(change, getattr(owner, attribute)))
 
     return apply
@@ -359,11 +359,11 @@ def fading(monkeypatch, name):
 
 MUTANTS = {
     "epsilon dropped": ((*DECAYING, *TIERED), no_epsilon),
-    "gates swapped": (RECURRENT, swapped_gates),
+    "gates swapped": (GATED, swapped_gates),
     "window shifted by one": ((*WINDOWED, "l2o-kae"), shifted_window),
     "window full one step early": (WINDOWED, early),
-    "a decay in its third digit": ((*DECAYING, *TIERED, *DIRECTIONAL), change_features(decayed)),
-    "no bias correction": ((*DECAYING, *TIERED, *DIRECTIONAL), change_features(uncorrected)),
+    "a decay in its third digit": ((*DECAYING, *TIERED, *DIRECTED), change_features(decayed)),
+    "no bias correction": ((*DECAYING, *TIERED, *DIRECTED), change_features(uncorrected)),
     "log_sign in its third digit": (("l2o",), constant(features, "LOG_SIGN_P", 10.01)),
     "eigenvalue's sign": (WINDOWED, wrong(dmd, "dmd", lambda found: (-found[0], *found[1:]))),
     "real and imaginary part swapped": (("l2o-dmd",), wrong(dmd, "dmd", lambda found: (found[1], found[0], found[2]))),
@@ -374,9 +374,8 @@ MUTANTS = {
     "latent state rotated": (("l2o-kae",), wrong(kae.KAE, "read", lambda x: (x[0].roll(1, -1), x[1]))),
     "energy's decay in its third digit": (("moments", *TIERED), constant(progress, "ENERGY_SPAN", 101)),
     "fading of large networks": (("scale",), fading),
-    "Newton-Schulz in its third digit": (DIRECTIONAL, constant(orthogonal, "COEFFICIENTS", (3.45, -4.775, 2.0315))),
-    "Nesterov's momentum without its newest gradient": (DIRECTIONAL, constant(directional, "FAST", 1.0)),
-    "memory of agreement in its second digit": (DIRECTIONAL, constant(directional, "MEMORY", 21)),
+    "iterations of Newton and Schulz": (DIRECTED, constant(orthogonal, "ITERATIONS", 4)),
+    "matrices turned": (DIRECTED, wrong(orthogonal, "newton_schulz", lambda found: -found)),
 }
 CASES = [(rule, mutant) for rule in bundled_rules() for mutant, (rules, _) in MUTANTS.items() if rule in rules]
 
@@ -399,7 +398,7 @@ def test_wrong_files_are_refused(tmp_path, name, mutant, form):
 
 
 @pytest.mark.parametrize("change", ["gates", "rounded", "sign"])
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", GATED)
 def test_wrong_weights_are_refused(tmp_path, name, change):
     """All that can be wrong in a .safetensors file."""
     rule = load_rule(name)
@@ -412,6 +411,14 @@ def test_wrong_weights_are_refused(tmp_path, name, change):
         rule.cell.weight_hh[0][0, 0] *= -1
     WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
     assert "differs from eager in" in complaint(name, load_rule(tmp_path / "rule.safetensors"))
+
+
+@pytest.mark.parametrize("output", [0, 1, 4])
+def test_wrong_weights_of_a_rule_without_a_memory_are_refused(tmp_path, output):
+    rule = load_rule("directional")
+    rule.head.bias[output] += 0.01
+    WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
+    assert "differs from eager in" in complaint("directional", load_rule(tmp_path / "rule.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])

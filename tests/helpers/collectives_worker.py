@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed_worker import compare, flat, minibatches, network, shard, train
+from rules import RULES, make_rule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -20,7 +21,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from l2o_runtime import LearnedOptimizer
+from l2o_runtime import LearnedOptimizer, save_rule
 
 Figures = dict[str, float]
 
@@ -346,7 +347,14 @@ def a_mesh_of_some() -> Figures:
     return {}
 
 
-def make_scenarios(_: Path) -> dict[str, Callable[[], Figures]]:
+def saved(name: str, folder: Path) -> str:
+    """A rule of the table, in a file of this rank."""
+    path = folder / f"{name}-{dist.get_rank()}.safetensors"
+    save_rule(path, make_rule(RULES[name]))
+    return str(path)
+
+
+def make_scenarios(folder: Path) -> dict[str, Callable[[], Figures]]:
     return {
         "frozen stage": lambda: frozen_stage("default"),
         "frozen stage, window": lambda: frozen_stage("normalized-dmd"),
@@ -362,7 +370,9 @@ def make_scenarios(_: Path) -> dict[str, Callable[[], Figures]]:
         "FSDP1": fsdp1,
         "FSDP2, unused layers": lambda: unused_layers("default"),
         "FSDP2, unused layers, window": lambda: unused_layers("normalized-dmd"),
+        "FSDP2, unused layers, directional": lambda: unused_layers(saved("directional-adam", folder)),
         "unused on one rank": lambda: unused_on_one_rank("default"),
+        "unused on one rank, directional": lambda: unused_on_one_rank("directional"),
         "unused on one rank, window": lambda: unused_on_one_rank("normalized-dmd"),
         "several meshes": several_meshes,
         "a mesh of some": a_mesh_of_some,

@@ -6,6 +6,7 @@ divide by the number of ranks, and some ranks hold no row at all of the smallest
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -123,6 +124,10 @@ def parallel(build: Callable[[], nn.Module], split: bool = True, **options: obje
     health = optimizer.health()
     assert health == reference.health(), (health, reference.health())
     figures = compare(model, alone)
+    if "averaging" in options:
+        with optimizer.averaged(), reference.averaged():
+            means = compare(model, alone)
+        figures |= {key: max(figures[key], means[key]) for key in ("between ranks", "to one process")}
     if "safeguard" not in options:  # which keeps no window while Adam acts
         window, expected = window_of(optimizer), window_of(reference)
         figures["of the window"] = float((window - expected).abs().max() / expected.abs().max())
@@ -191,6 +196,9 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
     save_rule(exact, make_rule(RULES["dmd-exact-normalized"]))
     kae = folder / f"kae-{dist.get_rank()}.safetensors"
     save_rule(kae, make_rule(RULES["kae-sketch-normalized"]))
+    adam = folder / f"directional-{dist.get_rank()}.safetensors"
+    save_rule(adam, make_rule(replace(RULES["directional-dmd"], rank=0)))
+    fall: dict[str, object] = {"rule": adam, "total_steps": 2 * STEPS, "averaging": True, "weight_decay": 0.1}
     return {
         "DDP": with_ddp,
         "DDP, safeguard": lambda: with_ddp(safeguard="adam"),
@@ -199,7 +207,10 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "FSDP2, exact window": lambda: parallel(fully_sharded, rule=exact, lr=0.1),
         "FSDP2, KAE": lambda: parallel(fully_sharded, rule=kae, lr=0.1),
         "FSDP2 over copies": lambda: parallel(hybrid),
+        "FSDP2, directional": lambda: parallel(fully_sharded, **fall),
+        "FSDP2 over copies, directional": lambda: parallel(hybrid, **fall),
         "columns and copies": lambda: parallel(ColumnsAndCopies, split=False),
+        "columns and copies, directional": lambda: parallel(ColumnsAndCopies, split=False, **fall),
         "FSDP2, bfloat16 state": lambda: parallel(fully_sharded, state_dtype=torch.bfloat16),
         "columns and copies, bfloat16 state": lambda: parallel(
             ColumnsAndCopies, split=False, state_dtype=torch.bfloat16
@@ -209,6 +220,8 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "resume": lambda: resume(folder / "plain"),
         "save in bfloat16": lambda: save_half_way(folder / "narrow", state_dtype=torch.bfloat16),
         "resume in bfloat16": lambda: resume(folder / "narrow", state_dtype=torch.bfloat16),
+        "save a directional run": lambda: save_half_way(folder / "directional", rule="directional", averaging=True),
+        "resume a directional run": lambda: resume(folder / "directional", rule="directional", averaging=True),
         "save in a trial": lambda: save_half_way(folder / "trial", safeguard="adam"),
         "resume in a trial": lambda: resume(folder / "trial", safeguard="adam"),
     }

@@ -167,6 +167,32 @@ def steered(rule, grads, shapes):
         yield steering[0]
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30])
+def test_tensors_whose_gradients_are_zero_or_too_small_to_square_break_nothing(untrained, size):
+    living, dead = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(5, 2))
+    start = living.detach().clone()
+    optimizer = LearnedOptimizer([living, dead], untrained)
+    torch.manual_seed(0)
+    for _ in range(3):
+        living.grad, dead.grad = torch.randn(3, 4), torch.full((5, 2), size)
+        optimizer.step()
+    assert living.isfinite().all()
+    assert not torch.equal(living, start)
+    assert torch.equal(dead, torch.ones(5, 2))
+    assert optimizer.health()["steps"] == 3
+
+
+def test_a_tensor_whose_gradients_were_gone_for_long_moves_again():
+    """Longer than it takes for the averages of squares to become zero."""
+    rule, shapes = make_rule(DirectionalConfig()), torch.tensor([[1.0, 6.0]])
+    grads = [torch.ones(6), *[torch.zeros(6)] * 3000, torch.ones(6)]
+    with torch.no_grad():
+        found = list(steered(rule, grads, shapes))
+    assert all(row.isfinite().all() for row in found)
+    assert found[-2][0] == 0
+    assert found[-1][0] > 0
+
+
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_the_size_stays_within_its_bounds_whatever_the_weights(sign):
     rule = make_rule(DirectionalConfig())

@@ -32,8 +32,18 @@ PARALLEL = {
         "FSDP2, bfloat16 state",
         "columns and copies",
         "columns and copies, bfloat16 state",
+        "FSDP2, directional",
+        "columns and copies, directional",
     ],
-    4: ["DDP", "FSDP2", "FSDP2, exact window", "FSDP2, KAE", "FSDP2 over copies", "columns and copies"],
+    4: [
+        "DDP",
+        "FSDP2",
+        "FSDP2, exact window",
+        "FSDP2, KAE",
+        "FSDP2 over copies",
+        "columns and copies",
+        "FSDP2 over copies, directional",
+    ],
 }
 FAULT = "a bad batch on one rank"
 
@@ -43,6 +53,7 @@ TOGETHER = [
     "DDP, no group, window",
     "FSDP2, unused layers",
     "FSDP2, unused layers, window",
+    "FSDP2, unused layers, directional",
 ]
 """Ranks that step together: afterwards they are equal."""
 
@@ -58,6 +69,7 @@ COLLECTIVES = [
     "FSDP1",
     "unused on one rank",
     "unused on one rank, window",
+    "unused on one rank, directional",
     "several meshes",
     "a mesh of some",
 ]
@@ -65,8 +77,11 @@ COLLECTIVES = [
 
 
 CHECKPOINTS = {
-    4: ["save", "resume", "save in a trial", "resume in a trial", "save in bfloat16", "resume in bfloat16"],
-    2: ["resume", "resume in a trial"],
+    4: [
+        *("save", "resume", "save in a trial", "resume in a trial", "save in bfloat16", "resume in bfloat16"),
+        *("save a directional run", "resume a directional run"),
+    ],
+    2: ["resume", "resume in a trial", "resume a directional run"],
 }
 """Through torch.distributed.checkpoint; two ranks resume what four have saved."""
 
@@ -113,7 +128,7 @@ def test_every_coordinate_is_counted_once(figures, world):
 def test_a_checkpoint_of_four_ranks_resumes_on_four_and_on_two(figures):
     """Bit for bit on as many ranks; else up to the order of sums."""
     assert figures[4]["resume in bfloat16"]["to the uninterrupted run"] == 0
-    for name in ("resume", "resume in a trial"):
+    for name in ("resume", "resume in a trial", "resume a directional run"):
         assert figures[4][name]["to the uninterrupted run"] == 0, name
         assert figures[2][name]["to the uninterrupted run"] <= 1e-5, name
 
@@ -129,6 +144,7 @@ def test_ranks_exchange_what_they_must_and_nothing_else(figures, world):
         assert found[name]["travelled"] > 0.05, name
     assert found["unused on one rank"]["between ranks"] == 0
     assert found["unused on one rank, window"]["between ranks"] == 0
+    assert found["unused on one rank, directional"]["between ranks"] == 0
     assert min(found["ZeroRedundancyOptimizer"].values()) > 0.05
 
 

@@ -608,7 +608,7 @@ def compiled_and_eager(rule, shapes, backend, eager_steps, **options):
     return results
 
 
-@pytest.mark.parametrize("name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign"])
+@pytest.mark.parametrize("name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign", "directional"])
 def test_compiled_steps_are_one_graph_and_equal_eager_ones(tmp_path, name):
     """The first step too, which makes the state."""
     results = compiled_and_eager(saved_rule(tmp_path, name), [(2, 3), (4,)], "aot_eager", eager_steps=0)

@@ -1,7 +1,9 @@
 """How long steps are over a run: total_steps, torch's schedulers, neither; and the mean of the latest parameters."""
 
+import copy
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -128,6 +130,25 @@ def test_resumption_keeps_the_place(rule, options):
             assert torch.equal(param, again)
 
 
+def test_a_run_that_is_resumed_past_its_end_is_told_of_it(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, total_steps=9)
+    moves(optimizer, param, 7)
+    resumed = LearnedOptimizer([param], rule, total_steps=4)
+    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match="step 8 of total_steps=4: nothing moves any more"):
+        assert moves(resumed, param, 2) == [0.0, 0.0]
+
+
+def test_a_safeguards_adam_follows_a_run_of_known_length(rule):
+    plain, falling = fresh(), fresh()
+    for p, options in ((plain, {}), (falling, {"total_steps": 4})):
+        optimizer = LearnedOptimizer([p], rule, safeguard="adam", **options)
+        p.grad = torch.ones(6)
+        optimizer.step(loss=1.0)
+    torch.testing.assert_close(falling - 3, 0.75 * (plain - 3))
+
+
 def test_old_rules_keep_their_steps_and_may_be_scheduled():
     param, free = fresh(), fresh()
     for optimizer, p in (
@@ -176,9 +197,66 @@ def test_a_step_that_is_not_taken_does_not_count(rule):
     param = fresh()
     optimizer = LearnedOptimizer([param], rule, total_steps=10, averaging=True)
     moves(optimizer, param, 2)
+    mean = optimizer.state[param]["averaged"].clone()
     param.grad = torch.full((6,), math.nan)
     optimizer.step()
+    assert torch.equal(optimizer.state[param]["averaged"], mean)
     assert moves(optimizer, param, 1) == pytest.approx([0.7], rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_means_follow_in_late_steps_too(rule, dtype):
+    """In bfloat16 a mean of 3 does not change by less than 1/128."""
+    param = nn.Parameter(fresh().detach().to(dtype))
+    optimizer = LearnedOptimizer([param], rule, averaging=True)
+    moves(optimizer, param, 1)
+    state = optimizer.state[param]
+    state["health"][0] = 10_000
+    before = state["averaged"].clone()
+    param.data.add_(1.0)
+    moves(optimizer, param, 1)
+    share = 1 / (1 + 0.1 * 10_000)
+    torch.testing.assert_close(state["averaged"] - before, share * (param.detach() - before), rtol=1e-2, atol=0)
+    with optimizer.averaged():
+        assert torch.equal(param, state["averaged"].to(dtype))
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_copies_keep_schedule_and_mean_and_go_on(rule, copier):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, total_steps=10, averaging=True)
+    moves(optimizer, param, 3)
+    other, twin = copier((param, optimizer))
+    assert moves(twin, other, 3) == moves(optimizer, param, 3)
+    with optimizer.averaged(), twin.averaged():
+        assert torch.equal(param, other)
+    with optimizer.averaged():
+        other, twin = copier((param, optimizer))
+    assert moves(twin, other, 1) != [0.0], "a copy has its parameters to itself"
+
+
+def test_parameters_that_come_later_are_averaged_from_then_on(rule):
+    first, later = fresh(), fresh()
+    optimizer = LearnedOptimizer([first], rule, averaging=True)
+    moves(optimizer, first, 5)
+    optimizer.add_param_group({"params": [later]})
+    first.grad = None
+    moves(optimizer, later, 1)
+    now = later.detach().clone()
+    with optimizer.averaged():
+        assert torch.equal(later, now)
+
+
+def test_a_state_with_means_is_loaded_by_whoever_keeps_none(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, averaging=True)
+    moves(optimizer, param, 3)
+    plain = LearnedOptimizer([param], rule)
+    plain.load_state_dict(optimizer.state_dict())
+    moves(plain, param, 1)
+    back = LearnedOptimizer([param], rule, averaging=True)
+    back.load_state_dict(plain.state_dict())
+    moves(back, param, 1)
 
 
 @pytest.mark.parametrize(
