@@ -108,7 +108,7 @@ class Bowls:
     """½‖θ‖², written down with its gradient: torch.func allows no hooks on what is kept."""
 
     params = torch.linspace(-1, 1, 3 * 400).view(3, 400)
-    layout = Layout.of([torch.Size([400])])
+    shapes, steps = [torch.Size([400])], None
     statistics = torch.zeros(3, 0)
 
     def look(self, params, statistics):
