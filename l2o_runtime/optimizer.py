@@ -271,11 +271,11 @@ class LearnedOptimizer(Optimizer):
 
     def fall(self, group: dict[str, Any]) -> float:
         """For wrappers: what others who step multiply their learning rate by, so that a run of known length ends."""
-        return 1.0 if self._schedule.total is None else float(self._schedule.factor(group, self._steps() + 1))
+        return 1.0 if self._schedule.total is None else float(self._schedule.factor(group, self._steps))
 
     def decay(self, group: dict[str, Any]) -> float:
         """For wrappers: the part of itself that a parameter of a group loses in a step."""
-        factor = float(self._schedule.factor(group, self._steps() + 1))
+        factor = float(self._schedule.factor(group, self._steps))
         return float(group["lr"]) * factor * self._rule.config.decay_unit * float(group["weight_decay"])
 
     @contextmanager
@@ -328,9 +328,9 @@ class LearnedOptimizer(Optimizer):
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
-        start, step = 0, self._steps() + 1
+        start = 0
         for group in self.param_groups:
-            factor = self._schedule.factor(group, step)
+            factor = self._schedule.factor(group, self._steps)
             for param in group["params"]:
                 if acts(param):
                     part = make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)

@@ -246,7 +246,7 @@ def parameter(theta: Tensor, scratch: Scratch, start: int = 0) -> Tensor:
 
 def move(part: Part, theta: Tensor, delta: Tensor, scratch: Scratch) -> None:
     """`Part.move` of a good step, without new memory."""
-    lr, decay = float(part.lr), part.decay
+    lr, decay = float(part.lr), float(part.decay)
     if decay:
         theta.mul_(1 - lr * decay)
     if theta.dtype == torch.float32:

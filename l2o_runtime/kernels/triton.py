@@ -141,7 +141,7 @@ class TritonKernel(Kernel):
 
         config, group, device = self.rule.config, part.group, part.theta.device
         flat = {key: value.contiguous() for key, value in written.items()}
-        values, on_device = numbers([part.lr, part.unit * group["weight_decay"]], device)
+        values, on_device = numbers([part.lr, part.decay], device)
         count = len(part.theta)
         with torch.cuda.device_of(part.theta):
             code.advance[(-(-count // self.block),)](

@@ -125,6 +125,12 @@ def relative(averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
     return averages.grad * inverse, averages.fast * inverse, averages.slow * inverse
 
 
+def nesterov(averages: Averages) -> Tensor:
+    """β m + (1 − β) g, where m has the newest gradient in."""
+    momentum: Tensor = FAST * averages.new[0] + (1 - FAST) * averages.grad
+    return momentum
+
+
 def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
     """How far this step's gradient agrees with those before it, per coordinate, (..., S) float64 each, by `KEPT`.
 
@@ -284,7 +290,7 @@ class DirectionalRule(Rule):
         matrix = sides(shape)
         if matrix is None or not self.config.rank:
             return {}
-        momentum = self._nesterov(grad, state).view(matrix)
+        momentum = nesterov(averages_of(grad, state)[0]).view(matrix)
         return {"whole": orthogonalise_one(momentum, self.config.rank).reshape(-1)}
 
     def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
@@ -293,15 +299,9 @@ class DirectionalRule(Rule):
         assert layout.grid is not None
         if not self.config.rank:
             return {}
-        momentum = self._nesterov(grad, state)
-        whole, inside = orthogonalise_all(momentum, layout.grid, self.config.rank, self.elementary)
-        return {"whole": torch.where(inside, whole, relative(averages_of(grad, state)[0])[1])}
-
-    def _nesterov(self, grad: Tensor, state: State) -> Tensor:
-        """β m + (1 − β) g, where m has the newest gradient in."""
         averages, _ = averages_of(grad, state)
-        momentum: Tensor = FAST * averages.new[0] + (1 - FAST) * averages.grad
-        return momentum
+        whole, inside = orthogonalise_all(nesterov(averages), layout.grid, self.config.rank, self.elementary)
+        return {"whole": torch.where(inside, whole, relative(averages)[1])}
 
     def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `Rule`: d, and new averages."""

@@ -177,7 +177,5 @@ def orthogonalise_all(vector: Tensor, grid: Tensor, rank: int, elementary: bool 
     result = orthogonalise(vector[..., places] * there, side, rank, elementary) * length.sqrt()
     # What is nowhere is added to the first coordinate, as zero.
     flat = torch.zeros_like(vector).index_add(-1, places.flatten(), (result * there).flatten(-3))
-    inside = torch.zeros_like(vector[..., :1].flatten()[:1].expand(vector.shape[-1])).index_add(
-        0, places.flatten(), there.flatten().to(vector.dtype)
-    )
+    inside = vector.new_zeros(vector.shape[-1]).index_add(0, places.flatten(), there.flatten().to(vector.dtype))
     return flat, inside > 0

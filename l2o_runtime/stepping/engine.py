@@ -159,18 +159,20 @@ def advance(
     split: dict[Groups, list[Moving]] = {}
     for index, (part, row) in enumerate(zip(parts, steering, strict=True)):
         fine = good.to(part.param.device)
-        if index in done:
-            part.finish(fine)
+        if rule.rule.normalizes:
+            moving = _direct(rule, part, row.to(fine.device), fine)
+            if part.groups:
+                split.setdefault(part.groups, []).append(moving)
+            else:
+                _move(rule, moving, fine)
             continue
-        moving = _update(rule, part, row.to(fine.device), fine)
-        if moving is not None and part.groups:
-            split.setdefault(part.groups, []).append(moving)
-        elif moving is not None:
-            _finish(rule, moving, fine)
+        if index not in done:
+            _advance(rule, part, row.to(fine.device), fine)
+        part.finish(fine)
     for groups, several in split.items():
         squares = sum_over(groups, torch.stack([moving.square.to(loss.device) for moving in several]))
         for moving, square in zip(several, squares, strict=True):
-            _finish(rule, moving._replace(square=square), good)
+            _move(rule, moving._replace(square=square), good)
 
 
 class Moving(NamedTuple):
@@ -189,27 +191,29 @@ class Moving(NamedTuple):
     square: Tensor
 
 
-def _update(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> Moving | None:
-    """One step of one part by the plain loop, or all but the last of it; everything is on its device."""
+def _advance(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> None:
+    """One step of one part by the plain loop; everything is on its device."""
+    for piece in part.chunks():
+        with full_precision(good.device):
+            delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
+        _write(piece.state, new, good)
+        part.move(piece.theta, delta, good)
+
+
+def _direct(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> Moving:
+    """All of a step but the move, of a part whose rule normalizes; everything is on its device."""
     local, directions = rule.on(good.device), []
     with full_precision(good.device):
-        extra = {} if part.groups else local.prepare(part.gradient, _wide(part.state), part.shape)
-    for piece in replace(part, state=part.state | extra).chunks():
-        with full_precision(good.device):
-            delta, new = local.update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
-        _write(piece.state, new, good)
-        if local.normalizes:
-            directions.append(delta)
-        else:
-            part.move(piece.theta, delta, good)
-    if local.normalizes:
+        whole = {} if part.groups else local.prepare(part.gradient, _wide(part.state), part.shape)
+        for piece in replace(part, state=part.state | whole).chunks():
+            direction, new = local.update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
+            _write(piece.state, new, good)
+            directions.append(direction)
         return Moving(part, steering, directions, torch.stack([_energy(d) for d in directions]).sum())
-    part.finish(good)
-    return None
 
 
-def _finish(rule: Replicas, moving: Moving, good: Tensor) -> None:
-    """What is left of a step when the size of the whole direction is known."""
+def _move(rule: Replicas, moving: Moving, good: Tensor) -> None:
+    """The move that was left, when the size of the whole direction is known."""
     part, device = moving.part, moving.directions[0].device
     good, mean_square = good.to(device), (moving.square.to(device) / max(part.shape.numel(), 1)).float().reshape(1)
     for piece, direction in zip(part.chunks(), moving.directions, strict=True):

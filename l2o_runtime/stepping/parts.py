@@ -79,15 +79,15 @@ class Part:
     @property
     def lr(self) -> Tensor | float:
         """What Δ is multiplied by: the group's lr times the schedule's factor."""
-        lr = self.group["lr"]
-        if isinstance(self.factor, Tensor):
-            return self.factor.to(self.param.device) * (lr.reshape(()) if isinstance(lr, Tensor) else lr)
-        return lr.reshape(()) if isinstance(lr, Tensor) else lr
+        lr: Tensor | float = self.group["lr"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        return lr * self.factor.to(self.param.device) if isinstance(self.factor, Tensor) else lr
 
     @property
-    def decay(self) -> float:
+    def decay(self) -> Tensor | float:
         """The part of itself that a parameter loses in a step of lr = 1."""
-        return self.unit * float(self.group["weight_decay"])
+        decay: Tensor | float = self.unit * self.group["weight_decay"]
+        return decay
 
     def chunks(self) -> Iterator[Chunk]:
         """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""

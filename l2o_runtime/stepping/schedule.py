@@ -4,6 +4,7 @@ Three cases, in this order: `total_steps` is known; a scheduler of torch drives 
 group; nobody says anything. Factors are tensors, so that nothing has to wait for a device and a step compiles.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +55,13 @@ class Schedule:
     total: int | None = None
     fades: bool = False
 
-    def factor(self, group: dict[str, Any], step: Tensor) -> Tensor | float:
-        """On a group's lr in a step.
+    def factor(self, group: dict[str, Any], done: Callable[[], Tensor]) -> Tensor | float:
+        """On a group's lr in the next step.
 
         Args:
             group: of parameters.
-            step: () the number of the step, from 1 on.
+            done: gives the number () of steps so far; it is asked only where that matters.
         """
         if self.total is not None:
-            return linear(step.float(), self.total)
-        return anytime(step.float()) if self.fades and "initial_lr" not in group else 1.0
+            return linear(done().float() + 1, self.total)
+        return anytime(done().float() + 1) if self.fades and "initial_lr" not in group else 1.0

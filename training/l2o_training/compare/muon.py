@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from l2o_runtime.rules.orthogonal import sides
+
 
 def is_matrix(param: Tensor) -> bool:
     """Whether a parameter, flattened to its first dimension × the rest, has both sides above 1."""
-    return param.dim() >= 2 and 1 < len(param) < param.numel()
+    return sides(param.shape) is not None
 
 
 class MuonAdamW(Optimizer):

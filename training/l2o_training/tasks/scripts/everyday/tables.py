@@ -10,6 +10,7 @@ from l2o_training.tasks.data import Datasets, Load
 from l2o_training.tasks.records import Table
 from l2o_training.tasks.scripts.base import Batch, Script
 from l2o_training.tasks.scripts.everyday import networks
+from l2o_training.tasks.scripts.images import cross_entropy
 from l2o_training.tasks.scripts.tables import split, squared_error
 
 Pair = tuple[Tensor, Tensor]
@@ -35,12 +36,6 @@ def huber(model: nn.Module, batch: Batch) -> Tensor:
     """Huber loss of one output."""
     features, target = batch
     return F.huber_loss(model(features).squeeze(-1), target)
-
-
-def classification(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy."""
-    features, classes = batch
-    return F.cross_entropy(model(features), classes)
 
 
 def binary(model: nn.Module, batch: Batch) -> Tensor:
@@ -87,7 +82,7 @@ def cuts(load: Datasets) -> Script:
     data = shuffled(features, table.categories["cut"])
     classes = int(data[1].max()) + 1
     return Script(
-        partial(networks.mlp, (features.shape[1], 64, 64, classes), nn.ReLU), classification, *split(data, 4096), 128
+        partial(networks.mlp, (features.shape[1], 64, 64, classes), nn.ReLU), cross_entropy, *split(data, 4096), 128
     )
 
 
