@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts.passes import turned_off
-from l2o_runtime.rules import LSTMRule, Rule, TieredRule
+from l2o_runtime.rules import DirectionalRule, LSTMRule, Rule, TieredRule
 from l2o_runtime.stepping.parts import STATE_DTYPES, Part
 
 
@@ -53,11 +53,12 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
 
         return triton.TritonKernel(rule) if triton.supported(rule) else None
     if device.type == "cpu" and find_spec("llvmlite") is not None:
-        from l2o_runtime.kernels import lstm, tiered
+        from l2o_runtime.kernels import directional, lstm, tiered
 
         makers: dict[type, Callable[..., Kernel | None]] = {
             LSTMRule: lstm.make_kernel,
             TieredRule: tiered.make_kernel,
+            DirectionalRule: directional.make_kernel,
         }
         return makers[type(rule)](rule) if type(rule) in makers else None
     return None

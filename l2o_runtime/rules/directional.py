@@ -8,7 +8,7 @@ directions in and corrects the size within bounds.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.limits import relative_size
-from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_one, sides
+from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_each, sides
 from l2o_runtime.rules.tiered_features import AVERAGES, SPANS, Averages, averages_of
-from l2o_runtime.state import State, StateSpec
+from l2o_runtime.state import LARGEST, State, StateSpec
+
+MOMENTUM = "m10"
+"""The average that is orthogonalised."""
 
 FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
 """β of the two averages of gradients."""
@@ -119,15 +122,32 @@ class Sums(NamedTuple):
     ss: Tensor
 
 
-def relative(averages: Averages) -> tuple[Tensor, Tensor, Tensor]:
+def relative(averages: Averages) -> tuple[Any, Any, Any]:
     """x, u and s of `Sums`; zero where there was no gradient yet."""
-    inverse = torch.where(averages.root > 0, 1 / averages.root, 0.0)
+    inverse = averages.root.reciprocal().where(averages.root > 0, 0.0)
     return averages.grad * inverse, averages.fast * inverse, averages.slow * inverse
 
 
-def nesterov(averages: Averages) -> Tensor:
-    """β m + (1 − β) g, where m has the newest gradient in."""
-    momentum: Tensor = FAST * averages.new[0] + (1 - FAST) * averages.grad
+def terms(theta: Any, x: Any, u: Any, s: Any) -> list[Any]:
+    """What `Sums` sums up, but for the number of coordinates."""
+    return [theta.square(), x.square(), x * u, u.square(), x * s, s.square()]
+
+
+def mixture(first: Any, x: Any, u: Any, s: Any, weights: Sequence[Any]) -> Any:
+    """d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀ cut to 0 … 1; s and x within ± 5."""
+    adam, slow, newest, agreeing = weights
+    mixed = first + u * adam + s.clamp(-5, 5) * slow + x.clamp(-5, 5) * newest
+    return mixed + first * (first * x).clamp(0, 1) * agreeing
+
+
+def nesterov(grad: Tensor, fast: Tensor) -> Tensor:
+    """β m + (1 − β) g, where m has the newest gradient in.
+
+    Args:
+        grad: g, float32.
+        fast: m without it.
+    """
+    momentum: Tensor = FAST * FAST * fast + (1 - FAST * FAST) * grad.clamp(-LARGEST, LARGEST)
     return momentum
 
 
@@ -211,8 +231,8 @@ class DirectionalRule(Rule):
 
     def terms(self, param: Tensor, grad: Tensor, state: State) -> list[Tensor]:
         """What is summed over a tensor, (..., n) each."""
-        x, u, s = relative(averages_of(grad.nan_to_num(), state)[0])
-        return [torch.ones_like(param), param * param, x * x, x * u, u * u, x * s, s * s]
+        averages, _ = averages_of(grad.nan_to_num(), state)
+        return [torch.ones_like(param), *terms(param, *relative(averages))]
 
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
         """The sums of `terms`, then of the context: (..., k) float64."""
@@ -290,8 +310,8 @@ class DirectionalRule(Rule):
         matrix = sides(shape)
         if matrix is None or not self.config.rank:
             return {}
-        momentum = nesterov(averages_of(grad, state)[0]).view(matrix)
-        return {"whole": orthogonalise_one(momentum, self.config.rank).reshape(-1)}
+        momentum = nesterov(grad, state[MOMENTUM]).view(matrix)
+        return {"whole": orthogonalise_each([momentum], self.config.rank)[0].reshape(-1)}
 
     def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
         """As in `Rule`."""
@@ -299,19 +319,16 @@ class DirectionalRule(Rule):
         assert layout.grid is not None
         if not self.config.rank:
             return {}
-        averages, _ = averages_of(grad, state)
-        whole, inside = orthogonalise_all(nesterov(averages), layout.grid, self.config.rank, self.elementary)
-        return {"whole": torch.where(inside, whole, relative(averages)[1])}
+        momentum = nesterov(grad, state[MOMENTUM])
+        whole, inside = orthogonalise_all(momentum, layout.grid, self.config.rank, self.elementary)
+        return {"whole": torch.where(inside, whole, relative(averages_of(grad, state)[0])[1])}
 
     def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `Rule`: d, and new averages."""
         averages, new = averages_of(grad, state)
         new |= self.context.remember(param, grad, state)
         x, u, s = relative(averages)
-        first = state.get("whole", u)
-        adam, slow, newest, agreeing = steering[..., 1:].unbind(-1)
-        agree = first * (first * x).clamp(0, 1)
-        return first + adam * u + slow * s.clamp(-5, 5) + newest * x.clamp(-5, 5) + agreeing * agree, new
+        return mixture(state.get("whole", u), x, u, s, steering[..., 1:].unbind(-1)), new
 
     def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor) -> Tensor:
         """As in `Rule`."""

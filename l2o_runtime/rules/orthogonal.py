@@ -7,6 +7,7 @@ values near 1, and what remains is scaled to 1 on average; that costs about 6 k 
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +23,22 @@ SMALLEST_NORM = 1e-30
 SMALLEST_REST = 0.01
 """What remains is scaled as if its singular values were at least this share of the matrix's norm."""
 
+RIDGE = 1e-14
+"""Added to squared lengths beside their sum, so that directions that are nothing but rounding can be divided by."""
+
 
 def orthogonalise(matrix: Tensor, side: Tensor, rank: int, elementary: bool = False) -> Tensor:
     """U Vᵀ of U Σ Vᵀ, roughly, for matrices whose k largest singular values stand out.
 
-    With X = M/‖M‖: Y = X Xᵀ E for sums E of some rows, Q = orth(Y), B = Qᵀ X, R = X − Q B. Then Q T B + R/σ, where T B
-    is B after five Newton–Schulz iterations and σ² = ‖R‖² / (r − k). Zero rows and columns stay zero.
+    With X = M/‖M‖: Y = X Xᵀ E for sums E of some rows, Q = Y L⁻ᵀ for L Lᵀ = Yᵀ Y, B = Qᵀ X, R = X − Q B. Then
+    Q T B + R/σ, where T B is B after five Newton–Schulz iterations and σ² = ‖R‖² / (r − k). Zero rows and columns stay
+    zero.
 
     Args:
         matrix: M (..., r, c) float32, r ≤ c for speed.
         side: (..., 1, 1) or () r, without rows that are there only to fill up.
         rank: k.
-        elementary: without LAPACK's QR decomposition, for ONNX.
+        elementary: without LAPACK's Cholesky decomposition, for ONNX.
 
     Source: Jordan 2024 (Muon); a low rank as in Ahn et al. 2025 (Dion), which drops R; Halko et al. 2011 for Q.
 
@@ -41,55 +46,109 @@ def orthogonalise(matrix: Tensor, side: Tensor, rank: int, elementary: bool = Fa
     >>> torch.linalg.svdvals(orthogonalise(x, torch.tensor(4), 2)).round(decimals=1)
     tensor([1.1000, 1.0000, 1.0000, 0.7000])
     """
-    matrix = matrix.nan_to_num()  # decompositions of what is not finite may raise; such a step is not taken anyway
-    x = matrix / matrix.abs().amax((-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)  # squares would leave float32
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
-    basis = orthonormal(x @ _sums_of_rows(x, rank).mT, elementary)
-    inside = basis.mT @ x
-    rest = (x.square().sum((-2, -1), keepdim=True) - inside.square().sum((-2, -1), keepdim=True)).clamp_min(0)
-    left = side - rank
+    seen = sketch(matrix, rank)
+    basis = whitened(seen.columns, whitening(squares(seen.columns.mT), elementary))
+    inside = basis.mT @ seen.x / seen.size
+    return compose(seen, basis, inside, *change(squares(inside), side - rank))
+
+
+class Sketch(NamedTuple):
+    """A matrix M (..., r, c) and what shows its k main directions.
+
+    Attributes:
+        x: M/max|M|.
+        size: ‖x‖ (..., 1, 1); X is x/‖x‖.
+        columns: Y (..., r, k).
+    """
+
+    x: Tensor
+    size: Tensor
+    columns: Tensor
+
+
+def sketch(matrix: Tensor, rank: int) -> Sketch:
+    """Look at a matrix (..., r, c)."""
+    largest = torch.linalg.vector_norm(matrix, math.inf, dim=(-2, -1), keepdim=True)
+    x = matrix / largest.clamp_min(SMALLEST_NORM)  # squares would leave float32
+    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
+    return Sketch(x, size, x @ (_sums_of_rows(x, rank) / size.square()).mT)
+
+
+def squares(rows: Tensor) -> Tensor:
+    """A Aᵀ (..., k, k) of A (..., k, n), float64."""
+    rows = rows.double()
+    return rows @ rows.mT
+
+
+def whitening(gram: Tensor, elementary: bool = False) -> Tensor:
+    """L⁻ᵀ (..., k, k) of L Lᵀ, float64, to which a little is added."""
+    total = _trace(gram)
+    ridged = gram + (RIDGE * total + SMALLEST_NORM) * _identity(gram)
+    return (_inverse_elementary(ridged) if elementary else _inverse(ridged)).mT
+
+
+def whitened(columns: Tensor, white: Tensor) -> Tensor:
+    """Q (..., r, k) float32. In float32 the sum would lose what there is of small columns."""
+    return (columns.double() @ white).float()
+
+
+def change(gram: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """T − 1/σ (..., k, k), and 1/σ (..., 1, 1); both float32.
+
+    Args:
+        gram: B Bᵀ (..., k, k) float64.
+        left: r − k (..., 1, 1); where it is not positive nothing is left, and 1/σ is 0.
+    """
+    rest = (1 - _trace(gram)).clamp_min(0)
     scale = (left > 0) / (rest / left.clamp_min(1)).sqrt().clamp_min(SMALLEST_REST)
-    gram = inside @ inside.mT
-    change = newton_schulz(gram) - scale * _identity(gram)
-    result: Tensor = scale * x + (basis @ change) @ inside
+    return (newton_schulz(gram) - scale * _identity(gram)).float(), scale.float()
+
+
+def compose(seen: Sketch, basis: Tensor, inside: Tensor, changed: Tensor, scale: Tensor) -> Tensor:
+    """X/σ + Q (T − 1/σ) B."""
+    result: Tensor = torch.addcmul((basis @ changed) @ inside, seen.x, scale / seen.size)
     return result
 
 
-def _sums_of_rows(matrix: Tensor, count: int) -> Tensor:
-    """(..., count, c) sums of rows with signs that look random: row i is in sum i mod count."""
-    row = torch.arange(matrix.shape[-2], device=matrix.device)
-    signs = ((row * row * row * 31 + row * 17) % 97 < 48).to(matrix.dtype) * 2 - 1
-    sums = matrix.new_zeros((*matrix.shape[:-2], count, matrix.shape[-1]))
-    return sums.index_add(-2, row % count, matrix * signs.unsqueeze(-1))
+def _trace(matrix: Tensor) -> Tensor:
+    """(..., 1, 1)."""
+    trace: Tensor = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return trace
 
 
-def orthonormal(columns: Tensor, elementary: bool) -> Tensor:
-    """An orthonormal basis (..., r, k) of what columns span; zero columns for none where `elementary`.
+def _inverse(matrix: Tensor) -> Tensor:
+    """L⁻¹ of L Lᵀ (..., k, k)."""
+    lower = torch.linalg.cholesky_ex(matrix).L
+    identity = _identity(matrix).expand_as(lower)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse
 
-    Args:
-        columns: (..., r, k) float32, r ≥ k.
-        elementary: by Gram and Schmidt, twice, instead of by Householder reflections.
-    """
-    if not elementary:
-        # Programs that are exported do not know that k ≤ r, and would carry min(k, r) on into all that follows.
-        basis: Tensor = torch.linalg.qr(columns).Q.narrow(-1, 0, columns.shape[-1])
-        return basis
+
+def _inverse_elementary(matrix: Tensor) -> Tensor:
+    """The same, row by row: those of L⁻¹ are orthonormal with ⟨a, b⟩ = aᵀ A b (Gram and Schmidt)."""
+    identity = _identity(matrix).expand_as(matrix)
     found: list[Tensor] = []
-    for column in columns.split(1, dim=-1):
-        length = _norm(column)
-        for _ in range(2):
-            if found:
-                basis = torch.cat(found, dim=-1)
-                column = column - basis @ (basis.mT @ column)
-        # What is nothing but rounding spans nothing.
-        left = _norm(column)
-        found.append(torch.where(left > 1e-6 * length, column / left.clamp_min(SMALLEST_NORM), 0.0))
-    return torch.cat(found, dim=-1)
+    for row in identity.split(1, dim=-2):
+        if found:
+            before = torch.cat(found, dim=-2)
+            for _ in range(2):
+                row = row - (row @ matrix @ before.mT) @ before
+        square = (row @ matrix @ row.mT).clamp_min(SMALLEST_NORM)
+        found.append(row / square.sqrt())
+    return torch.cat(found, dim=-2)
 
 
-def _norm(column: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
-    return norm
+def _sums_of_rows(matrix: Tensor, count: int) -> Tensor:
+    """(..., count, c) sums of rows with signs that look random: row i is in sum i mod count.
+
+    Rows of the gradient of logits add up to zero; so the first rows of the first two sums differ in their signs, lest
+    the sum of all rows is a combination of these.
+    """
+    row = torch.arange(matrix.shape[-2], device=matrix.device)
+    place, block = row % count, row // count
+    signs = ((31 * block + 17 * place + 30) * block % 97 < 48).to(matrix.dtype) * 2 - 1
+    sums = matrix.new_zeros((*matrix.shape[:-2], count, matrix.shape[-1]))
+    return sums.index_add(-2, place, matrix * signs.unsqueeze(-1))
 
 
 def _identity(beside: Tensor) -> Tensor:
@@ -128,12 +187,28 @@ def sides(shape: Sequence[int]) -> tuple[int, int] | None:
     return (rows, columns) if min(rows, columns) > 1 else None
 
 
-def orthogonalise_one(matrix: Tensor, rank: int) -> Tensor:
-    """`orthogonalise` of one matrix (r, c), scaled to a root mean square of about 1."""
-    across = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    side, length = across.shape
-    result = orthogonalise(across, torch.tensor(side, device=matrix.device), min(rank, side)) * math.sqrt(length)
-    return result.mT if matrix.shape[0] > matrix.shape[1] else result
+def across(matrix: Tensor) -> Tensor:
+    """It, or its transpose, so that there are not more rows than columns."""
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def orthogonalise_each(matrices: Sequence[Tensor], rank: int) -> list[Tensor]:
+    """`orthogonalise` of matrices (r, c), each scaled to a root mean square of about 1.
+
+    What is small is done for all of them at once.
+    """
+    seen = [sketch(across(matrix), rank) for matrix in matrices]
+    white = whitening(torch.stack([squares(one.columns.mT) for one in seen]))
+    bases = [whitened(one.columns, own) for one, own in zip(seen, white, strict=True)]
+    insides = [basis.mT @ one.x / one.size for one, basis in zip(seen, bases, strict=True)]
+    left = white.new_tensor([min(matrix.shape) - rank for matrix in matrices])[:, None, None]
+    changes = zip(*change(torch.stack([squares(inside) for inside in insides]), left), strict=True)
+    found = []
+    for matrix, one, basis, inside, (changed, scale) in zip(matrices, seen, bases, insides, changes, strict=True):
+        longer = math.sqrt(max(matrix.shape))
+        result = compose(one, basis, inside, changed * longer, scale * longer)
+        found.append(result.mT if matrix.shape[0] > matrix.shape[1] else result)
+    return found
 
 
 def grid_of(shapes: Sequence[Sequence[int]], rank: int) -> Tensor:
@@ -164,7 +239,7 @@ def grid_of(shapes: Sequence[Sequence[int]], rank: int) -> Tensor:
 
 
 def orthogonalise_all(vector: Tensor, grid: Tensor, rank: int, elementary: bool = False) -> tuple[Tensor, Tensor]:
-    """`orthogonalise_one` of all matrices in flat vectors (..., n), and which coordinates these are, (n,) bool.
+    """`orthogonalise_each` of all matrices in flat vectors (..., n), and which coordinates these are, (n,) bool.
 
     Args:
         vector: (..., n) float32.

@@ -48,7 +48,8 @@ class Replicas:
         return found
 
     def _kernel(self, part: Part) -> Kernel | None:
-        if torch.compiler.is_compiling() or not fits(part):
+        # A direction's size is known when all ranks have summed it up, in between of what kernels do in one go.
+        if torch.compiler.is_compiling() or not fits(part) or (self.rule.normalizes and part.groups):
             return None
         device = part.param.device
         if device not in self.kernels:
@@ -159,7 +160,7 @@ def advance(
     split: dict[Groups, list[Moving]] = {}
     for index, (part, row) in enumerate(zip(parts, steering, strict=True)):
         fine = good.to(part.param.device)
-        if rule.rule.normalizes:
+        if rule.rule.normalizes and index not in done:
             moving = _direct(rule, part, row.to(fine.device), fine)
             if part.groups:
                 split.setdefault(part.groups, []).append(moving)

@@ -1,0 +1,62 @@
+"""LLVM code of the directional rule: its sums, and its directions with the sum of their squares."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from llvmlite import ir
+
+from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, store
+from l2o_runtime.kernels.pieces_code import F64, add_up, module_of_pieces, observing, pointers
+from l2o_runtime.rules.directional import MIXED, SUMS, mixture, relative, terms
+from l2o_runtime.rules.tiered_features import BETAS, Averages, average
+
+TOTALS = 1 + SUMS
+"""Σ|g|, then `l2o_runtime.rules.directional.Sums`."""
+
+SCALARS = len(BETAS) + 1 + MIXED
+"""Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w."""
+
+
+def directional_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
+    """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
+
+    A row of the table, of int64, is a piece: its number of coordinates, and the addresses of `SCALARS` float32, of
+    gradients, then for `observe` of parameters, of states, each of one of `dtypes`, for `update` of the orthogonalised
+    momentum, and of the sums, vectors of float64 that are added to: `TOTALS`, or one. `update` writes states, and
+    directions where the momentum was.
+    """
+    states, sums = pointers(dtypes), F64.as_pointer()
+    return module_of_pieces(
+        width,
+        {
+            "observe": ([POINTER, POINTER, POINTER, *states, sums], observing(TOTALS, _seen)),
+            "update": ([POINTER, POINTER, *states, POINTER, sums], _update),
+        },
+    )
+
+
+def _seen(theta: Vector, old: Sequence[Vector], new: Averages) -> list[Vector]:
+    """What is summed over a tensor."""
+    return [theta.like(1.0), *terms(theta, *relative(new))]
+
+
+def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+    """Write states and directions, and add up squares, `size` coordinates at a time."""
+    numbers, grad, *states, whole, sums = arguments
+    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS)]
+    orthogonal, *weights = scalars[len(BETAS) :]
+
+    def squares(at: list[Any]) -> list[Vector]:
+        places = [builder.gep(pointer, at) for pointer in (*states, whole)]
+        g, momentum, *old = (
+            load(builder, pointer, size) for pointer in (builder.gep(grad, at), places[-1], *places[:-1])
+        )
+        new = average(g, old, scalars[: len(BETAS)])
+        x, u, s = relative(new)
+        direction = mixture(momentum.where(orthogonal > 0.5, u), x, u, s, weights)
+        for value, place in zip([*new.new, direction], places, strict=True):
+            store(builder, value, place)
+        return [direction.square()]
+
+    add_up(builder, sums, 1, size, start, blocks, width, squares)

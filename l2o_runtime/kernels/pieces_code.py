@@ -1,0 +1,126 @@
+"""LLVM code that goes through many pieces of tensors in one call; vectors go along the coordinates."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from llvmlite import ir
+
+from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop
+from l2o_runtime.rules.tiered_features import BETAS, Averages, average
+
+F64 = ir.DoubleType()
+
+Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
+"""Writes the code for some coordinates of a piece; see `module_of_pieces`."""
+
+See: TypeAlias = Callable[[Vector, Sequence[Vector], Averages], list[Vector]]
+"""What is summed: from θ, the averages before this step, and those with the newest gradient in."""
+
+
+def pointers(dtypes: Sequence[torch.dtype]) -> list[Any]:
+    """To states of these types."""
+    return [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
+
+
+def module_of_pieces(width: int, functions: dict[str, tuple[Sequence[Any], Write]]) -> ir.Module:
+    """Functions that go through the rows of a table: each a number of coordinates, then addresses.
+
+    Args:
+        width: coordinates of a vector.
+        functions: by name the types of the addresses, and what writes the code for some coordinates of a row. That is
+            given the builder, the addresses, the coordinates of a block, the first of them, the number of blocks, and
+            `width`.
+    """
+    module = ir.Module(name="l2o")
+    for name, (kinds, write) in functions.items():
+        inner = ir.Function(module, ir.FunctionType(VOID, [I64, *kinds]), name=f"{name}_piece")
+        inner.linkage = "internal"
+        for argument in inner.args[1:]:
+            argument.add_attribute("noalias")
+        builder = ir.IRBuilder(inner.append_basic_block())
+        count = inner.args[0]
+        whole = builder.mul(builder.sdiv(count, I64(width)), I64(width))
+        for size, start, stop in ((width, I64(0), whole), (1, whole, count)):
+            with builder.if_then(builder.icmp_signed("<", start, stop)):
+                write(builder, inner.args[1:], size, start, builder.sdiv(builder.sub(stop, start), I64(size)), width)
+        builder.ret_void()
+        rows_of(module, name, inner)
+    return module
+
+
+def rows_of(module: ir.Module, name: str, inner: Any) -> None:
+    """Call a function for every row of a table."""
+    function = ir.Function(module, ir.FunctionType(VOID, [I64, I64.as_pointer()]), name=name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    rows, table = function.args
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        first = builder.mul(index, I64(len(inner.args)))
+        count, *addresses = (
+            builder.load(builder.gep(table, [builder.add(first, I64(field))])) for field in range(len(inner.args))
+        )
+        pointers = [
+            builder.inttoptr(address, argument.type)
+            for address, argument in zip(addresses, inner.args[1:], strict=True)
+        ]
+        builder.call(inner, [count, *pointers])
+        return []
+
+    loop(builder, rows, [], body)
+    builder.ret_void()
+
+
+def observing(totals: int, see: See) -> Write:
+    """Code that adds Σ|g| and sums of what is seen; its addresses are numbers, g, θ, averages and the sums.
+
+    Args:
+        totals: sums altogether.
+        see: gives all but |g|.
+    """
+
+    def write(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+        numbers, grad, param, *states, sums = arguments
+        corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS))]
+
+        def seen(at: list[Any]) -> list[Vector]:
+            g, theta, *old = (load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states))
+            # What is not finite is found by the sum of |g|; elsewhere it counts as zero, as in the plain loop.
+            finite = builder.fcmp_ordered("ord", g.value, g.value)
+            there = Vector(builder, builder.select(finite, g.value, constant(g.value.type, 0.0)))
+            return [g.abs(), *see(theta, old, average(there, old, corrections))]
+
+        add_up(builder, sums, totals, size, start, blocks, width, seen)
+
+    return write
+
+
+def add_up(
+    builder: Any,
+    sums: Any,
+    totals: int,
+    size: int,
+    start: Any,
+    blocks: Any,
+    width: int,
+    seen: Callable[[list[Any]], list[Vector]],
+) -> None:
+    """Add what is seen to sums in memory, `size` coordinates at a time.
+
+    Args:
+        builder: where to write.
+        sums: address of `totals` vectors of float64.
+        totals: how many.
+        size, start, blocks, width: as `Write` has them.
+        seen: gives the summands at a place.
+    """
+    wide = ir.VectorType(F64, size)
+    places = [builder.bitcast(builder.gep(sums, [I64(i * width)]), wide.as_pointer()) for i in range(totals)]
+
+    def body(index: Any, before: list[Any]) -> list[Any]:
+        terms = seen([builder.add(start, builder.mul(index, I64(size)))])
+        return [builder.fadd(total, builder.fpext(term.value, wide)) for total, term in zip(before, terms, strict=True)]
+
+    after = loop(builder, blocks, [builder.load(place, align=8) for place in places], body)
+    for total, place in zip(after, places, strict=True):
+        builder.store(total, place, align=8)
