@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts import WindowContext
-from l2o_runtime.kernels.emit import Compiled, widest
+from l2o_runtime.kernels.emit import Compiled
 from l2o_runtime.kernels.lstm import move, push
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, batches_of, columns, corrections
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, tiered_module

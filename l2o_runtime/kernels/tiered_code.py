@@ -62,7 +62,10 @@ def tiered_module(width: int, dtypes: tuple[torch.dtype, ...], restrained: bool)
     read = [POINTER, POINTER, POINTER, *pointers(dtypes)]
     return module_of_pieces(
         width,
-        {"observe": ([*read, F64.as_pointer()], observing(TOTALS, _seen)), "update": ([*read, POINTER], partial(_update, restrained))},
+        {
+            "observe": ([*read, F64.as_pointer()], observing(TOTALS, _seen)),
+            "update": ([*read, POINTER], partial(_update, restrained)),
+        },
     )
 
 

@@ -20,6 +20,9 @@ ITERATIONS = 5
 SMALLEST_NORM = 1e-30
 """Matrices that are smaller than this fade out."""
 
+SMALLEST_SIZE = 1e-6
+"""‖x‖ is 1 at least where max|x| is 1; this divides where it is not."""
+
 SMALLEST_REST = 0.01
 """What remains is scaled as if its singular values were at least this share of the matrix's norm."""
 
@@ -38,7 +41,7 @@ def orthogonalise(matrix: Tensor, side: Tensor, rank: int, elementary: bool = Fa
         matrix: M (..., r, c) float32, r ≤ c for speed.
         side: (..., 1, 1) or () r, without rows that are there only to fill up.
         rank: k.
-        elementary: without LAPACK's Cholesky decomposition, for ONNX.
+        elementary: without LAPACK's Cholesky decomposition and float64, for ONNX.
 
     Source: Jordan 2024 (Muon); a low rank as in Ahn et al. 2025 (Dion), which drops R; Halko et al. 2011 for Q.
 
@@ -47,9 +50,10 @@ def orthogonalise(matrix: Tensor, side: Tensor, rank: int, elementary: bool = Fa
     tensor([1.1000, 1.0000, 1.0000, 0.7000])
     """
     seen = sketch(matrix, rank)
-    basis = whitened(seen.columns, whitening(squares(seen.columns.mT), elementary))
+    basis = orthonormal(seen.columns) if elementary else whitened(seen.columns, whitening(squares(seen.columns.mT)))
     inside = basis.mT @ seen.x / seen.size
-    return compose(seen, basis, inside, *change(squares(inside), side - rank))
+    gram = inside @ inside.mT if elementary else squares(inside)
+    return compose(seen, basis, inside, *change(gram, side - rank))
 
 
 class Sketch(NamedTuple):
@@ -70,7 +74,7 @@ def sketch(matrix: Tensor, rank: int) -> Sketch:
     """Look at a matrix (..., r, c)."""
     largest = torch.linalg.vector_norm(matrix, math.inf, dim=(-2, -1), keepdim=True)
     x = matrix / largest.clamp_min(SMALLEST_NORM)  # squares would leave float32
-    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM)
+    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_SIZE)
     return Sketch(x, size, x @ (_sums_of_rows(x, rank) / size.square()).mT)
 
 
@@ -80,11 +84,12 @@ def squares(rows: Tensor) -> Tensor:
     return rows @ rows.mT
 
 
-def whitening(gram: Tensor, elementary: bool = False) -> Tensor:
+def whitening(gram: Tensor) -> Tensor:
     """L⁻ᵀ (..., k, k) of L Lᵀ, float64, to which a little is added."""
-    total = _trace(gram)
-    ridged = gram + (RIDGE * total + SMALLEST_NORM) * _identity(gram)
-    return (_inverse_elementary(ridged) if elementary else _inverse(ridged)).mT
+    identity = _identity(gram)
+    lower = torch.linalg.cholesky_ex(gram + (RIDGE * _trace(gram) + SMALLEST_NORM) * identity).L
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+    return inverse.mT
 
 
 def whitened(columns: Tensor, white: Tensor) -> Tensor:
@@ -92,11 +97,26 @@ def whitened(columns: Tensor, white: Tensor) -> Tensor:
     return (columns.double() @ white).float()
 
 
+def orthonormal(columns: Tensor) -> Tensor:
+    """Q (..., r, k) by Gram and Schmidt, twice; zero columns for those that others span."""
+    found: list[Tensor] = []
+    for column in columns.split(1, dim=-1):
+        length = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+        for _ in range(2):
+            if found:
+                basis = torch.cat(found, dim=-1)
+                column = column - basis @ (basis.mT @ column)
+        left = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+        # What is nothing but rounding spans nothing.
+        found.append(torch.where(left > 1e-6 * length, column / left.clamp_min(SMALLEST_NORM), 0.0))
+    return torch.cat(found, dim=-1)
+
+
 def change(gram: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """T − 1/σ (..., k, k), and 1/σ (..., 1, 1); both float32.
 
     Args:
-        gram: B Bᵀ (..., k, k) float64.
+        gram: B Bᵀ (..., k, k).
         left: r − k (..., 1, 1); where it is not positive nothing is left, and 1/σ is 0.
     """
     rest = (1 - _trace(gram)).clamp_min(0)
@@ -114,28 +134,6 @@ def _trace(matrix: Tensor) -> Tensor:
     """(..., 1, 1)."""
     trace: Tensor = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     return trace
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """L⁻¹ of L Lᵀ (..., k, k)."""
-    lower = torch.linalg.cholesky_ex(matrix).L
-    identity = _identity(matrix).expand_as(lower)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse
-
-
-def _inverse_elementary(matrix: Tensor) -> Tensor:
-    """The same, row by row: those of L⁻¹ are orthonormal with ⟨a, b⟩ = aᵀ A b (Gram and Schmidt)."""
-    identity = _identity(matrix).expand_as(matrix)
-    found: list[Tensor] = []
-    for row in identity.split(1, dim=-2):
-        if found:
-            before = torch.cat(found, dim=-2)
-            for _ in range(2):
-                row = row - (row @ matrix @ before.mT) @ before
-        square = (row @ matrix @ row.mT).clamp_min(SMALLEST_NORM)
-        found.append(row / square.sqrt())
-    return torch.cat(found, dim=-2)
 
 
 def _sums_of_rows(matrix: Tensor, count: int) -> Tensor:

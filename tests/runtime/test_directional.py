@@ -8,7 +8,16 @@ from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
 from l2o_runtime.rules import DirectionalConfig
-from l2o_runtime.rules.orthogonal import grid_of, orthogonalise, orthogonalise_all, orthogonalise_one, orthonormal
+from l2o_runtime.rules.orthogonal import (
+    grid_of,
+    orthogonalise,
+    orthogonalise_all,
+    orthogonalise_each,
+    orthonormal,
+    squares,
+    whitened,
+    whitening,
+)
 from l2o_runtime.state import zeros
 
 WIDE = DirectionalConfig(rank=64)
@@ -33,6 +42,10 @@ def batches(count):
     for _ in range(count):
         x = torch.randn(16, 1, 6, 6, generator=rng)
         yield x, x.mean((1, 2, 3)).unsqueeze(-1) * torch.tensor([3.0, -2.0])
+
+
+def orthogonalise_one(matrix, rank):
+    return orthogonalise_each([matrix], rank)[0]
 
 
 def newton_schulz(matrix):
@@ -133,12 +146,28 @@ def test_all_at_once_is_one_by_one(rank):
 
 
 def test_zero_and_broken_matrices_give_no_numbers_to_fear():
-    for matrix in (torch.zeros(4, 5), torch.full((4, 5), math.nan), torch.full((4, 5), 1e-38)):
-        for elementary in (False, True):
+    for elementary in (False, True):
+        for matrix in (torch.zeros(4, 5), torch.full((4, 5), 1e-38)):
             assert orthogonalise(matrix, torch.tensor(4), 2, elementary).isfinite().all()
+        # What is not finite gives no error, and stays within its own matrix; such steps are not taken.
+        both = torch.stack([torch.full((4, 5), math.nan), torch.ones(4, 5)])
+        assert orthogonalise(both, torch.tensor(4), 2, elementary)[1].isfinite().all()
     once = torch.zeros(4, 5)
     once[1, 2] = 3.0
     assert (orthogonalise(once, torch.tensor(4), 2)[[0, 2, 3]].abs() < 1e-5).all(), "rows without gradient do not move"
+
+
+def test_gradients_of_logits_lose_no_direction():
+    """Their rows add up to zero: eight sums of ten rows show eight directions nevertheless, none of them rounding."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(10, 16) - torch.randn(10, 16).mean(0), full_matrices=False)
+    matrix = u @ torch.diag(torch.logspace(0, -2, 10)) @ v
+    matrix = matrix - matrix.mean(0)
+    for elementary in (False, True):
+        found = orthogonalise(matrix, torch.tensor(10), 8, elementary)
+        again = orthogonalise(matrix * (1 + 1e-6 * torch.randn_like(matrix)), torch.tensor(10), 8, elementary)
+        assert torch.linalg.svdvals(found)[8] > 0.6
+        torch.testing.assert_close(again, found, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e17])
@@ -150,10 +179,47 @@ def test_the_scale_of_a_matrix_changes_nothing(scale):
 
 def test_bases_are_orthonormal():
     torch.manual_seed(0)
-    columns = torch.randn(3, 9, 4) * torch.tensor([1.0, 1e-3, 1e3, 1.0])
-    for elementary in (False, True):
-        basis = orthonormal(columns, elementary)
+    columns = torch.randn(3, 9, 4) * torch.tensor([1.0, 1e-2, 1e2, 1.0])
+    for basis in (whitened(columns, whitening(squares(columns.mT))), orthonormal(columns)):
         torch.testing.assert_close(basis.mT @ basis, torch.eye(4).expand(3, 4, 4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_compiled_steps_are_those_of_the_plain_loop(tmp_path, monkeypatch, dtype, threads):
+    """Of vectors, matrices, convolutions and what is not contiguous, with decay, and uphill."""
+    pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+    rule = make_rule(DirectionalConfig(hidden=4, rank=3))
+    torch.manual_seed(1)
+    for p in rule.parameters():
+        nn.init.normal_(p, std=0.3)
+    save_rule(tmp_path / "rule.safetensors", rule)
+    shapes = [(5, 7), (40, 3), (10, 16), (4, 3, 3, 3), (9,), (1,), (100, 300)]
+    ends = []
+    for kernels in ("plain", ""):
+        monkeypatch.setenv("L2O_KERNELS", kernels)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+        params.append(nn.Parameter(torch.randn(6, 4).to(dtype).t()))
+        groups = [{"params": params[:4], "weight_decay": 0.1}, {"params": params[4:], "maximize": True, "lr": 0.5}]
+        optimizer = LearnedOptimizer(
+            groups,
+            tmp_path / "rule.safetensors",
+            state_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
+        )
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        for _ in range(6):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        torch.set_num_threads(before)
+        ends.append((params, optimizer.state_dict()["state"]))
+    (params, states), (others, their_states) = ends
+    close = {"rtol": 0, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(q, p, **close)
+    torch.testing.assert_close(their_states, states, **close)
 
 
 def steered(rule, grads, shapes):

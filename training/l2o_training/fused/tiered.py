@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, store, widest
+from l2o_runtime.kernels.pieces_code import module_of_pieces
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, module_of_pieces, network, tiered_module
+from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, network, tiered_module
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.features import LARGEST_SIZE, combine, lowest_root, step_size
 from l2o_runtime.rules.restraint import share as restrained_share
