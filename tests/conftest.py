@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, every rule of the table, real windows, and where real data may lie."""
 
+import gc
 import os
 import pickle
 import shutil
@@ -21,6 +22,9 @@ from l2o_runtime import Rule, save_rule
 from l2o_runtime.files.artifact import find_rule
 
 torch.set_num_threads(1)
+# Tracing, for exports above all, makes so many objects that a fifth of its time went into looking for garbage.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from l2o_export.card import model_card
-from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError
+from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, Source
 from l2o_export.verify import STEP_TOLERANCE, STEPS, Parity, Reference, make_reference, verify
 from l2o_runtime.config import nearest, require
 from l2o_runtime.files.artifact import load_rule, read_rule
 from l2o_runtime.files.atomic import atomic_write
-from l2o_runtime.files.exported import load_exported
+from l2o_runtime.files.exported import ExportedRule, load_exported
 from l2o_runtime.files.untrusted import printable
 from l2o_runtime.rules import Rule
 
@@ -50,20 +50,16 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
     Raises:
         ExportError: the rule itself diverges on the network that files are verified with.
     """
-    rule, provenance = read_rule(rule_path)
+    source = Source(*read_rule(rule_path))
     out.mkdir(parents=True, exist_ok=True)
-    reference = make_reference(rule)
+    reference = make_reference(source.rule)
     files: dict[str, Any] = {}
-    failed: dict[str, str] = {}
     contents: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as folder:
-        for name in formats:
-            path = Path(folder) / f"rule{WRITERS[name][0]}"
-            try:
-                parity = _write(rule, provenance, name, path, reference)
-            except ExportError as error:
-                failed[name] = str(error)
-                continue
+        paths = {name: Path(folder) / f"rule{WRITERS[name][0]}" for name in formats}
+        failed, parities = _verified(source, paths, reference)
+        for name, parity in parities.items():
+            path = paths[name]
             contents[path.name] = path.read_bytes()
             files[path.name] = {
                 "format": name,
@@ -76,37 +72,54 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
         "steps": STEPS,
         "step_tolerance": STEP_TOLERANCE,
         "eager_distance": reference.own,
-        "provenance": provenance,
+        "provenance": source.provenance,
         "versions": _versions(),
         "files": files,
         "failed": failed,
     }
     if files:
         contents["manifest.json"] = json.dumps(manifest, indent=2, sort_keys=True).encode()
-        contents["README.md"] = model_card(rule, manifest).encode()
+        contents["README.md"] = model_card(source.rule, manifest).encode()
     for file_name, content in contents.items():
         with atomic_write(out / file_name) as file:
             file.write(content)
     return manifest
 
 
-def _write(rule: Rule, provenance: dict[str, Any], name: str, path: Path, reference: Reference) -> Parity:
-    """Write one format and hold it against eager.
+def _verified(source: Source, paths: dict[str, Path], reference: Reference) -> tuple[dict[str, str], dict[str, Parity]]:
+    """Write formats to paths and hold them against eager: why some fail, how the others compare."""
+    failed: dict[str, str] = {}
+    written: dict[str, Rule | ExportedRule] = {}
+    parities: dict[str, Parity] = {}
+    for name, path in paths.items():
+        try:
+            written[name] = _write(source, name, path)
+        except ExportError as error:
+            failed[name] = str(error)
+    for name, found in verify(reference, written).items():
+        if isinstance(found, ExportError):
+            failed[name] = str(found)
+        elif found.complaint:
+            failed[name] = found.complaint
+        else:
+            parities[name] = found
+    return failed, parities
+
+
+def _write(source: Source, name: str, path: Path) -> Rule | ExportedRule:
+    """Write one format and read it back.
 
     Raises:
-        ExportError: it cannot be written or read back, or does not do what the rule does.
+        ExportError: one or the other cannot be done.
     """
     try:
         with _quiet():
-            WRITERS[name][1](rule, provenance, path)
-        parity = verify(reference, load_rule(path) if name == "safetensors" else load_exported(path))
+            WRITERS[name][1](source, path)
+        return load_rule(path) if name == "safetensors" else load_exported(path)
     except (ExportError, OSError):
         raise
     except Exception as error:  # the exporters of torch and onnx raise classes of many kinds, without a common base
         raise ExportError(f"could not be written ({type(error).__name__}: {printable(error)})") from error
-    if parity.complaint:
-        raise ExportError(parity.complaint)
-    return parity
 
 
 def _versions() -> dict[str, str]:

@@ -5,12 +5,13 @@ import io
 import json
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
@@ -53,34 +54,68 @@ def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def to_safetensors(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+class Source:
+    """A rule to be written: what its formats share is made once.
+
+    Attributes:
+        rule: not to be changed while it is written.
+        provenance: where it comes from.
+    """
+
+    def __init__(self, rule: Rule, provenance: dict[str, Any]):
+        self.rule, self.provenance = rule, provenance
+
+    @cached_property
+    def metadata(self) -> str:
+        """What every exported file says about itself."""
+        return metadata(self.rule, self.provenance)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The step, traced by torch.export: takes longer than all else."""
+        inputs, shapes = example_inputs(self.rule), _dynamic_shapes(self.rule)
+        with torch.no_grad():
+            return torch.export.export(FlatStep(self.rule), inputs, dynamic_shapes=shapes)
+
+    @cached_property
+    def elementary(self) -> "Source":
+        """The same of elementary operations only, which ONNX has; itself where there are no others."""
+        rule = copy.deepcopy(self.rule)
+        if isinstance(rule, DirectionalRule):
+            rule.elementary = True
+        elif isinstance(rule.context, DMD):
+            rule.context.elementary = True
+        else:
+            return self
+        return Source(rule, self.provenance)
+
+
+def to_safetensors(source: Source, path: Path) -> None:
     """The rule's own file."""
-    save_rule(path, rule, provenance)
+    save_rule(path, source.rule, source.provenance)
 
 
-def to_torchscript(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+def to_torchscript(source: Source, path: Path) -> None:
     """A traced TorchScript module; `torch::jit::load` reads it in C++."""
-    buffer = io.BytesIO()
+    rule, buffer = source.rule, io.BytesIO()
     with torchscript(), warnings.catch_warnings(), torch.no_grad():
         # The number of feature columns is a Python number, rightly constant in the trace.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         module = torch.jit.trace(FlatStep(rule), example_inputs(rule), check_trace=False)  # type: ignore[no-untyped-call]
         for value, name in zip(list(module.graph.inputs())[1:], step_names(rule)[0], strict=True):
             value.setDebugName(identifier(name))
-        torch.jit.save(module, buffer, _extra_files={METADATA_KEY: metadata(rule, provenance)})  # type: ignore[no-untyped-call]
+        torch.jit.save(module, buffer, _extra_files={METADATA_KEY: source.metadata})  # type: ignore[no-untyped-call]
     _write(path, buffer)
 
 
-def to_torch_export(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+def to_torch_export(source: Source, path: Path) -> None:
     """An ExportedProgram (`.pt2`), TorchScript's successor; AOTInductor compiles it for C++."""
     buffer = io.BytesIO()
-    with torch.no_grad():
-        program = torch.export.export(FlatStep(rule), example_inputs(rule), dynamic_shapes=_dynamic_shapes(rule))
-    torch.export.save(program, buffer, extra_files={METADATA_KEY: metadata(rule, provenance)})
+    torch.export.save(source.program, buffer, extra_files={METADATA_KEY: source.metadata})
     _write(path, buffer)
 
 
-def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
+def to_onnx(source: Source, path: Path) -> None:
     """An ONNX model of standard operators only; DMD's eigenvalues come from the elementary solver.
 
     Raises:
@@ -91,23 +126,17 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
         import onnxscript  # noqa: F401  (the exporter imports it only when it runs)
     except ImportError:
         raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
-    rule = copy.deepcopy(rule)
-    if isinstance(rule.context, DMD):
-        rule.context.elementary = True
-    if isinstance(rule, DirectionalRule):
-        rule.elementary = True
-    inputs, outputs = step_names(rule)
+    inputs, outputs = step_names(source.rule)
     with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            FlatStep(rule).eval(),
-            example_inputs(rule),
+            source.elementary.program,
             dynamo=True,
             opset_version=ONNX_VERSIONS["opset"],
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=_dynamic_shapes(rule),
+            dynamic_shapes=_dynamic_shapes(source.rule),  # for the names of sizes
             # The exporter's optimizer takes + 1e-8 for + 0 and drops it: 0/0 wherever a gradient is zero.
             optimize=False,
             verbose=False,
@@ -116,7 +145,7 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     model = program.model_proto
     model.ir_version = ONNX_VERSIONS["ir_version"]
     _forget_origins(model.graph)
-    onnx.helper.set_model_props(model, {METADATA_KEY: metadata(rule, provenance)})
+    onnx.helper.set_model_props(model, {METADATA_KEY: source.metadata})
     onnx.checker.check_model(model, full_check=True)
     foreign = {node.domain for node in model.graph.node} - {""}
     if foreign or model.functions:
@@ -124,7 +153,7 @@ def to_onnx(rule: Rule, provenance: dict[str, Any], path: Path) -> None:
     _write(path, io.BytesIO(model.SerializeToString(deterministic=True)))
 
 
-WRITERS: dict[str, tuple[str, Callable[[Rule, dict[str, Any], Path], None]]] = {
+WRITERS: dict[str, tuple[str, Callable[[Source, Path], None]]] = {
     "safetensors": (".safetensors", to_safetensors),
     "torchscript": (".pt", to_torchscript),
     "pt2": (".pt2", to_torch_export),

@@ -10,8 +10,9 @@ Eager is `Rule.forward`, made of torch's operators; compiled kernels are off.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, TypeVar
 from unittest import mock
 
 import torch
@@ -20,9 +21,12 @@ from torch import Tensor
 
 from l2o_export.formats import ExportError
 from l2o_runtime.files.exported import ExportedRule
+from l2o_runtime.files.untrusted import printable
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, zeros
+
+T = TypeVar("T")
 
 STEPS = 200
 """Of the trajectory: windows of the presets are full after 21, clocks stop after 100."""
@@ -172,10 +176,8 @@ def relative_error(ours: Tensor, theirs: Tensor, changed: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def step_errors(
-    rule: Rule | ExportedRule, shapes: list[torch.Size], steps: Iterable[Recorded]
-) -> Iterator[tuple[float, str]]:
-    """The largest relative error of each step, from equal states, and what it is of.
+def step_error(rule: Rule | ExportedRule, shapes: list[torch.Size], number: int, step: Recorded) -> tuple[float, str]:
+    """The largest relative error of a step, from equal states, and what it is of.
 
     Δ and every state are measured by themselves, and of what there is of every coordinate (or tensor) the part of each
     tensor. Counters that are integers have to be equal; those in floating point are whole numbers up to `STEPS`, where
@@ -184,20 +186,20 @@ def step_errors(
     Args:
         rule: the file.
         shapes: of the network that eager trained.
-        steps: of eager.
+        number: of the step, from 1.
+        step: of eager.
     """
     sizes = [shape.numel() for shape in shapes]
-    for number, step in enumerate(steps, 1):
-        ours, theirs, changed = map(_named, (step.gave, _call(rule, step.got), step.changed))
-        found = []
-        for key in ours:
-            whole = key in rule.spec.model
-            tensors = ours[key], theirs[key], changed[key]
-            cut = [(x,) if whole else x.split(1 if key in rule.spec.tensor else sizes) for x in tensors]
-            for index, parts in enumerate(zip(*cut, strict=True)):
-                place = f"{key} of step {number}" + ("" if whole else f", tensor {index}")
-                found.append((relative_error(*parts), place))
-        yield max(found)
+    ours, theirs, changed = map(_named, (step.gave, _call(rule, step.got), step.changed))
+    found = []
+    for key in ours:
+        whole = key in rule.spec.model
+        tensors = ours[key], theirs[key], changed[key]
+        cut = [(x,) if whole else x.split(1 if key in rule.spec.tensor else sizes) for x in tensors]
+        for index, parts in enumerate(zip(*cut, strict=True)):
+            place = f"{key} of step {number}" + ("" if whole else f", tensor {index}")
+            found.append((relative_error(*parts), place))
+    return max(found)
 
 
 class Reference(NamedTuple):
@@ -215,14 +217,22 @@ class Reference(NamedTuple):
     end: Tensor
     own: float
 
-    def recorded(self) -> Iterator[tuple[list[torch.Size], Iterable[Recorded]]]:
-        """Networks' shapes, and steps of eager; they are not kept, for the state of a large rule takes much memory."""
-        yield self.problem.shapes, record(self.rule, self.problem)
+    def recorded(self) -> Iterator[tuple[list[torch.Size], int, Recorded]]:
+        """A network's shapes, number of a step, from 1, and that step of eager.
+
+        They are not kept, for the state of a large rule takes much memory.
+        """
+        for problem, steps in self.trainings():
+            for number, step in enumerate(record(self.rule, problem, steps), 1):
+                yield problem.shapes, number, step
+
+    def trainings(self) -> Iterator[tuple[Problem, int]]:
+        """Networks that are trained, and for how many steps."""
+        yield self.problem, STEPS
         limits = getattr(self.rule.config, "limits", None)
         known = None if limits is None else limits.known_parameters
         if known is not None and WIDE_FACTOR * known <= WIDEST:
-            wider = make_problem(WIDE_FACTOR * known // PER_UNIT + 1)
-            yield wider.shapes, record(self.rule, wider, WIDE_STEPS)
+            yield make_problem(WIDE_FACTOR * known // PER_UNIT + 1), WIDE_STEPS
 
 
 class Parity(NamedTuple):
@@ -268,16 +278,49 @@ def make_reference(rule: Rule) -> Reference:
     return Reference(rule, problem, end, own)
 
 
-def verify(reference: Reference, file: Rule | ExportedRule) -> Parity:
-    """Hold a file, read back, against eager; one that fails step by step does not run free."""
-    worst, allowed = (0.0, "nothing"), max(FREE_FACTOR * reference.own, FREE_TOLERANCE)
-    for shapes, steps in reference.recorded():
-        for found in step_errors(file, shapes, steps):
-            if found[0] > STEP_TOLERANCE:
-                return Parity(*found, math.inf, allowed)
-            worst = max(worst, found)
-    end = _end(run(file, reference.problem, reference.problem.start))
-    return Parity(*worst, _distance(reference.end, end), allowed)
+def verify(reference: Reference, files: Mapping[str, Rule | ExportedRule]) -> dict[str, Parity | ExportError]:
+    """Hold files, read back, against eager; one that fails step by step does not run free.
+
+    They go side by side: most of the time is eager's, which so trains once for all of them.
+
+    Args:
+        reference: eager.
+        files: by any names.
+
+    Returns:
+        How each compares, or why it cannot be run.
+    """
+    worst: dict[str, tuple[float, str]] = dict.fromkeys(files, (0.0, "nothing"))
+    parities: dict[str, Parity | ExportError] = {}
+    for shapes, number, step in reference.recorded():
+        running = [name for name in files if name not in parities and worst[name][0] <= STEP_TOLERANCE]
+        if not running:
+            break
+        for name in running:
+            error = _attempt(partial(step_error, files[name], shapes, number, step))
+            if isinstance(error, ExportError):
+                parities[name] = error
+            else:
+                worst[name] = max(worst[name], error)
+    for name in files.keys() - parities.keys():
+        parities[name] = _attempt(partial(_compare, reference, files[name], worst[name]))
+    return {name: parities[name] for name in files}
+
+
+def _compare(reference: Reference, file: Rule | ExportedRule, worst: tuple[float, str]) -> Parity:
+    """A file whose steps are known: it runs free where they pass."""
+    allowed, distance = max(FREE_FACTOR * reference.own, FREE_TOLERANCE), math.inf
+    if worst[0] <= STEP_TOLERANCE:
+        distance = _distance(reference.end, _end(run(file, reference.problem, reference.problem.start)))
+    return Parity(*worst, distance, allowed)
+
+
+def _attempt(action: Callable[[], T]) -> T | ExportError:
+    """What an action gives, or why it fails: programs of torch and onnxruntime raise classes of many kinds."""
+    try:
+        return action()
+    except Exception as error:
+        return ExportError(f"could not be run ({type(error).__name__}: {printable(error)})")
 
 
 def _call(rule: Rule | ExportedRule, got: Got) -> Gave:

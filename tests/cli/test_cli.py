@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from l2o_cli.keys import rows
 from l2o_cli.lists import GROUPS, PURPOSES
 from l2o_cli.main import COMMANDS, app
-from l2o_export.formats import WRITERS
+from l2o_export.formats import WRITERS, Source
 from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
 from l2o_runtime.rules import NormalizedConfig, StepLimits, TieredConfig
@@ -216,8 +216,8 @@ def test_unknown_tasks_are_refused(cli, tmp_path):
 def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, monkeypatch):
     save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
 
-    def write_another(rule, provenance, target):
-        WRITERS["torchscript"][1](make_rule(RULES["none-log_sign"], seed=1), provenance, target)
+    def write_another(source, target):
+        WRITERS["torchscript"][1](Source(make_rule(RULES["none-log_sign"], seed=1), source.provenance), target)
 
     monkeypatch.setitem(WRITERS, "pt2", (".pt", write_another))
     result = cli("export", "rule.safetensors", "--to", "pt2,safetensors", "--out", "out")

@@ -1,6 +1,7 @@
 """Exported files do what the rule does, for any number of coordinates, and bad files are refused."""
 
 import copy
+import functools
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from rules import RULES, first_state, make_rule
 from torch import nn
 
 from l2o_export.export import export_rule, parse_formats
-from l2o_export.formats import WRITERS, ExportError
+from l2o_export.formats import WRITERS, ExportError, Source
 from l2o_export.verify import Reference, make_problem, make_reference, relative_error, verify
 from l2o_runtime import ArtifactError, ConfigError, LearnedOptimizer, save_rule
 from l2o_runtime.contexts import dmd, kae, progress
@@ -44,13 +45,19 @@ EXPORTED = [
 PER_TENSOR = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale", "directional", "directional-adam"]
 
 
+@functools.lru_cache(maxsize=1)
+def source(name):
+    """A rule of the table; tests of its formats follow each other, and share its program."""
+    return Source(make_rule(RULES[name]), {"seed": 0})
+
+
 @pytest.fixture(scope="module")
 def written(once):
     """A rule of the table and a format → its file, written without verification."""
 
     def file(name, form):
         suffix, writer = WRITERS[form]
-        fill = lambda folder: writer(make_rule(RULES[name]), {"seed": 0}, folder / f"rule{suffix}")  # noqa: E731
+        fill = lambda folder: writer(source(name), folder / f"rule{suffix}")  # noqa: E731
         return once(f"{name}-{form}", fill)[0] / f"rule{suffix}"
 
     return file
@@ -237,10 +244,10 @@ def test_a_format_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypa
     path = tmp_path / "rule.safetensors"
     save_rule(path, make_rule(RULES["none-log_sign"]))
 
-    def write_another(rule, provenance, target):
-        WRITERS["torchscript"][1](make_rule(RULES["none-log_sign"], seed=1), provenance, target)
+    def write_another(source, target):
+        WRITERS["torchscript"][1](Source(make_rule(RULES["none-log_sign"], seed=1), source.provenance), target)
 
-    def write_nothing(rule, provenance, target):
+    def write_nothing(source, target):
         raise TypeError("no such operator")
 
     monkeypatch.setitem(WRITERS, "pt2", (".pt", write_another))
@@ -383,7 +390,14 @@ CASES = [(rule, mutant) for rule in bundled_rules() for mutant, (rules, _) in MU
 def complaint(name, file):
     """What is wrong with a file of a bundled rule; all of these files are to fail before they would run free."""
     problem = make_problem()
-    return verify(Reference(load_rule(name), problem, problem.start, own=0.0), file).complaint
+    reference = Reference(load_rule(name), problem, problem.start, own=0.0)
+    return verify(reference, {"file": file})["file"].complaint
+
+
+@functools.lru_cache(maxsize=1)
+def mutant_source(name, mutant):
+    """Written while the mutant is at work; its formats follow each other, and share what they are made of."""
+    return Source(load_rule(name), {})
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -393,7 +407,7 @@ def test_wrong_files_are_refused(tmp_path, name, mutant, form):
     path = tmp_path / f"rule{suffix}"
     with pytest.MonkeyPatch.context() as patch:
         MUTANTS[mutant][1](patch, name)
-        writer(load_rule(name), {}, path)
+        writer(mutant_source(name, mutant), path)
     assert "differs from eager in" in complaint(name, load_exported(path))
 
 
@@ -409,7 +423,7 @@ def test_wrong_weights_are_refused(tmp_path, name, change):
         rule.cell.head.weight.copy_(rule.cell.head.weight.bfloat16())
     else:
         rule.cell.weight_hh[0][0, 0] *= -1
-    WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
+    WRITERS["safetensors"][1](Source(rule, {}), tmp_path / "rule.safetensors")
     assert "differs from eager in" in complaint(name, load_rule(tmp_path / "rule.safetensors"))
 
 
@@ -417,7 +431,7 @@ def test_wrong_weights_are_refused(tmp_path, name, change):
 def test_wrong_weights_of_a_rule_without_a_memory_are_refused(tmp_path, output):
     rule = load_rule("directional")
     rule.head.bias[output] += 0.01
-    WRITERS["safetensors"][1](rule, {}, tmp_path / "rule.safetensors")
+    WRITERS["safetensors"][1](Source(rule, {}), tmp_path / "rule.safetensors")
     assert "differs from eager in" in complaint("directional", load_rule(tmp_path / "rule.safetensors"))
 
 
@@ -441,7 +455,7 @@ def test_files_of_others_are_refused(tmp_path):
 def test_newer_exported_files_are_refused_with_both_versions(form, tmp_path, monkeypatch):
     suffix, writer = WRITERS[form]
     monkeypatch.setattr("l2o_export.formats.FORMAT", "l2o-rule/3")
-    writer(make_rule(RULES["none-log_sign"]), {}, tmp_path / f"rule{suffix}")
+    writer(Source(make_rule(RULES["none-log_sign"]), {}), tmp_path / f"rule{suffix}")
     with pytest.raises(ArtifactError, match="format l2o-rule/3, this version reads l2o-rule/1, l2o-rule/2: upgrade"):
         load_exported(tmp_path / f"rule{suffix}")
 

@@ -229,13 +229,13 @@ def exported_cases(folder: Path, native: bool) -> list[Case]:
     """All mutators of exported files."""
     import exported_mutators as exported
 
-    from l2o_export.formats import WRITERS
+    from l2o_export.formats import WRITERS, Source
 
     torch.manual_seed(0)
-    rule = new_rule(CONFIGS[1]).eval().requires_grad_(False)
+    source = Source(new_rule(CONFIGS[1]).eval().requires_grad_(False), {"seed": 0})
     cases = []
     for suffix, writer in list(WRITERS.values())[1:]:
-        writer(rule, {"seed": 0}, folder / f"good{suffix}")
+        writer(source, folder / f"good{suffix}")
         good = (folder / f"good{suffix}").read_bytes()
 
         def make(mutate: exported.Mutator, suffix: str, good: bytes, rng: random.Random, folder: Path) -> Path:
