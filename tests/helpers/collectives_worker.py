@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_worker import compare, flat, minibatches, network, shard, train
+from distributed_worker import STEPS, compare, flat, minibatches, network, shard, train
 from rules import RULES, make_rule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -201,7 +201,7 @@ def ddp_alone(rule: str) -> Figures:
     assert not summed
     alone = network()
     reference = LearnedOptimizer(alone.parameters(), rule=rule, process_group="self")
-    for x, y in minibatches(0, 100):
+    for x, y in minibatches(0, STEPS):
         reference.zero_grad()
         (alone(x) - y).square().mean().backward()
         reference.step()

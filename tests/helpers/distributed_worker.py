@@ -1,6 +1,6 @@
 """What one rank does in tests/runtime/test_distributed.py: parallel training, faults and checkpoints.
 
-Every scenario trains the same network on the same minibatches as a single process does, for 100 steps. The sizes do not
+Every scenario trains the same network on the same minibatches as a single process does. The sizes do not
 divide by the number of ranks, and some ranks hold no row at all of the smallest tensors.
 """
 
@@ -25,7 +25,12 @@ from l2o_runtime import LearnedOptimizer, save_rule
 RULE = "normalized-dmd"
 """A bundled rule with a context, unless a scenario has its own."""
 
-STEPS = 100
+STEPS = 50
+"""Of most runs: windows are full after 21, and half-way."""
+
+GUARDED_STEPS = 100
+"""Under a safeguard: its first trial begins at step 50, and is undone at 80; the second ends at 100."""
+
 BATCH = 16
 
 
@@ -50,6 +55,11 @@ def train(model: nn.Module, optimizer: LearnedOptimizer, start: int = 0, stop: i
         loss = (model(x) - y).square().mean()
         loss.backward()
         optimizer.step(loss=loss)
+
+
+def length(options: dict[str, object]) -> int:
+    """Steps of a run with such options of the optimizer."""
+    return GUARDED_STEPS if "safeguard" in options else STEPS
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -111,7 +121,7 @@ def in_one_process(**options: object) -> tuple[nn.Module, LearnedOptimizer]:
     """What scenarios of the same options are held against."""
     model = network()
     optimizer = LearnedOptimizer(model.parameters(), **options)
-    train(model, optimizer, split=False)
+    train(model, optimizer, stop=length(options), split=False)
     return model, optimizer
 
 
@@ -119,7 +129,7 @@ def parallel(build: Callable[[], nn.Module], split: bool = True, **options: obje
     """A distributed run against the same run in one process."""
     model = build()
     optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
-    train(model, optimizer, split=split)
+    train(model, optimizer, stop=length(options), split=split)
     alone, reference = in_one_process(**{"rule": RULE} | options | {"process_group": "self"})
     health = optimizer.health()
     assert health == reference.health(), (health, reference.health())
@@ -143,12 +153,13 @@ def save_half_way(folder: Path, **options: object) -> dict[str, float]:
     """Train, write a checkpoint in the middle, and go on to the end."""
     model = fully_sharded()
     optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
-    train(model, optimizer, 0, STEPS // 2)
+    half, end = length(options) // 2, length(options)
+    train(model, optimizer, 0, half)
     if "safeguard" in options:
         assert optimizer.health()["trials"] == 1
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
-    train(model, optimizer, STEPS // 2, STEPS)
+    train(model, optimizer, half, end)
     if dist.get_rank() == 0:
         torch.save(flat(model), folder / "end.pt")
     else:
@@ -163,8 +174,9 @@ def resume(folder: Path, **options: object) -> dict[str, float]:
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
-    assert optimizer.health()["steps"] == STEPS // 2
-    train(model, optimizer, STEPS // 2, STEPS)
+    half, end = length(options) // 2, length(options)
+    assert optimizer.health()["steps"] == half
+    train(model, optimizer, half, end)
     return {"to the uninterrupted run": float((flat(model) - torch.load(folder / "end.pt")).abs().max())}
 
 
@@ -198,14 +210,20 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
     save_rule(kae, make_rule(RULES["kae-sketch-normalized"]))
     adam = folder / f"directional-{dist.get_rank()}.safetensors"
     save_rule(adam, make_rule(replace(RULES["directional-dmd"], rank=0)))
-    fall: dict[str, object] = {"rule": adam, "total_steps": 2 * STEPS, "averaging": True, "weight_decay": 0.1}
+    fall: dict[str, object] = {
+        "rule": adam,
+        "lr": 2.0,
+        "total_steps": 2 * STEPS,
+        "averaging": True,
+        "weight_decay": 0.1,
+    }
     return {
         "DDP": with_ddp,
         "DDP, safeguard": lambda: with_ddp(safeguard="adam"),
         "FSDP2": lambda: parallel(fully_sharded),
         "FSDP2, safeguard": lambda: parallel(fully_sharded, safeguard="adam", weight_decay=0.01),
-        "FSDP2, exact window": lambda: parallel(fully_sharded, rule=exact, lr=0.1),
-        "FSDP2, KAE": lambda: parallel(fully_sharded, rule=kae, lr=0.1),
+        "FSDP2, exact window": lambda: parallel(fully_sharded, rule=exact, lr=0.2),
+        "FSDP2, KAE": lambda: parallel(fully_sharded, rule=kae, lr=0.2),
         "FSDP2 over copies": lambda: parallel(hybrid),
         "FSDP2, directional": lambda: parallel(fully_sharded, **fall),
         "FSDP2 over copies, directional": lambda: parallel(hybrid, **fall),
