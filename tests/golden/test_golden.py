@@ -41,6 +41,8 @@ from l2o_runtime import load_rule
 pytestmark = pytest.mark.slow
 
 FACTOR, LEAST, CHAOS = 30.0, 1e-5, 1e-3
+SHORT = 110
+"""Steps where there is more than one way to the same: windows are full after 21, clocks stop after 100."""
 
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow) if name in ("mlp", "convnet") else name for name in MODELS]
 WAYS = [
@@ -74,8 +76,9 @@ def digests() -> dict[str, str]:
 
 
 def check_trajectory(found: Trajectory, key: str, least: float = LEAST) -> None:
-    """Parameters and losses are as recorded, as far as rounding lets one say."""
-    losses, projection, own, final = (recorded()[f"{key}/{part}"] for part in ("losses", "projection", "own", "final"))
+    """Parameters and losses are as recorded, as far as rounding lets one say, and as far as the run goes."""
+    steps = len(found.losses)
+    losses, projection, own = (recorded()[f"{key}/{part}"][:steps] for part in ("losses", "projection", "own"))
     allowed = (FACTOR * own.double()).clamp_min(least)
     calm = own <= CHAOS
     error = (found.projection - projection).abs() / found.norms
@@ -84,7 +87,8 @@ def check_trajectory(found: Trajectory, key: str, least: float = LEAST) -> None:
     error = (found.losses - losses)[1:].abs() / losses[1:].abs().clamp_min(1e-3)
     over = error > 30 * allowed[:-1]
     assert not over[calm[:-1]].any(), f"losses differ, first at step {first(over) + 1}"
-    if calm[-1]:
+    if calm[-1] and steps == STEPS:
+        final = recorded()[f"{key}/final"]
         assert (found.params[-1] - final).norm() <= allowed[-1] * final.norm()
 
 
@@ -107,7 +111,7 @@ def test_plain_and_compiled_steps_agree_from_equal_states(rule, name):
     """Every tenth step of the plain trajectory is also taken by the kernel: moves differ by rounding."""
     plain, compiled = make_model(name), make_model(name)
     slow, fast = make_optimizer(rule, plain), make_optimizer(rule, compiled)
-    for step in range(STEPS):
+    for step in range(SHORT):
         before = flat(plain)
         if step % 10 == 0:
             compiled.load_state_dict(plain.state_dict())
@@ -150,14 +154,16 @@ def test_exports_train_as_the_rule_did(rule, kind, bundled_exports):
     assert not failed
     (file,) = (file for file, entry in manifest["files"].items() if entry["format"] == kind)
     for name in ("fed", "mlp"):
-        check_trajectory(train(out / file, name, compiled=False), f"{rule}/{name}", FREE_TOLERANCE)
+        found = train(out / file, name, compiled=False, steps=SHORT)
+        check_trajectory(found, f"{rule}/{name}", FREE_TOLERANCE)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_files_of_format_1_do_the_same(rule):
     """Files as they were when the trajectories were recorded."""
     old = HERE / "v1" / f"{rule}.safetensors"
-    assert train(old, "fed", compiled=False).digest == train(rule, "fed", compiled=False).digest
+    ours, theirs = (train(file, "fed", compiled=False, steps=SHORT).digest for file in (rule, old))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("name", checkpoints.RUNS)

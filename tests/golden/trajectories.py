@@ -131,8 +131,8 @@ class Trajectory(NamedTuple):
     """A training run.
 
     Attributes:
-        losses: (STEPS,) before each step, float64.
-        params: (STEPS, n) after each step.
+        losses: (steps,) before each step, float64.
+        params: (steps, n) after each step.
     """
 
     losses: Tensor
@@ -194,14 +194,15 @@ def advance(model: nn.Module, optimizer: LearnedOptimizer, step: int) -> Tensor:
     return loss.detach()
 
 
-def train(rule: str | Path, name: str, compiled: bool, nudge: Nudge | None = None) -> Trajectory:
-    """Train a model with a rule for `STEPS` steps.
+def train(rule: str | Path, name: str, compiled: bool, nudge: Nudge | None = None, steps: int = STEPS) -> Trajectory:
+    """Train a model with a rule, for `STEPS` steps or fewer.
 
     Args:
         rule: a bundled name or a file.
         name: of the model.
         compiled: whether compiled code may be used; for files that are not `.safetensors` there is none.
         nudge: changes the initial parameters.
+        steps: at most `STEPS`.
     """
     model = make_model(name)
     for param in model.parameters() if nudge is not None else ():
@@ -209,7 +210,7 @@ def train(rule: str | Path, name: str, compiled: bool, nudge: Nudge | None = Non
     losses, params = [], []
     with kernels(compiled):
         optimizer = make_optimizer(rule, model)
-        for step in range(STEPS):
+        for step in range(steps):
             losses.append(advance(model, optimizer, step).double())
             params.append(flat(model))
     return Trajectory(torch.stack(losses), torch.stack(params))

@@ -1,6 +1,7 @@
 """Meta-training: gradients against plain differentiation, determinism, resume, data, tasks, evaluation."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -341,9 +342,11 @@ def test_a_sampled_meta_gradient_is_right_on_average(name, tail):
     rule, task = make_rule(RULES[name]).requires_grad_(), task_of(QuadraticConfig(size=12))
     solver, objectives = Descent(rule), loss_objectives("log_loss", tail)
 
+    begun = begin(solver, task.instances(2, seed=3))
+    unroll(solver, begun, 8, objectives)  # in the middle of things
+
     def meta_gradient(sample):
-        inner = begin(solver, task.instances(2, seed=3))
-        unroll(solver, inner, 8, objectives)  # in the middle of things
+        inner = copy.deepcopy(begun)
         stepper = sample and Sampling(solver, Sample.draw(inner.grad, 0.5, sample))
         objective = unroll(solver, inner, 4, objectives, stepper=stepper).objective
         return torch.cat([g.flatten() for g in torch.autograd.grad(objective, list(rule.parameters()))])
