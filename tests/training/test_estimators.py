@@ -221,7 +221,7 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
         load_preset("demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=40", "unroll=10"]),
         tasks=(QuadraticConfig(size=5), QuadraticConfig(size=3)),
         rule=LSTMConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
-        **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 4},
+        **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 2},
     )
     whole = Trainer(config, tmp_path / "whole").run()
 

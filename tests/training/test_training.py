@@ -220,7 +220,7 @@ def test_a_silent_context_is_meta_trained_as_none_at_all(tmp_path, monkeypatch, 
 
 
 def test_killed_run_resumes_to_the_same_rule(tmp_path):
-    settings = [f"--set={x}" for x in [*TINY_DIGITS, "epochs=12"]]
+    settings = [f"--set={x}" for x in [*TINY_DIGITS, "epochs=6"]]
     command = [sys.executable, "-m", "l2o_cli", "train", "--preset", "demo", "--threads", "1", *settings]
 
     def train(folder, *more):

@@ -552,9 +552,9 @@ def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path, monkeypa
 
 def test_the_koopman_plan(tmp_path):
     """Its quadratics, shortened; the tasks that need data stay away."""
-    plan = find_plan("koopman", seeds=2, runs=2)
+    plan = find_plan("koopman", seeds=2, runs=3)
     plan = replace(plan, experiments=plan.experiments[:1])
-    lab = Lab(tmp_path / "runs", tmp_path, changes=("epochs=11", "horizon=40", "validation_runs=1"))
+    lab = Lab(tmp_path / "runs", tmp_path, changes=("epochs=11", "horizon=80", "validation_runs=2"))
     reproduce(plan, lab)
     text = write_page("koopman", plan, lab, tmp_path / "pages", []).read_text()
     assert "not run" not in text.lower()

@@ -31,7 +31,7 @@ def test_scripts_are_deterministic_and_trainable(name):
     steps = {"matrix-factorisation": 100, "word-vectors": 100, "diabetes": 100, "bandit": 200}.get(name, 25)
     first, second = (run(script, BASELINES["adam"], lr, 3, steps) for _ in range(2))
     assert first == second
-    assert first.train != run(script, BASELINES["adam"], lr, 4, steps).train
+    assert first.train[:3] != run(script, BASELINES["adam"], lr, 4, 3).train, "another seed"
     assert np.mean(first.train[-5:]) < 0.995 * np.mean(first.train[:5])
     assert all(map(math.isfinite, first.validation))
     assert 30 <= first.parameters <= (110_000 if name in RECIPES else 830_000)
