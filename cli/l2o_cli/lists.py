@@ -5,8 +5,8 @@ from rich.table import Table
 from l2o_cli.console import Json, err, friendly_errors, out, print_json
 
 PURPOSES = {
-    "scale": "To train with: meta-trained on many kinds of networks, up to 2,000 steps; 12 bytes per parameter.",
-    "directional": "Runs of any length, best with total_steps: a hand-made step, not meta-trained yet; 12 bytes.",
+    "directional": "To train with: runs of any length, best with total_steps; hand-made so far; 12 bytes per parameter.",
+    "scale": "The default of before: a few hundred steps, without a schedule; 12 bytes per parameter.",
     "mnist": "Small MNIST networks, up to 1,000 steps: two tiers, as scale; the best on the paper's Table 1.",
     "moments": "Small MNIST networks, up to 1,000 steps: an LSTM for every parameter; slower, 180 bytes per parameter.",
     "normalized-dmd": "Small MNIST networks, up to 200 steps: an LSTM with bounded steps that sees DMD.",
@@ -17,7 +17,8 @@ PURPOSES = {
 """What each bundled rule is for, what most people need first."""
 
 GROUPS = {
-    "To begin, and for rules to train with": ("demo", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
+    "To begin": ("demo",),
+    "For rules to train with": ("directional", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
     "Reproductions of papers": ("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "rnnprop", "quadratics"),
 }
 """The presets in the order that they are listed in."""

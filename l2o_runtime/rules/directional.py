@@ -31,7 +31,7 @@ FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
 MIXED = 4
 """Directions that the network may mix in: Adam's, the slow average's, the gradient's, and what agrees with it."""
 
-INPUTS = 10
+INPUTS = 9
 """Numbers per tensor that the network sees."""
 
 SUMS = 7
@@ -62,16 +62,18 @@ class DirectionalConfig(RuleConfig):
         rank: singular values of a matrix that are made equal, the others being scaled together; 0 takes Adam's
             direction for matrices too.
         shrink, grow: bounds on the correction of a step's size: it is in 1/shrink … grow.
+        mix: bound on the weights of the directions that are mixed in.
     """
 
     kind: ClassVar[str] = "directional"
     features: ClassVar[str] = "directions"
-    hidden: int = 16
+    hidden: int = 8
     output_scale: float = 0.005
     horizon: int = 10_000
-    rank: int = 8
+    rank: int = 16
     shrink: float = 4.0
     grow: float = 20.0
+    mix: float = 0.3
     context: ContextConfig = field(default_factory=NoneConfig)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class DirectionalConfig(RuleConfig):
         for name in ("shrink", "grow"):
             value = getattr(self, name)
             require(1 < value <= 1000, f"{name}: must be above 1 and at most 1000, got {value}")
+        require(0 <= self.mix <= 10, f"mix: must be in 0..10, got {self.mix}")
 
     @property
     def network(self) -> str:
@@ -181,8 +184,8 @@ class DirectionalRule(Rule):
     d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
-    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is of `relative_size`. The weights w in −1 … 1 and the correction c are
-    the network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c
+    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is of `relative_size`. The weights w in ± `mix` and the correction c
+    are the network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c
     follows what it says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or
     grows because time passes. Before meta-training w = 0 and c = 1.
 
@@ -267,7 +270,9 @@ class DirectionalRule(Rule):
         fading = (energy.sqrt() / SPENT).clamp_max(1.0)
         length = self.config.output_scale * log_size.exp() * rho * fading
         kept = {"tensor_steps": steps, "tensor_log_size": log_size, "tensor_initial_rho": initial}
-        return torch.cat([length.unsqueeze(-1), said[..., 1:].tanh()], dim=-1), new | kept | context_state
+        return torch.cat(
+            [length.unsqueeze(-1), self.config.mix * said[..., 1:].tanh()], dim=-1
+        ), new | kept | context_state
 
     def _inputs(
         self, averages: State, steps: Tensor, own: Sums, energy: Tensor, mean_theta: Tensor, shapes: Tensor
@@ -283,7 +288,6 @@ class DirectionalRule(Rule):
             cosines.append(product / sizes.sqrt())
             signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
         (fast, slow), (fast_log, slow_log) = cosines, signals
-        count = own.size.clamp_min(1).float()
         share = (own.size / own.size.sum(-1, keepdim=True).clamp_min(1)).float()  # 0 without a gradient on any rank
         size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
         inputs = [
@@ -295,7 +299,6 @@ class DirectionalRule(Rule):
             (slow_log * share).sum(-1, keepdim=True).expand_as(slow) / 3,
             (energy + SMALLEST_ENERGY).log() / 3,
             size,
-            count.log() / 10,
             (shapes[..., 0] / 4).expand_as(size),
         ]
         return torch.stack(inputs, dim=-1)

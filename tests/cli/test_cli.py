@@ -84,7 +84,7 @@ def test_presets_say_how_long_they_take(cli):
     assert sorted(name for names in GROUPS.values() for name in names) == preset_names()
     assert all(preset["minutes"] >= 1 and preset["description"] for preset in listed.values())
     lines = [line.split() for line in cli("presets").stdout.splitlines()]
-    assert [line[0] for line in lines if line and line[0] in listed][:3] == ["demo", "mnist", "scale"]
+    assert [line[0] for line in lines if line and line[0] in listed][:3] == ["demo", "directional", "mnist"]
     assert ["scale-2", "36", "min"] in [line[:3] for line in lines]
 
 
@@ -182,9 +182,9 @@ def test_version_and_help(cli):
         (["eval", "default", "--suite", "digit"], "did you mean digits"),
         (["eval", "default", "--baselines", "adm"], "did you mean adam"),
         (["train", "--preset", "demo", "--set", "clip=inf"], "clip: expected a finite number, got inf"),
-        (["eval", "default", "scale"], "scale: this rule is given twice"),
+        (["eval", "default", "directional"], "directional: this rule is given twice"),
         (["inspect", "[/x]/rule.safetensors"], "[/x]/rule.safetensors"),
-        (["reproduce", "table1", "--rule", "default", "--rule", "scale"], "the name 'scale' is taken"),
+        (["reproduce", "table1", "--rule", "default", "--rule", "directional"], "the name 'directional' is taken"),
         (["reproduce", "table1", "--out", "README"], "would take the place of"),
         (["eval", "default", "--suite", "table1", "--data-root", "none"], "--download"),
         (["eval", "default", "--suite", "quadratics", "--out", "a-file/x", "--steps", "5", "--runs", "1"], "a-file"),

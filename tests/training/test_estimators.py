@@ -15,9 +15,11 @@ from l2o_runtime.state import zeros
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.estimators import make_estimator
-from l2o_training.meta.estimators.es import antithetic_gradient, draw_perturbation
+from l2o_training.meta.estimators.base import size
+from l2o_training.meta.estimators.es import antithetic_gradient, draw_perturbation, perturbed
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.trainer import Trainer
+from l2o_training.meta.unroll import unroll
 from l2o_training.tasks import QuadraticConfig, make_task
 from l2o_training.tasks.data import load_dataset
 
@@ -240,10 +242,39 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+def test_whole_optimizations_are_one_truncation_whatever_their_length(tmp_path):
+    """Every update has a new one; all particles of a pair have its problem, its minibatches and its scales."""
+    config = dataclasses.replace(
+        TINY, unroll=0, horizon=30, shortest=5, particles=2, estimator="es", weights="end", rescale_tensors=1.0, lanes=2
+    )
+    trainer = Trainer(config, tmp_path)
+    lengths = set()
+    for _ in range(6):
+        trainer.meta_gradient()
+        assert not any(slot.under_way for slot in trainer.slots)
+        lengths |= {slot.span for slot in trainer.slots}
+    assert len(lengths) > 4
+    assert all(5 <= length <= 30 for length in lengths)
+    solver, slot = trainer.learner.solver, trainer.slots[0]
+    slot.tick()
+    message = trainer.estimator.share(solver, slot).message
+    epsilon = draw_perturbation(config, slot, slot.done, 0, size(solver))
+    ends = []
+    for signed in (epsilon, -epsilon):
+        slot.inners = []
+        (inner,) = slot.begun(solver)
+        with torch.no_grad(), perturbed(solver, signed):
+            losses = unroll(solver, inner, slot.span).losses
+        ends.append(losses[-max(1, slot.span // 10) :].double().mean())
+    torch.testing.assert_close(message[0], ends[0] - ends[1])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("particles=3", "even"),
+        ("unroll=-1", "0 for whole optimizations"),
+        ("rescale_tensors=11", "rescale_tensors"),
         ("sigma=0", "sigma"),
         ("estimator=nes", "estimator"),
         ("estimator=mixed", "lanes: must be 2 or more"),

@@ -56,7 +56,9 @@ def task_of(config):
     return make_task(config, load_dataset, CPU)
 
 
-@pytest.mark.parametrize(("weights", "tail"), [("uniform", None), ("last", None), ("uniform", 0.25), ("last", 1.0)])
+@pytest.mark.parametrize(
+    ("weights", "tail"), [("uniform", None), ("last", None), ("end", None), ("uniform", 0.25), ("last", 1.0)]
+)
 @pytest.mark.parametrize("name", ["none-log_sign", "dmd-exact-normalized", "kae-log_sign"])
 def test_meta_gradient_equals_plain_differentiation(name, weights, tail):
     """⟨∇L, θ⟩ with ∇L held constant has the gradient of Σ w L(θ) with detached optimizee gradients."""
@@ -360,14 +362,21 @@ def test_a_sampled_meta_gradient_is_right_on_average(name, tail):
     assert expected < 0.2 * exact.norm()
 
 
-def test_rescaled_instances_are_the_same_problem_in_other_units():
-    instances, other = (task_of(QuadraticConfig(size=5)).instances(2, seed=0) for _ in range(2))
-    scale = torch.tensor([3.0, 0.5])
-    other.rescale(scale)
-    theta = torch.randn(2, 5)
-    (loss, grad), (same, scaled) = instances.value_and_grad(theta), other.value_and_grad(theta / scale[:, None])
+@pytest.mark.parametrize("by_tensor", [False, True])
+def test_rescaled_instances_are_the_same_problem_in_other_units(by_tensor):
+    task = task_of(MLPConfig(hidden=(3,), batch_size=4))
+    instances, other = (task.instances(2, seed=0) for _ in range(2))
+    scale, sizes = torch.tensor([3.0, 0.5]), torch.tensor([s.numel() for s in instances.shapes])
+    tensors = torch.tensor([[1.0, 2.0, 0.1, 7.0], [5.0, 1.0, 3.0, 0.2]]) if by_tensor else None
+    other.rescale(scale, tensors)
+    factor = scale[:, None].expand(2, int(sizes.sum()))
+    if tensors is not None:
+        factor = factor * tensors.repeat_interleave(sizes, dim=1)
+    torch.testing.assert_close(other.params * factor, instances.params)
+    theta = torch.randn_like(instances.params)
+    (loss, grad), (same, scaled) = instances.value_and_grad(theta), other.value_and_grad(theta / factor)
     torch.testing.assert_close(same, loss)
-    torch.testing.assert_close(scaled, grad * scale[:, None])
+    torch.testing.assert_close(scaled, grad * factor)
 
 
 def test_run_folders_are_guarded(tmp_path):

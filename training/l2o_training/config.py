@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from l2o_runtime.config import LATER, ConfigError, FlagConfig, WindowConfig, build, nearest, require
+from l2o_runtime.config import LATER, ConfigError, FlagConfig, KAEConfig, WindowConfig, build, nearest, require
 from l2o_runtime.files.upgrade import upgraded
 from l2o_runtime.rules import AnyRuleConfig, LSTMConfig
 from l2o_training.tasks import MLPConfig, TaskConfig
@@ -32,11 +32,12 @@ class TrainConfig:
         epochs: outer epochs; each starts fresh instances.
         horizon: T, inner steps per epoch, and of the longest optimization.
         shortest: where given, horizons are drawn log-uniformly from this to T.
-        unroll: u, inner steps per truncation, that is per outer update.
+        unroll: u, inner steps per truncation, that is per outer update; 0: whole optimizations, whatever their length.
         batch: instances of one task advanced together.
         lanes: tasks advanced side by side, each with a horizon of its own; an outer update averages over them.
         sample: fraction of the coordinates that the meta-gradient is taken through; None is all of them.
         rescale: a; parameters are scaled by e^U(−a, a), instance by instance.
+        rescale_tensors: the same for every tensor of an instance by itself.
         estimator: of the meta-gradient: truncated back-propagation, or evolution strategies, truncated (es) or
             persistent (pes), or the first two, each as far as it varies little among the lanes (mixed). es and pes
             differentiate nothing, so that `sample` and `recompute` do not matter to them.
@@ -50,12 +51,16 @@ class TrainConfig:
         clip_lanes: bound the norm of every lane's meta-gradient too, before the mean over lanes (tbptt and mixed).
         average: where given, what is validated and kept is an average of the weights over the outer updates so far, the
             older ones forgotten by this factor per update.
-        weights: w_τ of the losses in a truncation: all 1, or only the last.
+        weights: which losses of a truncation count: all of them, the last, or the mean of its last tenth (end).
         objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike.
         tail: a; where given, losses count for a half at the mean of the parameters over about the latest a τ of the τ
             steps so far, and for the other half at the latest ones: see `unroll`.
         hide_loss: probability that an instance does not show its loss to the rule.
         koopman: weight of the Koopman loss (KAE only).
+        expert: where given, what carries the optimizations at first, and is imitated: a hand-made optimizer of
+            `l2o eval`, a bundled rule or a file.
+        expert_lr: the expert's learning rate, if it is hand-made.
+        handed_over: epochs after which the rule carries all of every step; its share grows evenly until then.
         validate_every: epochs between validations.
         validation_runs: fresh instances per task in a validation; the same ones each time.
         seed: of everything.
@@ -75,6 +80,7 @@ class TrainConfig:
     lanes: int = 1
     sample: float | None = None
     rescale: float = 0.0
+    rescale_tensors: float = dataclasses.field(default=0.0, metadata=LATER)
     recompute: bool = False
     estimator: Literal["tbptt", "es", "pes", "mixed"] = "tbptt"
     sigma: float = 0.01
@@ -84,17 +90,20 @@ class TrainConfig:
     clip: float = 1.0
     clip_lanes: bool = dataclasses.field(default=False, metadata=LATER)
     average: float | None = dataclasses.field(default=None, metadata=LATER)
-    weights: Literal["uniform", "last"] = "uniform"
+    weights: Literal["uniform", "last", "end"] = "uniform"
     objective: Literal["loss", "log_loss"] = "loss"
     tail: float | None = dataclasses.field(default=None, metadata=LATER)
     hide_loss: float = 0.0
     koopman: float = 1.0
+    expert: str = dataclasses.field(default="", metadata=LATER)
+    expert_lr: float = dataclasses.field(default=0.001, metadata=LATER)
+    handed_over: int = dataclasses.field(default=0, metadata=LATER)
     validate_every: int = 20
     validation_runs: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "horizon", "unroll", "batch", "lanes", "validate_every", "validation_runs"):
+        for key in ("epochs", "horizon", "batch", "lanes", "validate_every", "validation_runs"):
             require(getattr(self, key) >= 1, f"{key}: must be 1 or more, got {getattr(self, key)}")
         require(self.lr > 0, f"lr: must be greater than 0, got {self.lr}")
         require(self.final_lr is None or self.final_lr > 0, f"final_lr: must be greater than 0, got {self.final_lr}")
@@ -104,7 +113,8 @@ class TrainConfig:
         require(even, f"particles: must be an even number, 2 or more, got {self.particles}")
         compared = self.estimator != "mixed" or self.lanes >= 2
         require(compared, f"lanes: must be 2 or more with estimator = mixed, which compares them, got {self.lanes}")
-        require(0 <= self.rescale <= 10, f"rescale: must be in [0, 10], got {self.rescale}")
+        for key in ("rescale", "rescale_tensors"):
+            require(0 <= getattr(self, key) <= 10, f"{key}: must be in [0, 10], got {getattr(self, key)}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
         require(
             self.average is None or 0 < self.average < 1, f"average: must be in (0, 1) or absent, got {self.average}"
@@ -114,16 +124,29 @@ class TrainConfig:
         require(self.koopman >= 0, f"koopman: must be 0 or more, got {self.koopman}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
         require(len(self.tasks) > 0, "tasks: needs at least one task")
-        divides = self.unroll <= self.horizon and self.horizon % self.unroll == 0
+        require(self.unroll >= 0, f"unroll: must be 1 or more, or 0 for whole optimizations; got {self.unroll}")
+        divides = self.unroll == 0 or (self.unroll <= self.horizon and self.horizon % self.unroll == 0)
         require(divides, f"unroll: {self.unroll} must divide the horizon {self.horizon}")
-        shortest = self.shortest is None or self.unroll <= self.shortest <= self.horizon
-        require(
-            shortest, f"shortest: must be in {self.unroll}..{self.horizon} (unroll to horizon), got {self.shortest}"
-        )
+        least = max(1, self.unroll)
+        shortest = self.shortest is None or least <= self.shortest <= self.horizon
+        require(shortest, f"shortest: must be in {least}..{self.horizon} (unroll to horizon), got {self.shortest}")
+        require(self.expert_lr > 0, f"expert_lr: must be greater than 0, got {self.expert_lr}")
+        require(self.handed_over >= 0, f"handed_over: must be 0 or more, got {self.handed_over}")
+        alone = not self.expert or (self.sample is None and not isinstance(self.rule.context, KAEConfig))
+        require(alone, "expert: not with sample, nor with a Koopman autoencoder, which look at the rule's steps alone")
         context = self.rule.context
         if isinstance(context, WindowConfig | FlagConfig):
             fits = context.window <= self.horizon
             require(fits, f"rule.context.window: {context.window} is larger than the horizon {self.horizon}")
+
+    def share(self, epoch: int) -> float:
+        """The rule's part in every step after so many epochs; 1 without an expert."""
+        return min(1.0, epoch / self.handed_over) if self.expert and self.handed_over else 1.0
+
+    @property
+    def updates(self) -> int:
+        """Outer updates of an epoch."""
+        return self.horizon // self.unroll if self.unroll else 1
 
     @property
     def trained_rule(self) -> AnyRuleConfig:

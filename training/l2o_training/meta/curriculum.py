@@ -81,8 +81,9 @@ class RandomEpisodes(Curriculum):
         shown = [float(draw.random() >= config.hide_loss) for _ in range(config.batch)]
         scale = [math.exp(draw.uniform(-config.rescale, config.rescale)) for _ in range(config.batch)]
         low, high = (math.log(steps) for steps in (config.shortest or config.horizon, config.horizon))
-        truncations = max(1, round(math.exp(draw.uniform(low, high)) / config.unroll))
-        return Episode(task, seed, truncations * config.unroll, shown, scale)
+        unit = config.unroll or 1
+        truncations = max(1, round(math.exp(draw.uniform(low, high)) / unit))
+        return Episode(task, seed, truncations * unit, shown, scale)
 
     def advance(self, score: float) -> Stage | None:
         """Always None."""

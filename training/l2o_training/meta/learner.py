@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l2o_runtime.rules import Rule
-from l2o_runtime.solvers import Descent
+from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import cosine
 from l2o_training.config import TrainConfig
+from l2o_training.meta.imitation import Imitation, make_expert
 
 
 class Learner:
@@ -26,12 +27,20 @@ class Learner:
     """
 
     def __init__(self, config: TrainConfig, rule: Rule):
-        self.config, self.rule, self.solver = config, rule, Descent(rule)
+        self.config, self.rule = config, rule
+        self.solver: Solver = Descent(rule)
+        if config.expert:
+            self.solver = Imitation(Descent(rule), make_expert(config.expert), config.expert_lr)
         self.averaged = None
         if config.average is not None:
             self.averaged = AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.candidate = rule if self.averaged is None else cast(Rule, self.averaged.module)
         self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.lr)
+
+    def hand_over(self, share: float) -> None:
+        """Let the rule carry this share of every step, where there is an expert."""
+        if isinstance(self.solver, Imitation):
+            self.solver.share = share
 
     def set_lr(self, epoch: int) -> None:
         """lr, or what the cosine from lr to final_lr says after so many epochs."""

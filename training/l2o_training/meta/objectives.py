@@ -1,7 +1,7 @@
 """Objectives: the summands of the meta-loss."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -101,13 +101,31 @@ class KoopmanLoss(Objective):
         return context.koopman_loss(states[self.reads[0]]) if isinstance(context, KAE) else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertObjective(Objective):
+    """How far the learner's steps are from an expert's, summed over the steps: see `meta.imitation.distance`."""
+
+    name: ClassVar[str] = "imitation"
+    reads: ClassVar[tuple[str, ...]] = ("distance",)
+
+    def at(self, instances: Instances, point: Point) -> None:
+        """It is of the steps, not of where they lead."""
+
+    def of(self, solver: Solver, states: State) -> Tensor:
+        """Mean over instances."""
+        return states[self.reads[0]].sum(0).mean()
+
+
 def loss_objectives(kind: Literal["loss", "log_loss"] = "loss", tail: float | None = None) -> tuple[Objective, ...]:
     """L or log L; with a tail, half of the weight is for the mean of the latest parameters, over this span."""
     made = Loss if kind == "loss" else LogLoss
     return (made(),) if tail is None else (made(weight=0.5), made(weight=0.5, span=tail))
 
 
-def make_objectives(config: TrainConfig) -> tuple[Objective, ...]:
-    """The objectives of a run."""
+def make_objectives(config: TrainConfig, share: float = 1.0) -> tuple[Objective, ...]:
+    """The objectives of a run, in which the learner carries this share of the steps, an expert the rest."""
     losses = loss_objectives(config.objective, config.tail)
+    if config.expert:
+        handed = tuple(replace(loss, weight=share * loss.weight) for loss in losses)
+        return *handed, ExpertObjective(weight=1 - share)
     return (*losses, KoopmanLoss(weight=config.koopman)) if isinstance(config.rule.context, KAEConfig) else losses

@@ -11,8 +11,10 @@ from l2o_runtime.state import State
 from l2o_training.config import TrainConfig
 from l2o_training.meta.checkpoints import flatten
 from l2o_training.meta.curriculum import Curriculum, Episode
+from l2o_training.meta.imitation import EXPERT
 from l2o_training.meta.unroll import Inner, begin
-from l2o_training.tasks import Task
+from l2o_training.tasks import Instances, Task
+from l2o_training.tasks.base import generator
 
 
 class TaskSlot:
@@ -47,8 +49,14 @@ class TaskSlot:
         if fresh:
             self.number, self.done, self.inners = self.number + self.config.lanes, 0, []
             self.episode = self.curriculum.draw(self.number)
-        self.done += self.config.unroll
+        self.done += self.span
         return fresh
+
+    @property
+    def span(self) -> int:
+        """Steps of a truncation."""
+        assert self.episode is not None
+        return self.config.unroll or self.episode.horizon
 
     def begun(self, solver: Solver) -> list[Inner]:
         """The optimizations whose truncation was counted; begun if it is the first."""
@@ -108,10 +116,21 @@ class TaskSlot:
         for _ in range(self.copies):
             instances = self.tasks[episode.task].instances(self.config.batch, episode.seed)
             instances.steps, device = episode.horizon, instances.params.device
-            if self.config.rescale:
-                instances.rescale(torch.tensor(episode.scale, device=device))
+            if self.config.rescale or self.config.rescale_tensors:
+                instances.rescale(torch.tensor(episode.scale, device=device), self._of_tensors(instances))
             inners.append(begin(solver, instances, torch.tensor(episode.shown, device=device)))
         return inners
+
+    def _of_tensors(self, instances: Instances) -> Tensor | None:
+        """Scales (B, S) of the tensors of each instance, the same for all copies; None where they have none."""
+        assert self.episode is not None
+        if not self.config.rescale_tensors:
+            return None
+        device = instances.params.device
+        drawn = torch.rand(
+            len(instances.params), len(instances.shapes), generator=generator(self.episode.seed, device), device=device
+        )
+        return (self.config.rescale_tensors * (2 * drawn - 1)).exp()
 
 
 def _restore(inner: Inner, saved: dict[str, Any]) -> None:
@@ -123,4 +142,6 @@ def _restore(inner: Inner, saved: dict[str, Any]) -> None:
             setattr(inner, key, saved[key].to(device))
     # Older versions kept the states of a rule, whose names begin as those of `Descent` do, beside all else.
     kept: State = flatten(saved.get("state", saved))
-    inner.state = {key: kept.get(key, value).to(device) for key, value in inner.state.items()}
+    # Torch optimizers lay out their state with their first step.
+    laid_out = {key: value for key, value in kept.items() if key.startswith(EXPERT)}
+    inner.state = {key: kept.get(key, value).to(device) for key, value in (laid_out | inner.state).items()}

@@ -158,7 +158,9 @@ class Trainer:
         """One outer epoch: T steps in every slot, an outer update after every u of them."""
         config, started, idle = self.config, time.perf_counter(), self.ranks.idle
         self.learner.set_lr(self.epoch)
-        updates, taken = config.horizon // config.unroll, 0
+        self.learner.hand_over(config.share(self.epoch))
+        self.estimator.hand_over(config.share(self.epoch))
+        updates, taken = config.updates, 0
         record = torch.zeros(1 + len(self.names), dtype=torch.float64, device=self.device)
         for _ in range(updates):
             gradient, seen = self.meta_gradient()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,19 @@ from l2o_runtime.state import State
 from l2o_training.meta.objectives import Loss, Objective
 from l2o_training.meta.steppers import Stepper
 from l2o_training.tasks import Instances
+
+Weights: TypeAlias = Literal["uniform", "last", "end"]
+"""Which of the losses of a truncation count: all, the last, or the mean of its last tenth."""
+
+
+def weight(weights: Weights, step: int, steps: int) -> float:
+    """w_τ of step τ = 0, 1, …, steps − 1.
+
+    >>> [weight("end", step, 20) for step in (0, 17, 18, 19)], weight("end", 4, 5), weight("last", 3, 5)
+    ([0.0, 0.0, 0.5, 0.5], 1.0, 0.0)
+    """
+    counted = {"uniform": steps, "last": 1, "end": max(1, steps // 10)}[weights]
+    return float(step >= steps - counted) / (counted if weights == "end" else 1)
 
 
 @dataclass
@@ -106,7 +119,7 @@ def unroll(
     inner: Inner,
     steps: int,
     objectives: Sequence[Objective] = (Loss(),),
-    weights: Literal["uniform", "last"] = "uniform",
+    weights: Weights = "uniform",
     stepper: Stepper | None = None,
 ) -> Trace:
     """Advance `inner` by `steps` steps and give the meta-loss Σ_τ w_τ L(θ_τ) in differentiable form.
@@ -121,7 +134,7 @@ def unroll(
         inner: state, replaced by the (detached) state after the steps.
         steps: u.
         objectives: what is summed; means over instances.
-        weights: w_τ = 1, or 1 for the last step only.
+        weights: see `weight`.
         stepper: makes the solver's steps; differentiated through everything if left out.
     """
     stepper = Stepper(solver) if stepper is None else stepper
@@ -137,13 +150,14 @@ def unroll(
         point = latest.look(params.detach())
         places: Places = {None: (point, theta)}
         if span is not None:
-            share = 1 / (1 + span * (begun + step + 1))
-            mean, mean_theta = torch.lerp(mean, params.detach(), share), torch.lerp(mean_theta, theta, share)
+            newest = 1 / (1 + span * (begun + step + 1))
+            mean, mean_theta = torch.lerp(mean, params.detach(), newest), torch.lerp(mean_theta, theta, newest)
             places[span] = average.look(mean), mean_theta
-        if weights == "uniform" or step == steps - 1:
+        share = weight(weights, step, steps)
+        if share:
             product, value = _summands(objectives, inner.instances, places, stepper)
-            total = total + product
-            values.append(value)
+            total = total + share * product
+            values.append(share * value)
     inner.params, inner.loss, inner.grad = params.detach(), point.loss, point.grad
     inner.statistics, inner.mean_statistics = latest.statistics, average.statistics
     inner.steps, inner.mean = inner.steps + steps, mean

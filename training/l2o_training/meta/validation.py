@@ -11,7 +11,7 @@ from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import VALIDATION_SEED
 from l2o_training.meta.objectives import logarithm, loss_objectives
-from l2o_training.meta.unroll import begin, unroll
+from l2o_training.meta.unroll import begin, unroll, weight
 from l2o_training.ranks.group import Ranks
 from l2o_training.tasks import Task
 
@@ -46,6 +46,7 @@ class Validation:
     def _mean(self, solver: Solver) -> float:
         """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
         tail; the same on every rank. Networks with BatchNorm are in evaluation mode, as those are that people use.
+        Where meta-training counts the end of an optimization alone, so does this.
 
         Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts
         like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
@@ -67,7 +68,9 @@ class Validation:
             with torch.no_grad():
                 trace = unroll(solver, begin(solver, instances), self.config.horizon, objectives)
             sums[index] += trace.scores.double().sum(-1)
-        means = self.ranks.sum(sums) / runs
+        steps = range(self.config.horizon)
+        counted = [step for step in steps if self.config.weights != "end" or weight("end", step, len(steps))]
+        means = self.ranks.sum(sums)[..., counted] / runs
         return float(logarithm(means).mean().exp() if self.config.objective == "log_loss" else means.mean())
 
     def _cells(self) -> list[tuple[int, int, int]]:

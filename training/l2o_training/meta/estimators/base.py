@@ -38,6 +38,10 @@ class Estimator(ABC):
         self.config = config
         self.objectives = make_objectives(config)
 
+    def hand_over(self, share: float) -> None:
+        """Weigh the objectives for this share of the learner in the steps, where there is an expert."""
+        self.objectives = make_objectives(self.config, share)
+
     @property
     def copies(self) -> int:
         """Optimizations that a slot carries."""

@@ -54,7 +54,8 @@ class ES(Estimator):
     """Evolution strategies of a truncation, whose particles all start where the unperturbed one stands.
 
     The gradient of the truncation's meta-loss, smoothed: biased as truncated back-propagation is, but it does not
-    mind how rugged the loss is, and holds nothing constant. The slot goes on from the unperturbed steps.
+    mind how rugged the loss is, and holds nothing constant. The slot goes on from the unperturbed steps; where a
+    truncation is the rest of an optimization, none are needed.
     """
 
     @property
@@ -68,24 +69,28 @@ class ES(Estimator):
 
     def share(self, outer: Solver, slot: TaskSlot) -> Share:
         """The difference of losses of every pair."""
-        message = self.message(outer, slot)
-        (inner,) = slot.begun(outer)
-        trace = self._steps(outer, inner, None)
-        return Share(message, trace.losses.double().mean(), trace.terms)
+        message, traces = self.particles(outer, slot)
+        if slot.under_way:
+            (inner,) = slot.begun(outer)
+            traces = [self._steps(outer, slot, inner, None)]
+        return Share(message, *recorded(traces))
 
-    def message(self, outer: Solver, slot: TaskSlot) -> Tensor:
-        """Differences of losses (slots · pairs,), zero in other slots' places; the slot stays where it is."""
+    def particles(self, outer: Solver, slot: TaskSlot) -> tuple[Tensor, list[Trace]]:
+        """Differences of losses (slots · pairs,), zero in other slots' places, and all steps; the slot stays where it
+        is.
+        """
         (inner,) = slot.begun(outer)
-        rng, differences = inner.instances.rng, []
+        rng, differences, traces = inner.instances.rng, [], []
         start = rng.get_state()
         for pair in range(self.pairs):
             epsilon = self.perturbation(outer, slot, pair)
             ends = []
             for signed in (epsilon, -epsilon):
-                ends.append(self._steps(outer, dataclasses.replace(inner), signed).value)
+                ends.append(self._steps(outer, slot, dataclasses.replace(inner), signed))
                 rng.set_state(start)  # the same minibatches for all
-            differences.append(ends[0] - ends[1])
-        return self._in_place(slot, differences)
+            differences.append(ends[0].value - ends[1].value)
+            traces += ends
+        return self._in_place(slot, differences), traces
 
     def gradient(self, outer: Solver, slots: list[TaskSlot], message: Tensor) -> Tensor:
         """Mean over slots."""
@@ -109,10 +114,10 @@ class ES(Estimator):
         """ξ, which a pair's difference is multiplied with: its perturbation."""
         return self.perturbation(outer, slot, pair)
 
-    def _steps(self, outer: Solver, inner: Inner, epsilon: Tensor | None) -> Trace:
+    def _steps(self, outer: Solver, slot: TaskSlot, inner: Inner, epsilon: Tensor | None) -> Trace:
         """A truncation with perturbed parameters."""
         with torch.no_grad(), perturbed(outer, epsilon):
-            return unroll(outer, inner, self.config.unroll, self.objectives, self.config.weights)
+            return unroll(outer, inner, slot.span, self.objectives, self.config.weights)
 
     def _in_place(self, slot: TaskSlot, differences: list[Tensor]) -> Tensor:
         message = torch.zeros(self.config.lanes, self.pairs, dtype=torch.float64, device=differences[0].device)
@@ -144,7 +149,7 @@ class PES(ES):
         for slot in slots:
             for pair in range(self.pairs):
                 epsilon = self.perturbation(outer, slot, pair)
-                fresh = slot.done == self.config.unroll
+                fresh = slot.done == slot.span
                 self._sums[slot.index, pair] = epsilon if fresh else self._sums[slot.index, pair] + epsilon
 
     def share(self, outer: Solver, slot: TaskSlot) -> Share:
@@ -153,11 +158,9 @@ class PES(ES):
         traces = []
         for index, inner in enumerate(inners):
             epsilon = self.perturbation(outer, slot, index // 2)
-            traces.append(self._steps(outer, inner, -epsilon if index % 2 else epsilon))
+            traces.append(self._steps(outer, slot, inner, -epsilon if index % 2 else epsilon))
         differences = [plus.value - minus.value for plus, minus in zip(traces[::2], traces[1::2], strict=True)]
-        loss = torch.stack([trace.losses.double().mean() for trace in traces]).mean()
-        terms = {name: torch.stack([trace.terms[name] for trace in traces]).mean() for name in traces[0].terms}
-        return Share(self._in_place(slot, differences), loss, terms)
+        return Share(self._in_place(slot, differences), *recorded(traces))
 
     def weight(self, outer: Solver, slot: TaskSlot, pair: int) -> Tensor:
         """ξ: the sum of the pair's perturbations since the episode's beginning."""
@@ -169,9 +172,15 @@ class PES(ES):
         for slot in slots:
             if slot.under_way:
                 for pair in range(self.pairs):
-                    steps = range(self.config.unroll, slot.done + 1, self.config.unroll)
+                    steps = range(slot.span, slot.done + 1, slot.span)
                     drawn = (draw_perturbation(self.config, slot, done, pair, count).to(device) for done in steps)
                     self._sums[slot.index, pair] = functools.reduce(torch.add, drawn)
+
+
+def recorded(traces: list[Trace]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss and terms, for the record."""
+    loss = torch.stack([trace.losses.double().mean() for trace in traces]).mean()
+    return loss, {name: torch.stack([trace.terms[name] for trace in traces]).mean() for name in traces[0].terms}
 
 
 @contextmanager

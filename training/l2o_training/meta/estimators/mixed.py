@@ -28,13 +28,18 @@ class Mixed(Estimator):
         super().__init__(config)
         self.through, self.around = TBPTT(config), ES(config)
 
+    def hand_over(self, share: float) -> None:
+        """Of both."""
+        for part in (self.through, self.around):
+            part.hand_over(share)
+
     def width(self, outer: Solver) -> int:
         """P + 1 + slots × pairs."""
         return self.through.width(outer) + 1 + self.around.width(outer)
 
     def share(self, outer: Solver, slot: TaskSlot) -> Share:
         """Perturbed truncations first, then the one that the slot goes on from."""
-        around = self.around.message(outer, slot)
+        around, _ = self.around.particles(outer, slot)
         share = self.through.share(outer, slot)
         square = share.message.square().sum().view(1)
         return Share(torch.cat([share.message, square, around]), share.loss, share.terms)

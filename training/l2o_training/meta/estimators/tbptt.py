@@ -28,7 +28,7 @@ class TBPTT(Estimator):
         """Unroll, and differentiate through the steps."""
         config, (inner,) = self.config, slot.begun(outer)
         stepper = self._stepper(outer, slot)
-        trace = unroll(outer, inner, config.unroll, self.objectives, config.weights, stepper)
+        trace = unroll(outer, inner, slot.span, self.objectives, config.weights, stepper)
         params = list(outer.parameters())
         grads = torch.autograd.grad(trace.objective / config.lanes, params, allow_unused=True)
         message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
