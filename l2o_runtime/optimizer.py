@@ -314,7 +314,8 @@ class LearnedOptimizer(Optimizer):
     def __repr__(self) -> str:
         """The groups, and what rule they are optimized with."""
         guarded = "" if self.guard is None else ", safeguard adam"
-        kind = f"rule {self._name}, made for {self.horizon:,} steps{guarded}"
+        made = "size from a schedule" if self._rule.config.scheduled else f"made for {self.horizon:,} steps"
+        kind = f"rule {self._name}, {made}{guarded}"
         return super().__repr__().replace("(", f"({kind}", 1)
 
     def _share(self) -> State:

@@ -23,7 +23,7 @@ MAX_BYTES = 48 * 2**20
 MAX_HEADER = 2**20
 METADATA = {"format", "config", "provenance", "digest"}
 BUNDLED = Path(__file__).parents[1] / "pretrained"
-ALIASES = {"default": "scale"}
+ALIASES = {"default": "directional"}
 """Other names of bundled rules: `default` is the one to begin with."""
 SUFFIXES = {".pt": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
 """Of exported rules, and what each is."""

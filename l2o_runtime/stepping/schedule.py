@@ -63,5 +63,5 @@ class Schedule:
             done: gives the number () of steps so far; it is asked only where that matters.
         """
         if self.total is not None:
-            return linear(done().float() + 1, self.total)
-        return anytime(done().float() + 1) if self.fades and "initial_lr" not in group else 1.0
+            return linear(done().double() + 1, self.total)
+        return anytime(done().double() + 1) if self.fades and "initial_lr" not in group else 1.0

@@ -245,7 +245,7 @@ def test_health_counts_the_steps_that_were_taken(climbing):
 def test_a_guarded_run_resumes_bit_for_bit(stop):
     batches = minibatches(HISTORY + 3 * WINDOW, size=256)
     model = Regression()
-    optimizer = LearnedOptimizer(model.parameters(), safeguard="adam", safeguard_lr=0.001, weight_decay=1e-5)
+    optimizer = LearnedOptimizer(model.parameters(), "scale", safeguard="adam", safeguard_lr=0.001, weight_decay=1e-5)
     run(model, optimizer, batches[:stop])
     weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     run(model, optimizer, batches[stop:])
@@ -253,7 +253,7 @@ def test_a_guarded_run_resumes_bit_for_bit(stop):
 
     twin = Regression(seed=3)
     twin.load_state_dict(weights)
-    resumed = LearnedOptimizer(twin.parameters(), safeguard="adam")
+    resumed = LearnedOptimizer(twin.parameters(), "scale", safeguard="adam")
     resumed.load_state_dict(state)
     run(twin, resumed, batches[stop:])
     assert torch.equal(flat(model), flat(twin))
@@ -293,7 +293,7 @@ def test_learned_steps_are_cut_to_adams_scale(climbing):
 def test_weight_decay_is_that_of_the_group_whoever_acts():
     decayed, plain = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
     for p, decay in ((decayed, 250.0), (plain, 0.0)):
-        optimizer = LearnedOptimizer([p], safeguard="adam", weight_decay=decay, lr=0.5)
+        optimizer = LearnedOptimizer([p], "scale", safeguard="adam", weight_decay=decay, lr=0.5)
         p.grad = torch.ones(4)
         optimizer.step(loss=1.0)
     torch.testing.assert_close(plain - decayed, torch.full((4,), 0.125))
@@ -355,13 +355,13 @@ def test_a_state_from_before_the_wrapper_goes_on_in_its_trial(wrapped):
 
 
 def with_wrapper(model):
-    return Safeguard(LearnedOptimizer(model.parameters(), weight_decay=1e-5), lr=0.001)
+    return Safeguard(LearnedOptimizer(model.parameters(), "scale", weight_decay=1e-5), lr=0.001)
 
 
 def test_the_wrapper_is_what_the_argument_asks_for():
     """Bit for bit, states and counters too."""
     models = Regression(), Regression()
-    sugar = LearnedOptimizer(models[0].parameters(), safeguard="adam", safeguard_lr=0.001, weight_decay=1e-5)
+    sugar = LearnedOptimizer(models[0].parameters(), "scale", safeguard="adam", safeguard_lr=0.001, weight_decay=1e-5)
     wrapper = with_wrapper(models[1])
     for model, optimizer in zip(models, (sugar, wrapper), strict=True):
         run(model, optimizer, minibatches(HISTORY + 2 * WINDOW, size=256))

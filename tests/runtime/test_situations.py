@@ -386,7 +386,7 @@ def test_a_learning_rate_that_was_meant_for_adam_is_told_once():
 def test_weight_decay_means_what_it_means_in_adamw():
     """At lr = 1 as in AdamW at its default rate; the gradient is that of another parameter."""
     ours, theirs = (nn.Parameter(torch.ones(3)) for _ in range(2))
-    optimizer = LearnedOptimizer([ours], weight_decay=0.01)
+    optimizer = LearnedOptimizer([ours], "scale", weight_decay=0.01)
     adamw = torch.optim.AdamW([theirs], weight_decay=0.01)
     pushed = nn.Parameter(torch.ones(3))
     optimizer.add_param_group({"params": [pushed], "weight_decay": 0.0})
@@ -411,8 +411,9 @@ def test_the_horizon_is_told_at_the_line_of_the_script_with_advice():
 
 
 def test_the_text_of_an_optimizer_names_its_rule():
-    text = repr(LearnedOptimizer([nn.Parameter(torch.ones(1))], safeguard="adam"))
-    assert text.startswith("LearnedOptimizer (rule default, made for 2,000 steps, safeguard adam\nParameter Group 0")
+    for rule, made in (("default", "size from a schedule"), ("scale", "made for 2,000 steps")):
+        text = repr(LearnedOptimizer([nn.Parameter(torch.ones(1))], rule, safeguard="adam"))
+        assert text.startswith(f"LearnedOptimizer (rule {rule}, {made}, safeguard adam\nParameter Group 0")
 
 
 def test_a_word_of_a_vocabulary_that_trains_alone():

@@ -34,7 +34,7 @@ def test_the_command(cli, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.strip().endswith("r.html")
     content = json.loads((tmp_path / "ev" / "results.json").read_text())
-    names = ["scale", "scale-cosine", "own<b>", "own<b>-cosine", "adam"]
+    names = ["directional", "directional-cosine", "own<b>", "own<b>-cosine", "adam"]
     assert [row["optimizer"] for row in content["overall"]] == 2 * names
     assert {row["steps"] for row in content["results"]} == {10, 20}
     again = cli(*command, "--json")
@@ -73,8 +73,8 @@ def test_a_rule_on_flat_tasks_gives_the_losses_of_its_rollout(cli, tmp_path):
     assert cli("eval", "default", "--suite", "quadratics", *TINY).exit_code == 0
     rows = json.loads((tmp_path / "ev" / "results.json").read_text())["results"]
     task = make_task(QuadraticConfig(size=20), Datasets("none"), torch.device("cpu"))
-    expected = rollout(Descent(load_rule("scale")), task.instances(1, 0), 20)[-10:].mean().item()
-    (found,) = [r for r in rows if (r["workload"], r["optimizer"], r["steps"]) == ("quadratic-20", "scale", 20)]
+    expected = rollout(Descent(load_rule("default")), task.instances(1, 0), 20)[-10:].mean().item()
+    (found,) = [r for r in rows if (r["workload"], r["optimizer"], r["steps"]) == ("quadratic-20", "directional", 20)]
     assert found["train"] == pytest.approx(expected, rel=1e-5)
     (adam,) = [r for r in rows if (r["workload"], r["optimizer"], r["steps"]) == ("quadratic-20", "adam", 20)]
     assert found["train_ratio"] == pytest.approx(found["train"] / adam["train"])

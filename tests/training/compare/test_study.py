@@ -114,7 +114,7 @@ def test_lengths_are_runs_of_their_own(tmp_path):
 def test_a_rule_is_compared_with_each_other(tmp_path, monkeypatch):
     (rule,) = contenders.rules(["default"])
     ends = {  # by task
-        "scale": {"least-squares": 0.4, "tabular": 0.6},
+        "directional": {"least-squares": 0.4, "tabular": 0.6},
         "adam": {"least-squares": 0.8, "tabular": 0.3},
         "adamw-cosine": {"least-squares": 0.5, "tabular": 0.9},
         "adamw-linear": {"least-squares": 0.7, "tabular": 0.4},
@@ -132,7 +132,7 @@ def test_a_rule_is_compared_with_each_other(tmp_path, monkeypatch):
     found = summarise(study_in(tmp_path, contenders=[rule, *others], horizons=(1,))).versus
     rows = {row.against: row.train for row in found}
     assert list(rows) == ["adam", "adamw-cosine", "adamw-linear", "momentum", BEST_SCHEDULE]
-    assert {row.optimizer for row in found} == {"scale"}
+    assert {row.optimizer for row in found} == {"directional"}
     assert (rows["adam"].worst, rows["adam"].lower, rows["adam"].workloads) == ("tabular", 1, 2)
     assert rows["adam"].worst_ratio == pytest.approx(2)
     assert rows["adam"].mean[0] == pytest.approx(math.sqrt(0.5 * 2))
