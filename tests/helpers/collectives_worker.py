@@ -85,7 +85,7 @@ def frozen_stage_alone() -> Figures:
     """The script of a pipeline that names no group: nothing is exchanged, so nobody waits."""
     frozen = dist.get_rank() == 1
     model = network().requires_grad_(not frozen)
-    optimizer = LearnedOptimizer(model.parameters())
+    optimizer = LearnedOptimizer(model.parameters(), "scale")
     with counted() as summed:
         for seed in range(3):
             if not frozen:
@@ -102,7 +102,7 @@ def no_parameters() -> Figures:
     model = network()
     params = [{"params": [] if empty else list(model.parameters())}]
     for safeguard in (None, "adam"):
-        optimizer = LearnedOptimizer(params, process_group=dist.group.WORLD, safeguard=safeguard)
+        optimizer = LearnedOptimizer(params, "scale", process_group=dist.group.WORLD, safeguard=safeguard)
         for seed in range(3):
             loss = backward(model, seed)
             with counted() as summed:
@@ -120,7 +120,7 @@ def one_trainer() -> Figures:
             warnings.simplefilter("always")
             if dist.get_rank() == 0:
                 model = network()
-                optimizer = LearnedOptimizer(model.parameters(), process_group=group)
+                optimizer = LearnedOptimizer(model.parameters(), "scale", process_group=group)
                 for seed in range(3):
                     loss = backward(model, seed)
                     optimizer.step(loss=loss)
@@ -139,8 +139,8 @@ def unequal_steps() -> Figures:
     rank, world = dist.get_rank(), dist.get_world_size()
     pair = dist.new_group([0, 1])
     models = [network(seed) for seed in range(3)]
-    first = LearnedOptimizer(models[0].parameters())
-    second = LearnedOptimizer(models[1].parameters(), process_group="self", safeguard="adam")
+    first = LearnedOptimizer(models[0].parameters(), "scale")
+    second = LearnedOptimizer(models[1].parameters(), "scale", process_group="self", safeguard="adam")
     with counted() as summed:
         for seed in range(rank + 1):
             backward(models[0], seed)
@@ -150,14 +150,14 @@ def unequal_steps() -> Figures:
     assert not summed
     check_script()
     if rank < 2:
-        shared = LearnedOptimizer(models[2].parameters(), process_group=pair)
+        shared = LearnedOptimizer(models[2].parameters(), "scale", process_group=pair)
         with counted() as summed:
             for seed in range(3):
                 shared.step(loss=backward(models[2], seed))
         assert len(summed) == 3
     else:
         with pytest.raises(ValueError, match="this rank is not in that group"):
-            LearnedOptimizer(models[2].parameters(), process_group=pair)
+            LearnedOptimizer(models[2].parameters(), "scale", process_group=pair)
     check_script()
     assert first.health()["steps"] == rank + 1
     return {}
@@ -223,7 +223,7 @@ def blind_rule() -> Figures:
 def undecided_safeguard() -> Figures:
     """A safeguard has to know whose losses to compare; the message says what the choices are."""
     model = DistributedDataParallel(network())
-    optimizer = LearnedOptimizer(model.parameters(), safeguard="adam")
+    optimizer = LearnedOptimizer(model.parameters(), "scale", safeguard="adam")
     with pytest.raises(ValueError, match=r"process_group=torch\.distributed\.group\.WORLD .* process_group='self'"):
         optimizer.step(loss=backward(model, 0))
     assert torch.equal(flat(model), flat(network()))
@@ -234,7 +234,7 @@ def fsdp1() -> Figures:
     """Of its parameters a rule sees pieces: it says what to use instead."""
     for original in (True, False):
         model = FullyShardedDataParallel(network(), use_orig_params=original, device_id=torch.device("cpu"))
-        optimizer = LearnedOptimizer(model.parameters())
+        optimizer = LearnedOptimizer(model.parameters(), "scale")
         loss = model(torch.randn(8, 6)).square().mean()
         loss.backward()
         with pytest.raises(RuntimeError, match=r"torch\.distributed\.fsdp\.fully_shard"):
@@ -338,7 +338,7 @@ def a_mesh_of_some() -> Figures:
     """Ranks outside of a mesh hold nothing of its tensors: they neither wait nor are waited for."""
     mesh = DeviceMesh("cpu", [0, 1])
     param = nn.Parameter(sharded(torch.arange(6.0), mesh, Shard(0)))
-    optimizer = LearnedOptimizer([param])
+    optimizer = LearnedOptimizer([param], "scale")
     for _ in range(3):
         if dist.get_rank() < 2:
             param.grad = torch.ones_like(param)
@@ -356,22 +356,22 @@ def saved(name: str, folder: Path) -> str:
 
 def make_scenarios(folder: Path) -> dict[str, Callable[[], Figures]]:
     return {
-        "frozen stage": lambda: frozen_stage("default"),
+        "frozen stage": lambda: frozen_stage("scale"),
         "frozen stage, window": lambda: frozen_stage("normalized-dmd"),
         "frozen stage, no group": frozen_stage_alone,
         "no parameters": no_parameters,
         "one trainer": one_trainer,
         "unequal steps": unequal_steps,
         "ZeroRedundancyOptimizer": zero_redundancy,
-        "DDP, no group": lambda: ddp_alone("default"),
+        "DDP, no group": lambda: ddp_alone("scale"),
         "DDP, no group, window": lambda: ddp_alone("normalized-dmd"),
         "blind rule": blind_rule,
         "undecided safeguard": undecided_safeguard,
         "FSDP1": fsdp1,
-        "FSDP2, unused layers": lambda: unused_layers("default"),
+        "FSDP2, unused layers": lambda: unused_layers("scale"),
         "FSDP2, unused layers, window": lambda: unused_layers("normalized-dmd"),
         "FSDP2, unused layers, directional": lambda: unused_layers(saved("directional-adam", folder)),
-        "unused on one rank": lambda: unused_on_one_rank("default"),
+        "unused on one rank": lambda: unused_on_one_rank("scale"),
         "unused on one rank, directional": lambda: unused_on_one_rank("directional"),
         "unused on one rank, window": lambda: unused_on_one_rank("normalized-dmd"),
         "several meshes": several_meshes,
