@@ -187,7 +187,7 @@ def test_plans_are_found_and_adjusted():
     (study,) = find_plan("table1", seeds=5, runs=7, rules=["default"]).experiments
     assert (study.seeds, study.runs, study.rules) == (5, 7, ("moments", "default"))
     (study,) = find_plan("horizon").experiments
-    assert study.steps == 25 * load_rule("default").config.horizon > 25 * load_rule("moments").config.horizon
+    assert study.steps == 25 * load_rule("scale").config.horizon > 25 * load_rule("moments").config.horizon
     assert [task_name(task) for task in study.tasks] == list(NAMES)
     assert set(plans.PAPER) == {task_name(task) for task in plans.TABLE1}
 
