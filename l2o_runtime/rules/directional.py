@@ -94,7 +94,7 @@ class DirectionalConfig(RuleConfig):
         """Floating-point operations of matrix products per coordinate of a large matrix and step.
 
         >>> DirectionalConfig().flops
-        48
+        96
         """
         return 6 * self.rank
 
