@@ -5,7 +5,7 @@ from rich.table import Table
 from l2o_cli.console import Json, err, friendly_errors, out, print_json
 
 PURPOSES = {
-    "directional": "To train with: runs of any length, best with total_steps; hand-made so far; 12 bytes per parameter.",
+    "directional": "To train with: runs of any length, told total_steps; hand-made so far; 12 bytes per parameter.",
     "scale": "The default of before: a few hundred steps, without a schedule; 12 bytes per parameter.",
     "mnist": "Small MNIST networks, up to 1,000 steps: two tiers, as scale; the best on the paper's Table 1.",
     "moments": "Small MNIST networks, up to 1,000 steps: an LSTM for every parameter; slower, 180 bytes per parameter.",
