@@ -171,7 +171,7 @@ def zero_redundancy() -> Figures:
         for few in (False, True):
             model = network()
             chosen = [model[0].weight] if few else list(model.parameters())
-            make = functools.partial(LearnedOptimizer, process_group=group)
+            make = functools.partial(LearnedOptimizer, rule="scale", process_group=group)
             optimizer = ZeroRedundancyOptimizer(chosen, optimizer_class=make)
             parallel = DistributedDataParallel(model)
             with warnings.catch_warnings():
