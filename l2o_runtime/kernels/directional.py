@@ -3,7 +3,6 @@
 Matrices are orthogonalised by torch in between, whose matrix products are as fast as they get.
 """
 
-import ctypes
 import functools
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels.directional_code import SCALARS, TOTALS, directional_module
 from l2o_runtime.kernels.emit import Compiled
 from l2o_runtime.kernels.lstm import Scratch, move, push
-from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, columns, corrections
+from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, columns, compiled, corrections
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each, sides
 from l2o_runtime.rules.tiered_features import BETAS
@@ -25,9 +24,7 @@ from l2o_runtime.stepping.parts import Part
 @functools.cache
 def compile_directional(width: int, dtypes: Dtypes) -> tuple[Code, Compiled]:
     """The functions of `directional_code.directional_module`, and what keeps them alive; once per process."""
-    compiled = Compiled(directional_module(width, dtypes))
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
-    return {name: kind(compiled.address(name)) for name in ("observe", "update")}, compiled
+    return compiled(directional_module(width, dtypes))
 
 
 class DirectionalKernel(PieceKernel):
@@ -52,12 +49,13 @@ class DirectionalKernel(PieceKernel):
         numbers = np.zeros((len(parts), SCALARS), dtype=np.float32)
         numbers[:, : len(BETAS)] = corrections(parts)
         if steering is not None:
-            numbers[:, len(BETAS)] = [self._orthogonalised(part) for part in parts]
+            numbers[:, len(BETAS)] = [self._matrix(part) is not None for part in parts]
             numbers[:, len(BETAS) + 1 :] = steering[:, 1:].numpy()
         return numbers
 
-    def _orthogonalised(self, part: Part) -> bool:
-        return self.rule.config.rank > 0 and sides(part.shape) is not None
+    def _matrix(self, part: Part) -> tuple[int, int] | None:
+        """Sides of what is orthogonalised."""
+        return sides(part.shape) if self.rule.config.rank else None
 
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
         """Advance parts."""
@@ -93,7 +91,7 @@ class DirectionalKernel(PieceKernel):
         found = [
             (nesterov(part.gradient, part.state[MOMENTUM].float()).view(matrix), direction.view(matrix))
             for part, direction in zip(parts, directions, strict=True)
-            if self.rule.config.rank and (matrix := sides(part.shape)) is not None
+            if (matrix := self._matrix(part)) is not None
         ]
         if found:
             momenta, places = zip(*found, strict=True)

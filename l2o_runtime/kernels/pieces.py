@@ -4,16 +4,18 @@ A network has many small tensors, for which Python would take longer than the ar
 all tensors at once, and the code goes through many of them in one call.
 """
 
+import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2o_runtime.kernels import Kernel
-from l2o_runtime.kernels.emit import widest
+from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, chunk_size, gradient, parameter
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.tiered_features import AVERAGES, BETAS
@@ -99,10 +101,7 @@ class PieceKernel(Kernel):
         numbers = self.numbers(parts, None)
 
         def inputs(batch: Batch, scratch: Scratch) -> list[list[int]]:
-            return [
-                [grad.data_ptr(), param.data_ptr(), *piece.addresses]
-                for piece, (grad, param) in zip(batch.pieces, columns(batch, scratch), strict=True)
-            ]
+            return reading(batch, columns(batch, scratch))
 
         return self.summed("observe", parts, numbers, inputs, self.totals)
 
@@ -154,6 +153,21 @@ class PieceKernel(Kernel):
             dtype=np.int64,
         )
         self.code(batch.dtypes)[name](len(table), table.ctypes.data)
+
+
+def compiled(module: Any) -> tuple[Code, Compiled]:
+    """The functions of a module of pieces, and what keeps them alive."""
+    made = Compiled(module)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
+    return {name: kind(made.address(name)) for name in ("observe", "update")}, made
+
+
+def reading(batch: Batch, pairs: Sequence[Pair]) -> list[list[int]]:
+    """Addresses of gradients, parameters and averages of each piece."""
+    return [
+        [grad.data_ptr(), param.data_ptr(), *piece.addresses]
+        for piece, (grad, param) in zip(batch.pieces, pairs, strict=True)
+    ]
 
 
 def corrections(parts: list[Part]) -> np.ndarray:

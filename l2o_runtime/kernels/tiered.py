@@ -1,6 +1,5 @@
 """The CPU kernel of the tiered rule: its sums and its steps, on several threads; see `tiered_code` for the code."""
 
-import ctypes
 import functools
 
 import numpy as np
@@ -10,7 +9,17 @@ from torch import Tensor
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels.emit import Compiled
 from l2o_runtime.kernels.lstm import move, push
-from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, batches_of, columns, corrections
+from l2o_runtime.kernels.pieces import (
+    Batch,
+    Code,
+    Dtypes,
+    PieceKernel,
+    batches_of,
+    columns,
+    compiled,
+    corrections,
+    reading,
+)
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, tiered_module
 from l2o_runtime.rules.features import lowest_root
 from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
@@ -22,9 +31,7 @@ from l2o_runtime.stepping.parts import Part
 @functools.cache
 def compile_tiered(width: int, dtypes: Dtypes, restrained: bool) -> tuple[Code, Compiled]:
     """The functions of `tiered_code.tiered_module`, and what keeps them alive; once per process."""
-    compiled = Compiled(tiered_module(width, dtypes, restrained))
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
-    return {name: kind(compiled.address(name)) for name in ("observe", "update")}, compiled
+    return compiled(tiered_module(width, dtypes, restrained))
 
 
 class TieredKernel(PieceKernel):
@@ -59,11 +66,7 @@ class TieredKernel(PieceKernel):
             scratch = self.scratch[thread]
             pairs, sizes = columns(batch, scratch), [len(piece) for piece in batch.pieces]
             deltas = scratch.delta[: sum(sizes)].split(sizes)
-            inputs = [
-                [grad.data_ptr(), param.data_ptr(), *piece.addresses]
-                for piece, (grad, param) in zip(batch.pieces, pairs, strict=True)
-            ]
-            self.call("update", batch, numbers, inputs, [delta.data_ptr() for delta in deltas])
+            self.call("update", batch, numbers, reading(batch, pairs), [delta.data_ptr() for delta in deltas])
             for piece, (grad, _), delta in zip(batch.pieces, pairs, deltas, strict=True):
                 theta, window = piece.part.theta[piece.where], piece.part.state.get("window")
                 if window is not None and isinstance(self.rule.context, WindowContext):
