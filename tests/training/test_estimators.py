@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from resuming import assert_resumes_bit_for_bit
 from torch.func import functional_call
 
 from l2o_runtime import ConfigError
@@ -225,21 +226,7 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
         rule=LSTMConfig(hidden=2, layers=1, context=KAEConfig(window=4)),
         **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 2},
     )
-    whole = Trainer(config, tmp_path / "whole").run()
-
-    class Stop(Exception):
-        pass
-
-    def stop(progress):
-        if progress.epoch == 2:
-            raise Stop
-
-    trainer = Trainer(config, tmp_path / "parts")
-    with pytest.raises(Stop):
-        trainer.run(stop)
-    assert any(slot.under_way for slot in trainer.slots)
-    resumed = Trainer(config, tmp_path / "parts", resume=True).run()
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert_resumes_bit_for_bit(config, tmp_path)
 
 
 def test_whole_optimizations_are_one_truncation_whatever_their_length(tmp_path):

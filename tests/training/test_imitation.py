@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from resuming import assert_resumes_bit_for_bit
 
 from l2o_runtime import ConfigError, make_rule
 from l2o_runtime.rules import DirectionalConfig, LSTMConfig
@@ -87,21 +88,7 @@ def test_the_share_of_the_rule_grows_and_the_objectives_follow(tmp_path):
 
 def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(tmp_path):
     config = dataclasses.replace(TINY, epochs=4, horizon=40, shortest=10, lanes=3, seed=1)
-    whole = Trainer(config, tmp_path / "whole").run()
-
-    class Stop(Exception):
-        pass
-
-    def stop(progress):
-        if progress.epoch == 2:
-            raise Stop
-
-    trainer = Trainer(config, tmp_path / "parts")
-    with pytest.raises(Stop):
-        trainer.run(stop)
-    assert any(slot.under_way for slot in trainer.slots)
-    resumed = Trainer(config, tmp_path / "parts", resume=True).run()
-    assert resumed.read_bytes() == whole.read_bytes()
+    assert_resumes_bit_for_bit(config, tmp_path)
 
 
 @pytest.mark.parametrize(
