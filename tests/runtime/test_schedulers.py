@@ -157,8 +157,8 @@ def test_checkpoints_from_before_schedulers_could_cycle_load():
 def test_one_cycle_around_one_learns():
     model = Regression()
     optimizer = LearnedOptimizer(model.parameters())
-    scheduler = lrs.OneCycleLR(optimizer, max_lr=1.0, total_steps=100)
-    losses = train(model, optimizer, minibatches(100), scheduler=scheduler)
+    scheduler = lrs.OneCycleLR(optimizer, max_lr=1.0, total_steps=300)
+    losses = train(model, optimizer, minibatches(300), scheduler=scheduler)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
