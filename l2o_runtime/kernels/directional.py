@@ -17,7 +17,7 @@ from l2o_runtime.kernels.lstm import Scratch, move, push
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, columns, compiled, corrections
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each, sides
-from l2o_runtime.rules.tiered_features import BETAS
+from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.stepping.parts import Part
 
 

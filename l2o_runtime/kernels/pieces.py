@@ -18,7 +18,7 @@ from l2o_runtime.kernels import Kernel
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, chunk_size, gradient, parameter
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.rules.tiered_features import AVERAGES, BETAS
+from l2o_runtime.rules.statistics import AVERAGES, BETAS
 from l2o_runtime.stepping.parts import Part
 
 Code = dict[str, Callable[[int, int], None]]
@@ -74,7 +74,7 @@ class Batch:
 
 
 class PieceKernel(Kernel):
-    """A kernel for rules with the averages of `tiered_features`, whose code takes a table of pieces.
+    """A kernel for rules with the averages of `statistics`, whose code takes a table of pieces.
 
     Attributes:
         totals: sums that its code "observe" gives, Σ|g| first.

@@ -7,7 +7,7 @@ import torch
 from llvmlite import ir
 
 from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop
-from l2o_runtime.rules.tiered_features import BETAS, Averages, average
+from l2o_runtime.rules.statistics import BETAS, Averages, average
 
 F64 = ir.DoubleType()
 

@@ -22,9 +22,9 @@ from l2o_runtime.kernels.pieces import (
 )
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, tiered_module
 from l2o_runtime.rules.features import lowest_root
+from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
 from l2o_runtime.rules.tiered import TieredRule
-from l2o_runtime.rules.tiered_features import BETAS
 from l2o_runtime.stepping.parts import Part
 
 

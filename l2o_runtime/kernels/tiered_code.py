@@ -16,8 +16,9 @@ from l2o_runtime.kernels.pieces_code import F64, module_of_pieces, observing, po
 from l2o_runtime.rules.base import OUTPUTS
 from l2o_runtime.rules.features import combine
 from l2o_runtime.rules.restraint import restrain
+from l2o_runtime.rules.statistics import BETAS, Averages, average
 from l2o_runtime.rules.tiered import UNITS
-from l2o_runtime.rules.tiered_features import BETAS, INPUTS, TERMS, Averages, average, directions, look, terms
+from l2o_runtime.rules.tiered_features import INPUTS, TERMS, directions, look, terms
 
 Weight: TypeAlias = Callable[[int], Vector]
 """Gives a weight by its number."""

@@ -17,9 +17,8 @@ from l2o_runtime.config import ContextConfig, NoneConfig, require
 from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
-from l2o_runtime.rules.limits import relative_size
 from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_each, sides
-from l2o_runtime.rules.tiered_features import AVERAGES, SPANS, Averages, averages_of
+from l2o_runtime.rules.statistics import AVERAGES, SPANS, Averages, averages_of, relative_size
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 MOMENTUM = "m10"

@@ -8,12 +8,6 @@ from torch import Tensor
 from l2o_runtime.config import require
 from l2o_runtime.state import LARGEST
 
-LARGEST_GROWTH = 10.0
-"""Steps grow with their parameters, until these are 1 and so many times the initial ones."""
-
-SMALLEST_SIZE = 1e-3
-"""Steps are in proportion to parameters, and those that are smaller than this have to move too."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepLimits:
@@ -54,21 +48,3 @@ class StepLimits:
     def bound(self, trust: Tensor) -> Tensor:
         """What no coordinate of a direction exceeds, in the shape of κ."""
         return torch.where(trust < 1, torch.full_like(trust, self.largest), LARGEST)
-
-
-def relative_size(own: Tensor, everything: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """ρ = √(own + everything + 10⁻⁶), at most the larger of 1 and ten times what it was before the first step.
-
-    So steps are in proportion to parameters, but do not grow with them exponentially.
-
-    Args:
-        own: (..., S) mean square of each tensor's parameters.
-        everything: (..., 1) that of all parameters.
-        initial: (..., S) ρ before the first step; 0 before that.
-
-    Returns:
-        ρ and its initial value, (..., S) float32.
-    """
-    present = (own + everything + SMALLEST_SIZE**2).sqrt().float()
-    initial = torch.where(initial > 0, initial, present)
-    return torch.minimum(present, (LARGEST_GROWTH * initial).clamp_min(1.0)), initial

@@ -17,9 +17,10 @@ from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import OUTPUTS, Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.features import SMALLEST_SQUARE, combine, lowest_root, step_size
-from l2o_runtime.rules.limits import StepLimits, relative_size
+from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.restraint import restrain
-from l2o_runtime.rules.tiered_features import AVERAGES, INPUTS, TERMS, averages_of, directions, look, terms
+from l2o_runtime.rules.statistics import AVERAGES, averages_of, relative_size
+from l2o_runtime.rules.tiered_features import INPUTS, TERMS, directions, look, terms
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 UNITS = 8

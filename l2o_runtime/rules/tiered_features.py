@@ -1,74 +1,18 @@
-"""What the two-tier rule averages, sums up over a tensor, and shows to the network of a coordinate.
+"""What the two-tier rule sums up over a tensor, and shows to the network of a coordinate.
 
 As in `l2o_runtime.rules.features` every formula is written once, for tensors and for vectors of compiled code.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from l2o_runtime.arithmetic import quotients
-from l2o_runtime.state import LARGEST, State
-
-SPANS = {"m": (10, 100), "v": (100,)}
-"""Averages of gradients and of their squares, per coordinate: over about so many steps."""
-
-AVERAGES = [f"{kind}{span}" for kind, spans in SPANS.items() for span in spans]
-"""Names of these states, in the order in which the formulas take and give them."""
-
-BETAS = [1 - 1 / span for spans in SPANS.values() for span in spans]
-"""Of these averages."""
+from l2o_runtime.rules.statistics import Averages
 
 INPUTS = 8
 """Numbers per coordinate that its network sees."""
 
 TERMS = 8
 """Sums over a tensor's coordinates, after those of `Progress`."""
-
-
-class Averages(NamedTuple):
-    """Averages of a coordinate's gradients with the newest one in.
-
-    Attributes:
-        grad: clipped.
-        fast, slow: m̂₁₀ and m̂₁₀₀.
-        root: √v̂₁₀₀.
-        new: m10, m100, v100.
-    """
-
-    grad: Any
-    fast: Any
-    slow: Any
-    root: Any
-    new: list[Any]
-
-
-def average(grad: Any, averages: Sequence[Any], corrections: Sequence[Any]) -> Averages:
-    """Bias-corrected averages over 10 and 100 steps, and of squares over 100.
-
-    Args:
-        grad: g.
-        averages: m10, m100 and v100 before this step.
-        corrections: 1 − βᵗ of each.
-    """
-    grad = grad.clamp(-LARGEST, LARGEST)
-    spans = [(x, span) for kind, x in (("m", grad), ("v", grad.square())) for span in SPANS[kind]]
-    new = [old + (x - old) * (1 / span) for old, (x, span) in zip(averages, spans, strict=True)]
-    fast, slow, square = (value / correction for value, correction in zip(new, corrections, strict=True))
-    return Averages(grad, fast, slow, square.sqrt(), new)
-
-
-def averages_of(grad: Tensor, state: State) -> tuple[Averages, State]:
-    """`average` from a state, and the new state.
-
-    Args:
-        grad: (..., n).
-        state: averages (..., n) and step (..., n) or (..., 1), zero at the start.
-    """
-    step = state["step"] + 1
-    averages = average(grad, [state[key] for key in AVERAGES], [1 - beta**step for beta in BETAS])
-    return averages, {"step": step} | dict(zip(AVERAGES, averages.new, strict=True))
 
 
 def terms(param: Any, grad: Any, fast: Any, slow: Any, root: Any) -> list[Any]:

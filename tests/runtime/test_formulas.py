@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2o_runtime import arithmetic
 from l2o_runtime.contexts.progress import normalized_products
-from l2o_runtime.rules import features, restraint, tiered_features
+from l2o_runtime.rules import features, restraint, statistics, tiered_features
 from l2o_runtime.state import LARGEST
 
 pytest.importorskip("llvmlite", reason="vectors need llvmlite: pip install 'l2o-runtime[fast]'")
@@ -67,12 +67,12 @@ def everything(seen) -> list:
 
 
 def tiered_look(relative, grad, fast, slow, root, *tensor) -> tiered_features.Look:
-    return tiered_features.look(relative, tiered_features.Averages(grad, fast, slow, root, []), *tensor)
+    return tiered_features.look(relative, statistics.Averages(grad, fast, slow, root, []), *tensor)
 
 
 def tiered_directions(relative, grad, fast, slow, root, floor, size, inverse_fast) -> list:
     seen = tiered_look(relative, grad, fast, slow, root, floor, size)
-    return tiered_features.directions(seen, tiered_features.Averages(grad, fast, slow, root, []), inverse_fast)
+    return tiered_features.directions(seen, statistics.Averages(grad, fast, slow, root, []), inverse_fast)
 
 
 # What is put in: θ, g and averages of all magnitudes, roots and squares that are not negative, 1 − βᵗ, outputs, logs.
@@ -101,7 +101,7 @@ FORMULAS: dict[str, tuple[str, Formula]] = {
     "combine": ("ooooxxxx", lambda *x: [features.combine(x[:4], x[4:])]),
     "step_size": ("o", lambda output: [features.step_size(output)]),
     "normalized_products": ("xxv", normalized_products),
-    "average": ("xxxvccc", lambda g, *x: everything(tiered_features.average(g, x[:3], x[3:]))),
+    "average": ("xxxvccc", lambda g, *x: everything(statistics.average(g, x[:3], x[3:]))),
     "terms": ("xxxxr", tiered_features.terms),
     "directions": (
         "oxxxrrlo",
@@ -143,7 +143,7 @@ def test_formulas_are_the_same_for_tensors_and_vectors(name, seed):
 
 
 def test_every_formula_is_in_the_table():
-    for module in (arithmetic, features, tiered_features, restraint):
+    for module in (arithmetic, features, statistics, tiered_features, restraint):
         own = {n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
         assert {n for n in own - STATEFUL if n != "look"} <= FORMULAS.keys()
 

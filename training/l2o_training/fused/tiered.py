@@ -22,9 +22,10 @@ from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, network, t
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.features import LARGEST_SIZE, combine, lowest_root, step_size
 from l2o_runtime.rules.restraint import share as restrained_share
+from l2o_runtime.rules.statistics import AVERAGES, BETAS, average
 from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
 from l2o_runtime.rules.tiered import UNITS, TieredRule
-from l2o_runtime.rules.tiered_features import AVERAGES, BETAS, INPUTS, average, directions, look
+from l2o_runtime.rules.tiered_features import INPUTS, directions, look
 from l2o_runtime.state import State
 
 PIECE = 8192

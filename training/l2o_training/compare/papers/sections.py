@@ -178,6 +178,12 @@ def _pooled(numbers: Numbers, labels: dict[str, str]) -> dict[str, dict[str, np.
     }
 
 
+def _smooth(numbers: Numbers, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """`_pooled` of rules and Adam at 0.01, as running means."""
+    pooled = _pooled(numbers, {name: name for name in names} | {ADAM: "Adam 0.01"})
+    return {task: {name: smoothed(losses) for name, losses in named.items()} for task, named in pooled.items()}
+
+
 def _final(numbers: Numbers, name: str, task: str, statistic: Callable[[np.ndarray], np.ndarray] = final) -> str:
     curves = numbers.of(name, task)
     return NOT_RUN if curves is None else with_spread(statistic(curves))
@@ -250,14 +256,15 @@ def bundle(experiments: list[Numbers], out: Path) -> Section:
     (numbers,) = experiments
     names = [bundled(rule) for rule in numbers.experiment.rules]
     rows = [_at(numbers, name, task, at) for name in names for at in CHECKPOINTS for task in numbers.tasks]
-    panels(_pooled(numbers, {name: name for name in names} | {ADAM: "Adam 0.01"}), out / "bundled.png", CHECKPOINTS)
+    panels(_smooth(numbers, names), out / "bundled.png", CHECKPOINTS)
     header = ["rule", "task", "steps", "loss", "Adam 0.01", "Adam tuned", "loss / Adam 0.01's", "loss / tuned Adam's"]
     score = [f"- {name}, {at} steps: {_score(numbers, name, at)}." for name in names for at in CHECKPOINTS]
     return Section(
         f"Mean of the 10 steps up to there, ± over {numbers.experiment.runs} runs. Adam is tuned for each line on the "
         f"very runs it is scored on, over {', '.join(f'{lr:g}' for lr in numbers.experiment.lrs)}.\n\n"
         + "\n\n".join(["\n".join(score), markdown(header, rows), "![curves](bundled.png)"])
-        + "\n\nMean over runs, band ± 1 standard deviation; of Adam at 0.01 alone. Dotted: the steps of the table."
+        + "\n\nRunning means over 10 steps, mean over runs, band ± 1 standard deviation; of Adam at 0.01 alone. "
+        "Dotted: the steps of the table."
     )
 
 
@@ -280,18 +287,16 @@ def _shares(numbers: Numbers, name: str, task: str, at: int) -> tuple[float, flo
 def horizon(experiments: list[Numbers], out: Path) -> Section:
     """Losses far beyond what rules were meta-trained for."""
     (numbers,) = experiments
-    rows, marks, names = [], set(), {}
+    rows, marks, names = [], set(), []
     for rule in numbers.experiment.rules:
         own, length = bundled(rule), load_rule(rule).config.horizon
-        names[own] = own
+        names.append(own)
         marks |= {multiple * length for multiple in MULTIPLES}
         for task in numbers.tasks:
             for multiple in MULTIPLES:
                 name, *cells = _at(numbers, own, task, multiple * length)
                 rows.append([f"{name}, {multiple} × {length}", *cells])
-    curves = _pooled(numbers, names | {ADAM: "Adam 0.01"})
-    smooth = {task: {name: smoothed(c) for name, c in named.items()} for task, named in curves.items()}
-    panels(smooth, out / "horizon.png", tuple(sorted(marks)))
+    panels(_smooth(numbers, names), out / "horizon.png", tuple(sorted(marks)))
     header = ["rule, horizon", "task", "steps", "loss", "Adam 0.01", "Adam tuned", "/ Adam 0.01's", "/ tuned Adam's"]
     return Section(
         f"Mean of the 10 steps up to there, ± over {numbers.experiment.runs} runs. Adam is tuned for each line on the "
