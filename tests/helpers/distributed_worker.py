@@ -25,8 +25,11 @@ from l2o_runtime import LearnedOptimizer, save_rule
 RULE = "normalized-dmd"
 """A bundled rule with a context, unless a scenario has its own."""
 
-STEPS = 50
-"""Of most runs: windows are full after 21, and half-way."""
+STEPS = 26
+"""Of most runs: windows are full after 21."""
+
+RESUMED_STEPS = 44
+"""Of those that are saved half-way: windows are full by then."""
 
 GUARDED_STEPS = 100
 """Under a safeguard: its first trial begins at step 50, and is undone at 80; the second ends at 100."""
@@ -153,7 +156,8 @@ def save_half_way(folder: Path, **options: object) -> dict[str, float]:
     """Train, write a checkpoint in the middle, and go on to the end."""
     model = fully_sharded()
     optimizer = LearnedOptimizer(model.parameters(), **{"rule": RULE} | options)
-    half, end = length(options) // 2, length(options)
+    end = max(length(options), RESUMED_STEPS)
+    half = end // 2
     train(model, optimizer, 0, half)
     if "safeguard" in options:
         assert optimizer.health()["trials"] == 1
@@ -174,7 +178,8 @@ def resume(folder: Path, **options: object) -> dict[str, float]:
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder / "checkpoint")
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
-    half, end = length(options) // 2, length(options)
+    end = max(length(options), RESUMED_STEPS)
+    half = end // 2
     assert optimizer.health()["steps"] == half
     train(model, optimizer, half, end)
     return {"to the uninterrupted run": float((flat(model) - torch.load(folder / "end.pt")).abs().max())}
@@ -222,8 +227,8 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "DDP, safeguard": lambda: with_ddp(safeguard="adam"),
         "FSDP2": lambda: parallel(fully_sharded),
         "FSDP2, safeguard": lambda: parallel(fully_sharded, safeguard="adam", weight_decay=0.01),
-        "FSDP2, exact window": lambda: parallel(fully_sharded, rule=exact, lr=0.2),
-        "FSDP2, KAE": lambda: parallel(fully_sharded, rule=kae, lr=0.2),
+        "FSDP2, exact window": lambda: parallel(fully_sharded, rule=exact, lr=0.4),
+        "FSDP2, KAE": lambda: parallel(fully_sharded, rule=kae, lr=0.4),
         "FSDP2 over copies": lambda: parallel(hybrid),
         "FSDP2, directional": lambda: parallel(fully_sharded, **fall),
         "FSDP2 over copies, directional": lambda: parallel(hybrid, **fall),

@@ -63,7 +63,7 @@ def test_a_rule_comes_to_say_what_its_expert_says(estimator, tmp_path):
     config = dataclasses.replace(
         TINY,
         estimator=estimator,
-        particles=8,
+        particles=4,
         sigma=0.05,
         lr=0.02,
         epochs=60,

@@ -223,19 +223,19 @@ def test_a_silent_context_is_meta_trained_as_none_at_all(tmp_path, monkeypatch, 
 
 def test_killed_run_resumes_to_the_same_rule(tmp_path):
     settings = [f"--set={x}" for x in [*TINY_DIGITS, "epochs=6"]]
-    command = [sys.executable, "-m", "l2o_cli", "train", "--preset", "demo", "--threads", "1", *settings]
 
     def train(folder, *more):
-        return [*command, "--out", str(tmp_path / folder), *more]
+        return ["train", "--preset", "demo", "--threads", "1", *settings, "--out", str(tmp_path / folder), *more]
 
-    subprocess.run(train("whole"), check=True, capture_output=True)
-    victim = subprocess.Popen(train("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert CliRunner().invoke(app, train("whole")).exit_code == 0
+    command = [sys.executable, "-m", "l2o_cli", *train("killed")]
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     while victim.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
         time.sleep(0.01)
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
-    subprocess.run(train("killed", "--resume"), check=True, capture_output=True)
+    assert CliRunner().invoke(app, train("killed", "--resume")).exit_code == 0
     whole, killed = (tmp_path / name / "rule.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
 
