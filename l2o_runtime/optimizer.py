@@ -271,7 +271,7 @@ class LearnedOptimizer(Optimizer):
 
     def fall(self, group: dict[str, Any]) -> float:
         """For wrappers: what others who step multiply their learning rate by, so that a run of known length ends."""
-        return 1.0 if self._schedule.total is None else float(self._schedule.factor(group, self._steps))
+        return self._schedule.fall(self._steps)
 
     def decay(self, group: dict[str, Any]) -> float:
         """For wrappers: the part of itself that a parameter of a group loses in a step."""

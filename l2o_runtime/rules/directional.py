@@ -45,6 +45,15 @@ KEPT = ("xx", *(f"{kind}{span}" for span in SPANS["m"] for kind in ("product", "
 SPENT = 0.1
 """Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
 
+GROWTH = 2.0
+"""Steps grow with a tensor's parameters until these are so many times the initial ones: else large steps run away."""
+
+SHARE = 0.25
+"""Of the size of all parameters in that of a matrix, so that those that are zero move too."""
+
+DECAY_UNIT = 0.005
+"""What weight decay is multiplied by: AdamW's values mean about what they mean there."""
+
 SMALLEST_ENERGY = 1e-6
 """Beside squares of gradients that are divided by the root of their mean square."""
 
@@ -57,7 +66,8 @@ class DirectionalConfig(RuleConfig):
 
     Attributes:
         hidden: units of the network's layer.
-        output_scale: length of a step beside the parameters' own, at lr = 1.
+        output_scale: length of a step beside the parameters' own, at lr = 1; chosen for runs of 2,500 steps, and
+            shorter ones have longer steps (`l2o_runtime.stepping.schedule.told`).
         rank: singular values of a matrix that are made equal, the others being scaled together; 0 takes Adam's
             direction for matrices too.
         shrink, grow: bounds on the correction of a step's size: it is in 1/shrink … grow.
@@ -67,7 +77,7 @@ class DirectionalConfig(RuleConfig):
     kind: ClassVar[str] = "directional"
     features: ClassVar[str] = "directions"
     hidden: int = 8
-    output_scale: float = 0.005
+    output_scale: float = 0.015
     horizon: int = 10_000
     rank: int = 16
     shrink: float = 4.0
@@ -104,8 +114,8 @@ class DirectionalConfig(RuleConfig):
 
     @property
     def decay_unit(self) -> float:
-        """The length of a step beside the parameters."""
-        return self.output_scale
+        """As at a step of `DECAY_UNIT` beside the parameters."""
+        return DECAY_UNIT
 
 
 class Sums(NamedTuple):
@@ -183,10 +193,11 @@ class DirectionalRule(Rule):
     d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
-    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is of `relative_size`. The weights w in ± `mix` and the correction c
-    are the network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c
-    follows what it says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or
-    grows because time passes. Before meta-training w = 0 and c = 1.
+    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ² is the mean square of the tensor, and that of all parameters, of which
+    matrices take a quarter of the root (`relative_size`); ρ is at most twice what it was before the first step. The
+    weights w in ± `mix` and the correction c are the network's; it sees how far gradients agree over 10 and 100 steps,
+    a tensor's size, and the context. log c follows what it says with an average over 20 steps. The network has no
+    memory and no clock, so nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
@@ -257,7 +268,8 @@ class DirectionalRule(Rule):
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
         count = own.size.clamp_min(1)
         mean_theta = (own.theta.sum(-1) / own.size.sum(-1).clamp_min(1)).unsqueeze(-1)
-        rho, initial = relative_size(own.theta / count, mean_theta, state["tensor_initial_rho"])
+        everything = torch.where(shapes[..., 0] > 1, SHARE**2, 1.0) * mean_theta
+        rho, initial = relative_size(own.theta / count, everything, state["tensor_initial_rho"], GROWTH, free=0.0)
         steps = state["tensor_steps"] + 1
         found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
         new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}

@@ -72,19 +72,23 @@ def averages_of(grad: Tensor, state: State) -> tuple[Averages, State]:
     return averages, {"step": step} | dict(zip(AVERAGES, averages.new, strict=True))
 
 
-def relative_size(own: Tensor, everything: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+def relative_size(
+    own: Tensor, everything: Tensor, initial: Tensor, growth: float = LARGEST_GROWTH, free: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """ρ = √(own + everything + 10⁻⁶), at most the larger of 1 and ten times what it was before the first step.
 
     So steps are in proportion to parameters, but do not grow with them exponentially.
 
     Args:
         own: (..., S) mean square of each tensor's parameters.
-        everything: (..., 1) that of all parameters.
+        everything: (..., S) or (..., 1) that of all parameters, or what counts of it.
         initial: (..., S) ρ before the first step; 0 before that.
+        growth: the ten.
+        free: the one.
 
     Returns:
         ρ and its initial value, (..., S) float32.
     """
     present = (own + everything + SMALLEST_SIZE**2).sqrt().float()
     initial = torch.where(initial > 0, initial, present)
-    return torch.minimum(present, (LARGEST_GROWTH * initial).clamp_min(1.0)), initial
+    return torch.minimum(present, (growth * initial).clamp_min(free)), initial

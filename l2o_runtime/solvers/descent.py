@@ -10,7 +10,7 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.rules.base import mean_squares
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State, zeros
-from l2o_runtime.stepping.schedule import anytime, linear
+from l2o_runtime.stepping.schedule import anytime, told
 
 COORDINATES, OPTIMIZATION, LAYOUT = "coordinates/", "optimization/", "layout/"
 """What names in the state begin with: the rule's state per coordinate, the rest of it, and the layout."""
@@ -77,7 +77,7 @@ class Descent(Solver):
         if not self.scheduled:
             return 1.0, {}
         done, total = state[DONE] + 1, state[TOTAL]
-        factor = torch.where(total > 0, linear(done, total.clamp_min(1)), anytime(done))
+        factor = torch.where(total > 0, told(done, total.clamp_min(1)), anytime(done))
         return factor, {DONE: done, TOTAL: total}
 
     def choose(self, params: Tensor, state: State, places: Tensor) -> Chosen:

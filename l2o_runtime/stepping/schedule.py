@@ -17,6 +17,12 @@ WARM_UP = 0.02
 RISE = 20
 """Steps in which they grow where nobody knows how long the run is."""
 
+LENGTH = 2500
+"""Shorter runs than this have longer steps: with more of them a network gets as far with shorter ones."""
+
+LONGEST = 3.0
+"""How much longer they may be."""
+
 ANYTIME = 2.0
 """How long steps would be at the beginning of such a run, beside the longest where the length is known."""
 
@@ -34,6 +40,15 @@ def linear(step: Tensor, total: int | Tensor) -> Tensor:
     return rising * (1 - step / total).clamp_min(0.0)
 
 
+def told(step: Tensor, total: int | Tensor) -> Tensor:
+    """`linear`, times √(2500 / T) in shorter runs than 2,500 steps, but at most 3.
+
+    >>> told(torch.tensor(50), 100), told(torch.tensor(500), 625), told(torch.tensor(5000), 10_000)
+    (tensor(1.5000), tensor(0.4000), tensor(0.5000))
+    """
+    return (LENGTH / torch.as_tensor(total)).sqrt().clamp(1.0, LONGEST) * linear(step, total)
+
+
 def anytime(step: Tensor) -> Tensor:
     """2 min(1, t/20) / √(1 + t/25): falls for ever, as in stochastic approximation.
 
@@ -49,7 +64,8 @@ class Schedule:
 
     Attributes:
         total: the number of steps of the run, if it is known.
-        fades: whether steps become shorter by themselves where it is not, and no scheduler makes them.
+        fades: whether a rule leaves the size of its steps to this: they are longer in short runs, and become shorter by
+            themselves where the length is not known and no scheduler makes them.
     """
 
     total: int | None = None
@@ -63,5 +79,9 @@ class Schedule:
             done: gives the number () of steps so far; it is asked only where that matters.
         """
         if self.total is not None:
-            return linear(done().double() + 1, self.total)
+            return (told if self.fades else linear)(done().double() + 1, self.total)
         return anytime(done().double() + 1) if self.fades and "initial_lr" not in group else 1.0
+
+    def fall(self, done: Callable[[], Tensor]) -> float:
+        """For optimizers that have their own size: `linear` in a run of known length, else 1."""
+        return 1.0 if self.total is None else float(linear(done().double() + 1, self.total))

@@ -30,7 +30,7 @@ def moves(optimizer, param, steps, after=lambda: None):
         param.grad = torch.ones_like(param)
         optimizer.step()
         after()
-        found.append(float((param.detach() - before).square().mean().sqrt()) / size / 0.005)
+        found.append(float((param.detach() - before).square().mean().sqrt()) / size / 0.015)
     return found
 
 
@@ -41,7 +41,15 @@ def fresh():
 def test_a_run_of_known_length_rises_and_falls(rule):
     param = fresh()
     found = moves(LearnedOptimizer([param], rule, total_steps=100), param, 100)
-    assert found == pytest.approx([min(1, t / 2) * (1 - t / 100) for t in range(1, 101)], rel=2e-3, abs=1e-6)
+    assert found == pytest.approx([3 * min(1, t / 2) * (1 - t / 100) for t in range(1, 101)], rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("total", "factor"), [(625, 2.0), (2500, 1.0), (10_000, 1.0)])
+def test_short_runs_have_longer_steps(rule, total, factor):
+    param = fresh()
+    found = moves(LearnedOptimizer([param], rule, total_steps=total), param, 20)
+    expected = [factor * min(1, t / (0.02 * total)) * (1 - t / total) for t in range(1, 21)]
+    assert found == pytest.approx(expected, rel=2e-3)
 
 
 def test_past_its_end_nothing_moves_and_one_warning_says_so(rule):
@@ -107,7 +115,7 @@ def test_both_multiply_and_are_told_of(rule):
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
     with pytest.warns(UserWarning, match="total_steps has a schedule of its own"):
         found = moves(optimizer, param, 10)
-    assert found == pytest.approx([0.5 * (1 - t / 10) for t in range(1, 11)], rel=2e-3, abs=1e-6)
+    assert found == pytest.approx([1.5 * (1 - t / 10) for t in range(1, 11)], rel=2e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"total_steps": 12}, {}, {"averaging": True}])
@@ -168,7 +176,7 @@ def test_weight_decay_is_in_proportion_to_the_step(rule):
         param.grad = torch.ones_like(param)
         optimizer.step()
         ends.append(param.detach())
-    torch.testing.assert_close(ends[0] - ends[1], torch.full((6,), 3 * 0.1 * 0.005 * 0.9), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ends[0] - ends[1], torch.full((6,), 3 * 0.1 * 0.005 * 3 * 0.9), rtol=1e-3, atol=1e-6)
 
 
 def test_the_mean_of_the_latest_parameters(rule):
@@ -201,7 +209,7 @@ def test_a_step_that_is_not_taken_does_not_count(rule):
     param.grad = torch.full((6,), math.nan)
     optimizer.step()
     assert torch.equal(optimizer.state[param]["averaged"], mean)
-    assert moves(optimizer, param, 1) == pytest.approx([0.7], rel=2e-3)
+    assert moves(optimizer, param, 1) == pytest.approx([2.1], rel=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
