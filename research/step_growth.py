@@ -1,0 +1,47 @@
+"""Should steps grow with the parameters, how long should they be, and how does that depend on the length of a run?
+
+Verdict: at most twofold. Then they may be three times as long, and shorter runs want longer ones, up to 2,500 steps:
+docs/decisions/0096-steps-are-in-proportion-to-initial-parameters.md. `--growth 10 --share 1 --lr 0.333` is nearly the
+step of before.
+
+    python research/step_growth.py --data-root data --tasks lenet diabetes --growth 2 10 --share 0.25 1 --lr 0.333 1 2
+
+Runs are told their length; `--lr` multiplies the default's steps.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+from everyday_loop import measure, parser, untrained
+
+from l2o_runtime.rules import DirectionalConfig, directional
+from l2o_runtime.stepping import schedule
+from l2o_training.compare import contenders
+
+
+def main() -> None:
+    """Run all combinations on every task."""
+    found = parser(__doc__)
+    found.add_argument("--growth", nargs="+", type=float, default=[2.0, 10.0], help="bound on that of steps")
+    found.add_argument(
+        "--share", nargs="+", type=float, default=[0.25, 1.0], help="of all parameters in a matrix's size"
+    )
+    found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
+    found.add_argument("--longest", type=float, default=1.0, help="how much longer steps may be in short runs")
+    options = found.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = untrained(Path(folder) / "untrained.safetensors", DirectionalConfig())
+        for growth, share in itertools.product(options.growth, options.share):
+            names = [(f"growth {growth:g}, share {share:g}, lr {lr:g}", lr) for lr in options.lr]
+            with (
+                patch.object(directional, "GROWTH", growth),
+                patch.object(directional, "SHARE", share),
+                patch.object(schedule, "LONGEST", options.longest),
+            ):
+                measure(options, [(name, contenders.of_rule(name, path, "total"), lr) for name, lr in names])
+
+
+if __name__ == "__main__":
+    main()
