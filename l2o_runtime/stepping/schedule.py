@@ -23,7 +23,7 @@ LENGTH = 2500
 LONGEST = 3.0
 """How much longer they may be."""
 
-ANYTIME = 2.0
+ANYTIME = 4 / 3
 """How long steps would be at the beginning of such a run, beside the longest where the length is known."""
 
 FADING = 25.0
@@ -50,10 +50,10 @@ def told(step: Tensor, total: int | Tensor) -> Tensor:
 
 
 def anytime(step: Tensor) -> Tensor:
-    """2 min(1, t/20) / √(1 + t/25): falls for ever, as in stochastic approximation.
+    """4/3 min(1, t/20) / √(1 + t/25): falls for ever, as in stochastic approximation.
 
     >>> anytime(torch.tensor([1, 75, 375]))
-    tensor([0.0981, 1.0000, 0.5000])
+    tensor([0.0654, 0.6667, 0.3333])
     """
     return ANYTIME * (step / RISE).clamp_max(1.0) / (1 + step / FADING).sqrt()
 

@@ -88,7 +88,7 @@ class HandMade:
     ("options", "lr"),
     [
         ({"total_steps": 40}, lambda t: 0.045 * min(1, t / 0.8) * (1 - t / 40)),
-        ({}, lambda t: 0.03 * min(1, t / 20) / math.sqrt(1 + t / 25)),
+        ({}, lambda t: 0.02 * min(1, t / 20) / math.sqrt(1 + t / 25)),
         ({"schedule": "constant", "lr": 0.5}, lambda t: 0.0075),
     ],
 )

@@ -64,7 +64,7 @@ def test_past_its_end_nothing_moves_and_one_warning_says_so(rule):
 def test_without_a_length_steps_fade_with_the_root_of_their_number(rule):
     param = fresh()
     found = moves(LearnedOptimizer([param], rule), param, 60)
-    assert found == pytest.approx([2 * min(1, t / 20) / math.sqrt(1 + t / 25) for t in range(1, 61)], rel=2e-3)
+    assert found == pytest.approx([4 / 3 * min(1, t / 20) / math.sqrt(1 + t / 25) for t in range(1, 61)], rel=2e-3)
 
 
 @pytest.mark.parametrize(
