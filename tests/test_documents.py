@@ -76,6 +76,13 @@ def test_paths_exist(page):
     assert not wrong
 
 
+def with_neighbours(script: Path) -> str:
+    """The text of a script, and of the modules beside it that it imports, which may add options."""
+    text = script.read_text(encoding="utf-8")
+    beside = [script.with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", text, re.MULTILINE)]
+    return text + "".join(path.read_text(encoding="utf-8") for path in beside if path.is_file())
+
+
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_what_programs_take(page):
     """Options of `l2o` exist, presets take what is set, and scripts name their options."""
@@ -88,7 +95,7 @@ def test_commands_are_what_programs_take(page):
             if "--preset" in words and (name := words[words.index("--preset") + 1]) in preset_names():
                 load_preset(name, [word for flag, word in pairwise(words) if flag == "--set"])
         elif words[0] == "python" and words[1].endswith(".py"):
-            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            source = with_neighbours(ROOT / words[1])
             wrong += [(line, word) for word in words if word[:2] == "--" and f'"{word.split("=")[0]}"' not in source]
         elif words[:3] == ["python", "-m", "pytest"] or words[0] == "pytest":
             wrong += [(line, word) for word in words if "/" in word and not (ROOT / word).exists()]
