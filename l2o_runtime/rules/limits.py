@@ -1,4 +1,4 @@
-"""How long steps may be beside the parameters, and in networks that are larger than a rule knows."""
+"""How long steps may be in networks that are larger than a rule knows."""
 
 from dataclasses import dataclass
 

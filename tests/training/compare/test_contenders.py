@@ -55,3 +55,11 @@ def test_grids_are_log_spaced():
         contenders.baselines("adam,rmspop")
     with pytest.raises(ConfigError, match="adam sets the target"):
         contenders.baselines("momentum")
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("directional", 2.0), ("scale", 1.0)])
+def test_told_a_rule_takes_the_steps_on_flat_tasks_that_its_optimizer_takes(rule, factor):
+    """In short runs a rule that leaves its size to a schedule has longer steps; another has not."""
+    (_, told) = contenders.rules([rule], ["total"])
+    steps = told.solver(1.0, 625)
+    assert [steps.factor(done) for done in (12, 499)] == pytest.approx([factor * (1 - 13 / 625), factor / 5])

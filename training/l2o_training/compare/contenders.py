@@ -21,7 +21,7 @@ from l2o_runtime.files.artifact import find_rule, load_rule, read_rule
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Point, Problems, Solver
 from l2o_runtime.state import State
-from l2o_runtime.stepping.schedule import told
+from l2o_runtime.stepping import schedule as stepping
 from l2o_training.compare.baselines import BASELINES, Baseline, cosine, find_baselines
 from l2o_training.compare.code import OWN, code_version
 from l2o_training.fused.lstm import fuse
@@ -183,15 +183,10 @@ def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, 
     rule = _loaded(path, digest)
     if schedule is None:
         return Descent(rule)
-    return Scheduled(Descent(rule, scheduled=False), partial(FACTORS[schedule], total=steps))
-
-
-def _told(done: int, total: int) -> float:
-    return float(told(torch.tensor(done + 1), total))
-
-
-FACTORS: dict[Schedule, Callable[..., float]] = {"cosine": cosine, "total": _told}
-"""On the step after so many steps of so many."""
+    if schedule == "cosine":
+        return Scheduled(Descent(rule, scheduled=False), partial(cosine, total=steps))
+    own = stepping.Schedule(steps, fades=rule.config.scheduled)
+    return Scheduled(Descent(rule, scheduled=False), lambda done: float(own.factor({}, lambda: torch.tensor(done))))
 
 
 @functools.lru_cache(8)
