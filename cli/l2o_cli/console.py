@@ -69,6 +69,7 @@ def friendly_errors() -> Iterator[None]:
         from l2o_export.formats import ExportError
         from l2o_training.errors import Interrupted, Quiet, RunError
         from l2o_training.tasks.data import DataError
+        from l2o_training.tasks.own import TaskError
 
         yield
     except KeyboardInterrupt as error:  # the first one, as it may come before the others are imported
@@ -76,6 +77,9 @@ def friendly_errors() -> Iterator[None]:
             _say(str(error) or "interrupted")
         raise typer.Exit(130) from None
     except (ArtifactError, ConfigError, DataError, ExportError, RunError) as error:
+        _fail(str(error))
+    except TaskError as error:
+        err.print(error.trace.rstrip(), soft_wrap=True, end="\n" if error.trace else "")
         _fail(str(error))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""

@@ -31,17 +31,20 @@ def evaluate(
     rules: Annotated[list[str], typer.Argument(help="Rules: .safetensors files or bundled names.")],
     suite: Annotated[str, typer.Option(help="Which tasks (see `l2o suites`).")] = "digits",
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Only this task of the suite; may be repeated.")
+        list[str] | None,
+        typer.Option("--task", help="A task of the suite, or one of your own, file.py:function; may be repeated."),
     ] = None,
     baselines: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma-separated: adam, adam-0.001, adamw-cosine, adamw-linear, muon-linear, schedule-free, nadamw, "
-            "sgd, momentum, rmsprop; or all."
+            "sgd, momentum, rmsprop; or all.",
+            show_default="all; own tasks: four",
         ),
-    ] = "all",
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a run at horizon 1.", show_default="300; scripts: 100")
+        int | None,
+        typer.Option(min=1, help="Steps of a run at horizon 1.", show_default="300; scripts: 100; own: 1000"),
     ] = None,
     horizons: Annotated[
         str | None,
@@ -70,15 +73,14 @@ def evaluate(
 ) -> None:
     """Compare rules with hand-made optimizers whose learning rate is tuned for every task and length.
 
-    Losses are means over the last 10 steps, as ratios to tuned Adam's. The folder gets results.json, results.csv and
-    a picture of the loss curves per length; --report writes a page with all of it.
+    Losses are means over the last 10 steps. The folder gets results.json, results.csv and pictures; --report writes a
+    page with all of it.
 
-    What was measured is kept under --out: a stopped evaluation goes on where it was, and two processes with the same
-    arguments share the work. See docs/evaluation.md.
-
-    Example: l2o eval runs/demo/rule.safetensors --suite digits
+    What was measured is kept under --out: a stopped evaluation goes on where it was.
 
     Example: l2o eval default --suite unseen --horizons 1 --report report.html
+
+    Example: l2o eval runs/mine/rule.safetensors default --task my_tasks.py:make --report report.html
     """
     with friendly_errors():
         from l2o_training.compare import evaluation
@@ -102,7 +104,7 @@ def evaluate(
                 seed=seed,
             )
             study = evaluation.start(request, out_dir, data_root, download, device, report, ranks)
-            with progress(suite) if ranks.main else nullcontext() as tell_progress:
+            with progress(study.suite) if ranks.main else nullcontext() as tell_progress:
                 measure(study, *([tell_progress] if tell_progress else []), ranks=ranks)
             if not ranks.main:
                 return
@@ -120,7 +122,7 @@ def evaluate(
 
 def tell(findings: "Findings", *, wide: bool) -> None:
     """Print tables for every length of runs, then what they say in words, and what to know before believing it."""
-    from l2o_training.compare.report.words import cautions, headline
+    from l2o_training.compare.report.words import advice, cautions, headline
 
     for horizon in findings.study.horizons:
         for make, most in ((overview, len(titles(findings))), (by_task, len(findings.study.contenders))):
@@ -132,6 +134,8 @@ def tell(findings: "Findings", *, wide: bool) -> None:
     for contender in findings.study.contenders:
         if contender.learned:
             out.print(f"{contender.name}:", *headline(findings, contender))
+            for line in advice(findings, contender):
+                out.print(f"{contender.name}: {line}")
     for text in cautions(findings):
         out.print(text)
 

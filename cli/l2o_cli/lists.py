@@ -17,7 +17,7 @@ PURPOSES = {
 """What each bundled rule is for, what most people need first."""
 
 GROUPS = {
-    "To begin": ("demo",),
+    "To begin": ("demo", "specialise"),
     "For rules to train with": ("directional", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
     "Reproductions of papers": ("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "rnnprop", "quadratics"),
 }

@@ -21,7 +21,28 @@ DOWNLOAD_TIMEOUT = 3600.0
 
 
 def train(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="A preset (see `l2o presets`) or a .toml file.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            "-p",
+            help="A preset (see `l2o presets`) or a .toml file.",
+            show_default="--task: specialise",
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="PLACE",
+            help="A task of your own, file.py:function or module:function; may be repeated. The file is run.",
+        ),
+    ] = None,
+    start: Annotated[str, typer.Option(help="Begin with this rule: a bundled name or a file.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the runs that the rule is for.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Fit the training to this time; with --resume, go on for so long.")
+    ] = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run.", show_default="runs/PRESET")
     ] = None,
@@ -50,21 +71,27 @@ def train(
     fresh instances) and learning-curve.png. Started by torchrun, or with --nproc, several ranks train together.
 
     Example: l2o train --preset demo --out runs/demo --set epochs=20
+
+    Example: l2o train --task my_tasks.py:make --steps 1000 --minutes 15 --out runs/mine
     """
     with friendly_errors():
         from l2o_runtime.config import require
         from l2o_training.ranks.launch import launch
         from l2o_training.ranks.rendezvous import join, launched
+        from l2o_training.specialise import PRESET, settings
 
-        changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-        folder = out_dir or Path("runs") / Path(preset).stem
+        require(bool(preset or tasks), "give --preset (see `l2o presets`), or --task with a task of your own")
+        chosen = preset or PRESET
+        changes = [*settings(tasks or (), start, steps), *(overrides or [])]
+        changes += [f"seed={seed}"] if seed is not None else []
+        folder = out_dir or Path("runs") / Path(chosen).stem
         require(nproc > 1 or max_restarts == 0, "--max-restarts: only with --nproc 2 or more")
         if nproc > 1 and not launched():
             launch(["-m", "l2o_cli", *sys.argv[1:]], nproc, max_restarts)
             return
         try:
             with join(timeout) as ranks:
-                _train(ranks, preset, changes, folder, data_root, download, device, resume, threads)
+                _train(ranks, chosen, changes, folder, data_root, download, device, resume, threads, minutes)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(str(error) or "interrupted before training: nothing was changed") from None
 
@@ -79,17 +106,19 @@ def _train(
     device: str,
     resume: bool,
     threads: int,
+    minutes: float | None,
 ) -> None:
     """Train as one of several ranks, or alone."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from l2o_training.config import load_preset, pick_device
-    from l2o_training.meta.epoch import Epoch
     from l2o_training.meta.folder import kept
     from l2o_training.meta.provenance import comparable, versions
     from l2o_training.meta.trainer import Trainer
+    from l2o_training.progress import training_bar
     from l2o_training.ranks.group import START_TIMEOUT
+    from l2o_training.specialise import prepare, verdict
+    from l2o_training.tasks.data import Datasets
 
     set_threads(threads or (1 if ranks.size > 1 else 0))
     place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
@@ -99,6 +128,19 @@ def _train(
     )
     ranks.require_shared(folder)
     ranks.connect(torch.device(place))
+    config, over = ranks.agree(
+        lambda: prepare(
+            config,
+            folder,
+            minutes=minutes,
+            resume=resume,
+            device=place,
+            load=Datasets(data_root, download=download),
+            ranks=ranks,
+            say=(lambda line: err.print(line, soft_wrap=True)) if ranks.main else None,
+        ),
+        None if minutes is None else max(DOWNLOAD_TIMEOUT, 60 * minutes),
+    )
 
     def build(fetch: bool = False) -> Trainer:
         return Trainer(
@@ -121,44 +163,29 @@ def _train(
         again = f", continuing after epoch {trainer.epoch}" if trainer.restored else ""
         text = f"meta-training {preset} (context {kind}) on {place}{count} into {folder}{again}"
         err.print(text, soft_wrap=True)
-    columns = (
-        TextColumn("epoch"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("{task.description}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, disable=not ranks.main) as bar:
-        started = trainer.epoch
-        job = bar.add_task("", total=config.epochs, completed=started)
-
-        def report(epoch: Epoch) -> None:
-            rate = epoch.steps / epoch.seconds
-            text = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}  {rate:.0f} inner steps/s"
-            text += f"  {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
-            bar.update(job, completed=epoch.epoch, description=text)
-
+    with training_bar(config.epochs, trainer.epoch, console=err, shown=ranks.main) as report:
         try:
-            path = trainer.run(report)
+            path = trainer.run(report, over)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept(folder, trainer.epoch)) from None
+    said = verdict(trainer)  # on all ranks, which share the work
     if ranks.main:
-        _conclude(trainer, path)
+        _conclude(trainer, path, said)
 
 
-def _conclude(trainer: "Trainer", path: Path) -> None:
+def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     """Say how good the rule is, and what can be done with it."""
     from l2o_training.meta.validation import RATES
 
-    config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
-    beside = "Adam: not finite" if adam["loss"] is None else f"Adam at {adam['lr']}: {adam['loss']:.4f}"
-    out.print(f"{path}  validation loss {trainer.best:.4f}  ({beside})", soft_wrap=True)
+    config = trainer.config
+    out.print(str(path), soft_wrap=True)
+    for line in said:
+        out.print(line, soft_wrap=True)
     if trainer.best_epoch == 0:
         text = "warning: no validation was better than before training; the untrained rule was kept"
         err.print(text, soft_wrap=True)
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
-    text = f"{mean} loss over the {config.horizon} steps of {config.validation_runs} fresh optimizations of each task"
-    err.print(f"validation: {text}; Adam on the same ones, at the best rate of {rates}", soft_wrap=True)
+    err.print(f"{mean} over tasks and steps; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
     name = shlex.quote(str(path))
     for step in (f"l2o eval {name}", f"l2o export {name}", f"LearnedOptimizer(model.parameters(), rule={str(path)!r})"):
         err.print(f"next: {step}", soft_wrap=True)

@@ -84,7 +84,7 @@ def test_presets_say_how_long_they_take(cli):
     assert sorted(name for names in GROUPS.values() for name in names) == preset_names()
     assert all(preset["minutes"] >= 1 and preset["description"] for preset in listed.values())
     lines = [line.split() for line in cli("presets").stdout.splitlines()]
-    assert [line[0] for line in lines if line and line[0] in listed][:3] == ["demo", "directional", "mnist"]
+    assert [line[0] for line in lines if line and line[0] in listed][:3] == ["demo", "specialise", "directional"]
     assert ["scale-2", "36", "min"] in [line[:3] for line in lines]
 
 
@@ -210,7 +210,10 @@ def test_unknown_tasks_are_refused(cli, tmp_path):
     (tmp_path / "own.toml").write_text('[[tasks]]\nkind = "mpl"\n')
     result = cli("train", "--preset", "own.toml")
     assert result.exit_code == 2
-    assert "tasks[0].kind: 'mpl' is not one of autoencoder, conv, mlp, quadratic, regression, text" in result.stderr
+    assert (
+        "tasks[0].kind: 'mpl' is not one of autoencoder, conv, mlp, python, quadratic, regression, text"
+        in result.stderr
+    )
 
 
 def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, monkeypatch):

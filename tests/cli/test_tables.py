@@ -98,7 +98,7 @@ def findings(
     tasks: int = 13, interval=(1.09, 1.02, 1.46), suite: str = "unseen", train: float | None = 0.00464
 ) -> Findings:
     """Figures of a suite's first tasks, made up: nothing is measured."""
-    everyone = [*contenders.rules(["default"], ["cosine"]), *contenders.baselines("all")]
+    everyone = [*contenders.rules(["default"], [None, "cosine"]), *contenders.baselines("all")]
     chosen = replace(SUITES[suite], tasks=SUITES[suite].tasks[:tasks])
     on = workloads(chosen, Datasets("none"))
     study = Study(suite=suite, workloads=on, contenders=everyone, horizons=(1, 25), cache=Path("none"))

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from l2o_runtime.config import LATER, ConfigError, FlagConfig, KAEConfig, WindowConfig, build, nearest, require
+from l2o_runtime.config import LATER, ConfigError, FlagConfig, KAEConfig, WindowConfig, build, nearest, require, to_dict
+from l2o_runtime.files.artifact import read_rule
 from l2o_runtime.files.upgrade import upgraded
 from l2o_runtime.rules import AnyRuleConfig, LSTMConfig
 from l2o_training.tasks import MLPConfig, TaskConfig
@@ -187,9 +188,15 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
 def read_config(data: dict[str, Any]) -> TrainConfig:
     """A configuration from parsed TOML or JSON; its rule may be written as the first format of rules had it.
 
+    Without a rule it has that of `start`; with keys of one, but no kind, that of `start` with these changed.
+
     Raises:
         ConfigError: unknown key or bad value.
+        ArtifactError: `start` cannot be read.
     """
+    start, keys = data.get("start"), data.get("rule", {})
+    if isinstance(start, str) and start and isinstance(keys, dict) and "kind" not in keys:
+        data = data | {"rule": to_dict(read_rule(start)[0].config) | keys}
     try:
         rule = {"rule": upgraded(data["rule"])} if "rule" in data else {}
     except ConfigError as error:

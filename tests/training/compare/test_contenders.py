@@ -33,14 +33,14 @@ def test_data_of_a_rules_ancestor_and_of_its_validation_are_not_new_to_it(tmp_pa
 
 def test_a_rule_may_be_entered_under_a_cosine_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    script, (constant, falling) = script_of("least-squares"), contenders.rules(["scale"], ["cosine"])
+    script, (constant, falling) = script_of("least-squares"), contenders.rules(["scale"], [None, "cosine"])
     losses, annealed = (run(script, contender, 1.0, 0, 20).train for contender in (constant, falling))
     assert losses[:2] == annealed[:2]  # lr is 1 in the first step
     assert losses[2:] != annealed[2:]
     assert constant.identity != falling.identity
     save_rule("directional-cosine.safetensors", make_rule(RULES["none-normalized"]))
     with pytest.raises(ConfigError, match="'directional-cosine' is taken"):
-        contenders.rules(["default", "directional-cosine.safetensors"], ["cosine"])
+        contenders.rules(["default", "directional-cosine.safetensors"], [None, "cosine"])
 
 
 def test_grids_are_log_spaced():
@@ -60,6 +60,6 @@ def test_grids_are_log_spaced():
 @pytest.mark.parametrize(("rule", "factor"), [("directional", 2.0), ("scale", 1.0)])
 def test_told_a_rule_takes_the_steps_on_flat_tasks_that_its_optimizer_takes(rule, factor):
     """In short runs a rule that leaves its size to a schedule has longer steps; another has not."""
-    (_, told) = contenders.rules([rule], ["total"])
+    (told,) = contenders.rules([rule], ["total"])
     steps = told.solver(1.0, 625)
     assert [steps.factor(done) for done in (12, 499)] == pytest.approx([factor * (1 - 13 / 625), factor / 5])

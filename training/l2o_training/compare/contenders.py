@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -125,12 +125,12 @@ def baselines(text: str, thin: int = 1, *, flat: bool = False) -> list[Contender
     return [replace(contender, lrs=contender.lrs[::thin]) for contender in found]
 
 
-def rules(names: Iterable[str], under: Collection[Schedule] = ()) -> list[Contender]:
+def rules(names: Iterable[str], under: Sequence[Schedule | None] = (None,)) -> list[Contender]:
     """Learned rules by bundled name or file.
 
     Args:
         names: which.
-        under: let each compete once more under each of these.
+        under: what each competes under, one after the other; None is by itself.
 
     Raises:
         ArtifactError: one cannot be read.
@@ -141,7 +141,7 @@ def rules(names: Iterable[str], under: Collection[Schedule] = ()) -> list[Conten
         path = find_rule(text)
         given = path in {contender.path for contender in found.values()}
         require(not given, f"{text}: this rule is given twice, as {path}")
-        for contender in [of_rule(name_of(path), path, schedule) for schedule in (None, *under)]:
+        for contender in [of_rule(name_of(path), path, schedule) for schedule in under]:
             free = contender.name not in found and contender.name not in BASELINES
             advice = "rename the file, or its folder if it is rule.safetensors"
             require(free, f"{text}: the name {contender.name!r} is taken: {advice}")

@@ -12,16 +12,19 @@ import torch
 from l2o_runtime.config import require
 from l2o_runtime.files.atomic import atomic_write
 from l2o_training.compare import contenders
+from l2o_training.compare.own import OwnWorkload
 from l2o_training.compare.statistics import smoothed
 from l2o_training.compare.study import Study
-from l2o_training.compare.suites import find_suite, workloads
+from l2o_training.compare.suites import OWN, OWN_BASELINES, Suite, find_suite, workloads
 from l2o_training.compare.summary import Findings, summarise
+from l2o_training.compare.workloads import Workload
 from l2o_training.config import pick_device
 from l2o_training.meta.provenance import versions
 from l2o_training.plots import panels
 from l2o_training.ranks.group import ALONE, START_TIMEOUT, Ranks
 from l2o_training.results import plain, write_results
 from l2o_training.tasks.data import Datasets
+from l2o_training.tasks.own import is_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,9 @@ class Request:
 
     Attributes:
         rules: bundled names or files.
-        suite, tasks: which tasks; none is all of the suite.
-        baselines: names, or "all".
+        suite, tasks: which tasks; none is all of the suite. With tasks of one's own, "file.py:function", the suite does
+            not matter, and rules are told how long a run is.
+        baselines: names, or "all"; the suite's usual ones are all, those beside tasks of one's own a few.
         steps, horizons, runs, seed: as a `Study` has them; horizons as text, "1,5,25".
         thin: try every n-th learning rate.
         cosine: let rules compete once more, under a cosine.
@@ -42,7 +46,7 @@ class Request:
     rules: tuple[str, ...]
     suite: str = "digits"
     tasks: tuple[str, ...] = ()
-    baselines: str = "all"
+    baselines: str | None = None
     steps: int | None = None
     horizons: str | None = None
     runs: int | None = None
@@ -50,14 +54,34 @@ class Request:
     cosine: bool = False
     told: bool = False
 
-    @property
-    def schedules(self) -> tuple[contenders.Schedule, ...]:
-        """What rules are run under besides."""
-        both: tuple[tuple[contenders.Schedule, bool], ...] = (("total", self.told), ("cosine", self.cosine))
-        return tuple(schedule for schedule, wanted in both if wanted)
-
     tune_on: str = "training"
     seed: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether tasks are the user's own.
+
+        Raises:
+            ConfigError: some are, some are not.
+        """
+        places = [is_place(task) for task in self.tasks]
+        mixed = any(places) and not all(places)
+        require(not mixed, f"--task: tasks of your own or of a suite, not both, got {', '.join(self.tasks)}")
+        return any(places)
+
+    @property
+    def schedules(self) -> tuple[contenders.Schedule | None, ...]:
+        """What rules are run under."""
+        wanted: tuple[tuple[contenders.Schedule | None, bool], ...] = (
+            (None, not self.own),
+            ("total", self.told or self.own),
+            ("cosine", self.cosine),
+        )
+        return tuple(schedule for schedule, asked in wanted if asked)
+
+    def found_suite(self) -> tuple[str, Suite]:
+        """Name and suite."""
+        return ("own", OWN) if self.own else (self.suite, find_suite(self.suite, self.tasks))
 
 
 def start(
@@ -84,8 +108,8 @@ def start(
     """
 
     def choose() -> str:
-        scripts = find_suite(request.suite).scripts
-        require(not scripts or device != "cuda", f"--device {device}: the suite {request.suite} runs on the CPU")
+        scripts = request.own or find_suite(request.suite).scripts
+        require(not scripts or device != "cuda", f"--device {device}: these tasks run on the CPU")
         return "cpu" if scripts else pick_device(device)
 
     place = torch.device(ranks.place(ranks.agree(choose, START_TIMEOUT)))
@@ -101,13 +125,15 @@ def start(
 
 
 def _study(request: Request, out: Path, load: Datasets, device: torch.device) -> Study:
-    suite = find_suite(request.suite, request.tasks)
+    name, suite = request.found_suite()
+    own: list[Workload] = [OwnWorkload(task) for task in request.tasks] if request.own else []
+    baselines = request.baselines or (OWN_BASELINES if request.own else "all")
     return Study(
-        suite=request.suite,
-        workloads=workloads(suite, load, device),
+        suite=name,
+        workloads=own or workloads(suite, load, device),
         contenders=[
             *contenders.rules(request.rules, request.schedules),
-            *contenders.baselines(request.baselines, request.thin, flat=not suite.scripts),
+            *contenders.baselines(baselines, request.thin, flat=not (request.own or suite.scripts)),
         ],
         steps=suite.steps if request.steps is None else request.steps,
         horizons=suite.horizons if request.horizons is None else parse_horizons(request.horizons),
@@ -199,7 +225,8 @@ def _draw(findings: Findings, horizon: int, path: Path) -> None:
 
 def command(study: Study, request: Request) -> str:
     """The command that makes the report, folders aside."""
-    words = ["l2o", "eval", *request.rules, "--suite", study.suite, "--baselines", request.baselines]
+    words = ["l2o", "eval", *request.rules, *([] if request.own else ["--suite", study.suite])]
+    words += [] if request.baselines is None else ["--baselines", request.baselines]
     words += ["--steps", str(study.steps), "--horizons", ",".join(map(str, study.horizons))]
     words += ["--runs", str(study.runs), "--seed", str(study.seed), "--thin", str(request.thin)]
     words += ["--cosine"] * request.cosine + ["--told"] * request.told

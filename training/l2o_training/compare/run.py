@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from l2o_training.compare.cache import write_result
-from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.sharing import POLL, Job, Report, share
 from l2o_training.compare.study import Study, Trial, measure_times, measure_trial, read_times, read_trial
+from l2o_training.compare.workloads import TimedWorkload
 from l2o_training.ranks.group import ALONE, Ranks
 
 
@@ -72,7 +72,7 @@ def measure(
 def pieces(study: Study) -> Iterator[tuple[Path, list[Piece]]]:
     """All measurements in the order in which they are made, by their folders."""
     for workload in study.workloads:
-        if isinstance(workload, ScriptWorkload):
+        if isinstance(workload, TimedWorkload):
             place = functools.partial(study.times_place, workload)
             done = functools.partial(_there, read_times, study, workload)
             work = functools.partial(measure_times, study, workload)

@@ -18,7 +18,7 @@ from l2o_training.bench.memory import state_bytes
 from l2o_training.bench.racers import takes_loss
 from l2o_training.compare.code import code_version
 from l2o_training.compare.contenders import Contender
-from l2o_training.compare.workloads import Curves, Group, Workload, looks
+from l2o_training.compare.workloads import Curves, Group, TimedWorkload, looks
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.scripts.base import Batch, Recipe, Script
 
@@ -26,15 +26,13 @@ ROUNDS, WARMUP = 30, 5
 """Timed and untimed steps per optimizer and script."""
 
 
-class ScriptWorkload(Workload):
+class ScriptWorkload(TimedWorkload):
     """A training script; its runs are made one after the other.
 
     Args:
         recipe: how the script is made.
         load: gives the data set of a name.
     """
-
-    timed = True
 
     def __init__(self, recipe: Recipe, load: Datasets):
         self.recipe, self.load = recipe, load
@@ -58,7 +56,7 @@ class ScriptWorkload(Workload):
         return self._script_key() | {"optimizer": contender.identity, "stepping": contender.stepping[0]}
 
     def times_key(self, contenders: list[Contender]) -> dict[str, Any]:
-        """What times depend on: times on a busy machine compare only within one process."""
+        """As in `TimedWorkload`."""
         return self._script_key() | {
             "optimizers": [f"{contender.identity} {contender.stepping[0]}" for contender in contenders],
             "threads": torch.get_num_threads(),

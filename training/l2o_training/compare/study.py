@@ -15,7 +15,7 @@ from l2o_runtime.config import require
 from l2o_training.compare.cache import read_result, rounded
 from l2o_training.compare.contenders import Contender
 from l2o_training.compare.scripts import ScriptWorkload
-from l2o_training.compare.workloads import Curves, Group, Workload, joined
+from l2o_training.compare.workloads import Curves, Group, TimedWorkload, Workload, joined
 
 TUNABLE = ("training", "validation")
 """Final losses that learning rates are tuned on."""
@@ -91,7 +91,7 @@ class Study:
         key = trial.workload.key(trial.contender) | {"lr": lr, "seed": seed, "runs": size, "steps": trial.steps}
         return self.folder(trial.workload, trial.contender) / f"{trial.steps}-{lr:g}-s{seed}x{size}.json", key
 
-    def times_place(self, workload: ScriptWorkload) -> tuple[Path, dict[str, Any]]:
+    def times_place(self, workload: TimedWorkload) -> tuple[Path, dict[str, Any]]:
         """File and key of the times of all contenders, which are taken together."""
         key = workload.times_key(self.contenders)
         name = hashlib.sha256(json.dumps(key["optimizers"]).encode()).hexdigest()[:12]
@@ -130,7 +130,7 @@ def measure_trial(trial: Trial) -> dict[str, Any]:
 
 def read_times(study: Study, workload: Workload) -> Times | None:
     """Times of all contenders; None where they were not taken."""
-    if not isinstance(workload, ScriptWorkload):
+    if not isinstance(workload, TimedWorkload):
         return None
     content = read_result(*study.times_place(workload), "step", "optimizer")
     if content is None or not content["step"].shape == content["optimizer"].shape == (len(study.contenders),):
@@ -139,7 +139,7 @@ def read_times(study: Study, workload: Workload) -> Times | None:
     return dict(zip((contender.name for contender in study.contenders), pairs, strict=True))
 
 
-def measure_times(study: Study, workload: ScriptWorkload) -> dict[str, Any]:
+def measure_times(study: Study, workload: TimedWorkload) -> dict[str, Any]:
     """Let all contenders take turns, and give what the cache keeps of it."""
     times = workload.times(study.contenders)
     rows = [times[contender.name] for contender in study.contenders]

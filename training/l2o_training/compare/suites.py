@@ -105,6 +105,19 @@ SUITES = {
 """Name → suite."""
 
 
+OWN = Suite(
+    description="tasks of one's own, on instances that no meta-training sees",
+    tasks=(),
+    steps=1000,
+    runs=10,
+    caveat="Rules were told how long a run is. What was specialised on a task says nothing of others.",
+)
+"""What tasks of one's own are compared like."""
+
+OWN_BASELINES = "adam,adam-0.001,adamw-cosine,muon-linear"
+"""What stands beside rules there where nothing else is asked for."""
+
+
 def find_suite(name: str, tasks: Iterable[str] = ()) -> Suite:
     """A suite, or some of its tasks, each once and in the suite's order.
 

@@ -12,7 +12,7 @@ from l2o_training.compare import statistics
 from l2o_training.compare.contenders import REFERENCE, Contender
 from l2o_training.compare.study import Study, read_curves, read_times
 from l2o_training.compare.versus import Versus, final_losses, ratio, versus
-from l2o_training.compare.workloads import Curves, Workload
+from l2o_training.compare.workloads import Curves, TimedWorkload, Workload
 from l2o_training.errors import RunError
 
 
@@ -205,7 +205,7 @@ def summarise(study: Study) -> Findings:
     tuned, rows = {}, []
     for horizon, workload in itertools.product(study.horizons, study.workloads):
         times = read_times(study, workload)
-        if times is None and workload.timed:
+        if times is None and isinstance(workload, TimedWorkload):
             raise _missing(study, f"{workload.name}, times")
         chosen = {contender.name: choose(study, workload, contender, horizon) for contender in study.contenders}
         for name, runs in chosen.items():

@@ -67,13 +67,11 @@ class Workload(ABC):
         name: how tables call it.
         description: what it is, in one line.
         data: name of the data set it needs; None where it makes its examples itself.
-        timed: whether its steps have times of their own.
     """
 
     name: str
     description: str
     data: str | None
-    timed: bool = False
 
     @abstractmethod
     def prepare(self) -> None:
@@ -94,3 +92,15 @@ class Workload(ABC):
     @abstractmethod
     def measure(self, contender: Contender, lr: float, group: Group, steps: int) -> Curves:
         """Run a contender; all contenders meet the same initial weights and minibatches."""
+
+
+class TimedWorkload(Workload):
+    """A workload whose steps are those of torch optimizers, and have times."""
+
+    @abstractmethod
+    def times_key(self, contenders: list[Contender]) -> dict[str, Any]:
+        """What times depend on: times on a busy machine compare only within one process."""
+
+    @abstractmethod
+    def times(self, contenders: list[Contender]) -> dict[str, tuple[float, float]]:
+        """Seconds of a training step and of the optimizer's part of it, by contender."""

@@ -14,6 +14,8 @@ class Epoch:
         objectives: means over this epoch of what objectives say of whole truncations, by their names.
         validation: mean loss over fresh instances, None when this epoch had no validation.
         best: lowest validation so far.
+        speedup: how many times fewer steps than Adam's the validation took to where Adam ends; None if it never got
+            there, or there was no validation.
         steps: inner steps (of one instance) in this epoch.
         seconds: time this epoch took, validation aside.
         idle: seconds of it that each rank waited for the others, sums included; None for a process that is alone.
@@ -26,6 +28,7 @@ class Epoch:
     objectives: dict[str, float]
     validation: float | None
     best: float
+    speedup: float | None = None
     steps: int
     seconds: float
     idle: list[float] | None = None
@@ -40,5 +43,5 @@ class Epoch:
     def row(self) -> dict[str, Any]:
         """A line of `metrics.jsonl`: objectives have keys of their own, and what is None is left out."""
         measured = {"epoch": self.epoch, **self.scalars()}
-        others = {key: getattr(self, key) for key in ("steps", "seconds", "idle", "dropped", "stage")}
+        others = {key: getattr(self, key) for key in ("speedup", "steps", "seconds", "idle", "dropped", "stage")}
         return measured | {key: value for key, value in others.items() if value is not None}

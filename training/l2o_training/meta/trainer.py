@@ -13,6 +13,7 @@ from torch import Tensor
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.rules import Rule, make_rule
+from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.fused.lstm import fuse
@@ -25,7 +26,7 @@ from l2o_training.meta.folder import CONFIG, CURVE, METRICS, RULE, keep_rule, ne
 from l2o_training.meta.learner import Learner
 from l2o_training.meta.provenance import comparable, describe_run, inherit
 from l2o_training.meta.slots import TaskSlot
-from l2o_training.meta.validation import Validation
+from l2o_training.meta.validation import Validation, speedup
 from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.tasks import make_task
 from l2o_training.tasks.data import Datasets
@@ -95,7 +96,8 @@ class Trainer:
         self.mine = self.slots[ranks.rank :: ranks.size]
         self.epoch, self.best, self.best_epoch, self.seconds = 0, float("inf"), 0, 0.0
         self.best_state = self.learner.candidate_state()
-        self.adam: dict[str, float | None] | None = None
+        self.adam: dict[str, Any] | None = None
+        self.speedup: float | None = None
         self.history: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(out, ranks)
         self.restored = checkpoint is not None
@@ -107,11 +109,14 @@ class Trainer:
         """The rule that is trained."""
         return self.learner.rule
 
-    def run(self, report: Callable[[Epoch], None] = lambda epoch: None) -> Path:
+    def run(
+        self, report: Callable[[Epoch], None] = lambda epoch: None, over: Callable[[], bool] = lambda: False
+    ) -> Path:
         """Train to the last epoch; gives the path of the rule.
 
         Args:
             report: called after every epoch.
+            over: asked on rank 0 before every epoch: whether to stop where it is.
         """
         with ExitStack() as stack:
             self.ranks.agree(lambda: self._take(stack) if self.ranks.main else None)
@@ -124,7 +129,7 @@ class Trainer:
             if not self.restored:
                 self.validate()
                 self._save()
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.config.epochs and not self._told(over):
                 epoch = self.train_epoch()
                 if board is not None:
                     for key, value in epoch.scalars().items():
@@ -135,8 +140,15 @@ class Trainer:
                         board.flush()
                     self._save()
                 report(epoch)
+            if self.epoch < self.config.epochs and self.epoch % self.config.validate_every:
+                self.validate()
+                self._save()
             self.checkpoints.settle(wait=True)
             return self.ranks.agree(self._finish)
+
+    def _told(self, over: Callable[[], bool]) -> bool:
+        """What rank 0 says."""
+        return over() if self.ranks.size == 1 else bool(self.ranks.exchange("over" if over() else "")[0])
 
     def _take(self, stack: ExitStack) -> None:
         """Lock the folder, in which nothing may have happened since it was looked at."""
@@ -180,6 +192,7 @@ class Trainer:
             objectives=dict(zip(self.names, terms, strict=True)),
             validation=validation,
             best=self.best,
+            speedup=None if validation is None else self.speedup,
             steps=config.horizon * config.batch * config.lanes,
             seconds=seconds,
             idle=self.ranks.gather(waited, self.device) if self.ranks.size > 1 else None,
@@ -221,7 +234,9 @@ class Trainer:
 
     def validate(self) -> float:
         """Score of the candidate on the validation's instances; the best rule so far is kept."""
-        score = self.validation.score(self.learner.judged())
+        losses = self.validation.losses(Descent(self.learner.judged()))
+        score, adam = self.validation.score(losses), self.adam or {}
+        self.speedup = speedup(losses[:, 0], torch.tensor(adam["ends"])) if "ends" in adam else None
         if score < self.best:
             self.best, self.best_epoch = score, self.epoch
             self.best_state = self.learner.candidate_state()
@@ -287,7 +302,8 @@ class Trainer:
         rule = make_rule(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
         tasks = [task.name for task in self.tasks]
-        keep_rule(path, rule, describe_run(self.config, tasks, self.epoch, self.best, self.adam, self.ancestor))
+        adam = None if self.adam is None else {key: self.adam[key] for key in ("lr", "loss")}
+        keep_rule(path, rule, describe_run(self.config, tasks, self.epoch, self.best, adam, self.ancestor))
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file, self.adam)
         return path

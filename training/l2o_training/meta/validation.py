@@ -1,12 +1,13 @@
 """How good a rule is on instances that it was not meta-trained on; ranks share the work."""
 
 from itertools import pairwise
-from math import inf, isfinite
+from math import exp, inf, isfinite, log
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from l2o_runtime.rules import Rule
-from l2o_runtime.solvers import Descent, Solver
+from l2o_runtime.solvers import Solver
 from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import VALIDATION_SEED
@@ -15,8 +16,39 @@ from l2o_training.meta.unroll import begin, unroll, weight
 from l2o_training.ranks.group import Ranks
 from l2o_training.tasks import Task
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """Learning rates of the Adam that the rule is held against."""
+
+END = 0.1
+"""Share of an optimization at whose end losses are averaged where it is asked how it ends."""
+
+
+def ends(losses: Tensor) -> Tensor:
+    """Mean of the last tenth of losses (..., T)."""
+    return losses[..., -max(1, round(END * losses.shape[-1])) :].mean(-1)
+
+
+def speedup(losses: Tensor, targets: Tensor) -> float | None:
+    """How many times fewer steps than T it takes until the mean of the latest T/10 losses is at a target.
+
+    Args:
+        losses: (tasks, T).
+        targets: (tasks,), where another optimizer ends after T steps.
+
+    Returns:
+        Geometric mean over tasks; None where one does not get there.
+
+    >>> speedup(torch.linspace(1, 0, 100).unsqueeze(0), torch.tensor([0.5]))
+    1.8181818181818181
+    """
+    steps, width = losses.shape[-1], max(1, round(END * losses.shape[-1]))
+    found = []
+    for row, target in zip(losses.unfold(-1, width, 1).mean(-1), targets, strict=True):
+        below = (row <= target).nonzero().flatten()
+        if not len(below):
+            return None
+        found.append(log(steps / (int(below[0]) + width)))
+    return exp(sum(found) / len(found))
 
 
 class Validation:
@@ -32,24 +64,34 @@ class Validation:
     def __init__(self, config: TrainConfig, tasks: list[Task], ranks: Ranks, device: torch.device):
         self.config, self.tasks, self.ranks, self.device = config, tasks, ranks, device
 
-    def score(self, rule: Rule) -> float:
-        """The rule's loss, see `_mean`."""
-        return self._mean(Descent(rule))
+    def adam(self) -> dict[str, Any]:
+        """What stands beside the rule's loss: the lowest of Adam over `RATES`, and its rate; None if none is finite.
 
-    def adam(self) -> dict[str, float | None]:
-        """What stands beside the rule's loss: the lowest of Adam over `RATES`, and its rate; None if none is finite."""
+        With it where it ends on every task, see `ends`.
+        """
         adam, horizon = BASELINES["adam"], self.config.horizon
-        losses = {lr: self._mean(adam.solver(lr, horizon)) for lr in RATES}
-        lr = best_lr((lr, loss) for lr, loss in losses.items())
-        return {"lr": lr, "loss": losses[lr]} if isfinite(losses.get(lr, inf)) else {"lr": None, "loss": None}
+        losses = {lr: self.losses(adam.solver(lr, horizon)) for lr in RATES}
+        scores = {lr: self.score(found) for lr, found in losses.items()}
+        lr = best_lr(scores.items())
+        if not isfinite(scores.get(lr, inf)):
+            return {"lr": None, "loss": None}
+        return {"lr": lr, "loss": scores[lr], "ends": ends(losses[lr][:, 0]).tolist()}
 
-    def _mean(self, solver: Solver) -> float:
-        """Mean loss over T steps, all tasks and instances, those at the mean of the latest parameters included with a
-        tail; the same on every rank. Networks with BatchNorm are in evaluation mode, as those are that people use.
+    def score(self, losses: Tensor) -> float:
+        """Mean of `losses` over steps and tasks, those at the mean of the latest parameters included with a tail.
         Where meta-training counts the end of an optimization alone, so does this.
 
         Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts
         like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
+        """
+        steps = range(self.config.horizon)
+        counted = [step for step in steps if self.config.weights != "end" or weight("end", step, len(steps))]
+        means = losses[..., counted]
+        return float(logarithm(means).mean().exp() if self.config.objective == "log_loss" else means.mean())
+
+    def losses(self, solver: Solver) -> Tensor:
+        """Mean losses over instances, (tasks, 1 or 2, T): at the parameters, and with a tail at their mean. The same on
+        every rank. Networks with BatchNorm are in evaluation mode, as those are that people use.
 
         Args:
             solver: makes the steps.
@@ -68,10 +110,7 @@ class Validation:
             with torch.no_grad():
                 trace = unroll(solver, begin(solver, instances), self.config.horizon, objectives)
             sums[index] += trace.scores.double().sum(-1)
-        steps = range(self.config.horizon)
-        counted = [step for step in steps if self.config.weights != "end" or weight("end", step, len(steps))]
-        means = self.ranks.sum(sums)[..., counted] / runs
-        return float(logarithm(means).mean().exp() if self.config.objective == "log_loss" else means.mean())
+        return self.ranks.sum(sums) / runs
 
     def _cells(self) -> list[tuple[int, int, int]]:
         """Task, first instance and end of what is validated together: tasks, cut up where ranks are more than tasks."""

@@ -13,6 +13,7 @@ from l2o_runtime.config import LATER, require
 from l2o_training.tasks.base import Task
 from l2o_training.tasks.data import Load
 from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, mlp
+from l2o_training.tasks.own import OwnTask, is_place, name_of
 from l2o_training.tasks.quadratic import QuadraticTask
 from l2o_training.tasks.supervised import (
     Draw,
@@ -161,7 +162,27 @@ class RegressionConfig:
         require(0 <= self.wave <= 100, f"wave: must be in [0, 100], got {self.wave}")
 
 
-TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig
+@dataclass(frozen=True, kw_only=True)
+class PythonConfig:
+    """A Python function that makes a model and its loss: see `l2o_training.tasks.own`.
+
+    Attributes:
+        make: "file.py:function" or "package.module:function". The file or module is run.
+    """
+
+    kind: ClassVar[str] = "python"
+    make: str
+
+    def __post_init__(self) -> None:
+        require(is_place(self.make), f"make: expected file.py:function or package.module:function, got {self.make!r}")
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return name_of(self.make)
+
+
+TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig | PythonConfig
 
 
 def _check_network(
@@ -183,6 +204,8 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     """
     if isinstance(config, QuadraticConfig):
         return QuadraticTask(config.size, device)
+    if isinstance(config, PythonConfig):
+        return OwnTask(config.make, device)
     default, model, loss, draw = _parts(config, load, device)
     return SupervisedTask(config.name or default, model, loss, draw, config.batch_size, device)
 

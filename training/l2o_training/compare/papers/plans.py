@@ -10,7 +10,7 @@ from l2o_training.compare.contenders import name_of
 from l2o_training.compare.flat import task_name
 from l2o_training.compare.suites import SUITES
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, TaskConfig
+from l2o_training.tasks import ConvConfig, MLPConfig, PythonConfig, QuadraticConfig, TaskConfig
 from l2o_training.tasks.scripts.base import Recipe
 
 
@@ -176,7 +176,7 @@ TWO_TIERS = (
 VALIDATION = tuple(
     replace(task, name=f"{task.kind}-{i}")
     for i, task in enumerate(load_preset("scale").validation_tasks, 1)
-    if not isinstance(task, QuadraticConfig)
+    if not isinstance(task, QuadraticConfig | PythonConfig)
 )
 """The tasks that decide which rule of the preset `scale` is kept."""
 

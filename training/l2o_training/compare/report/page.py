@@ -15,7 +15,7 @@ from l2o_runtime.files.atomic import atomic_write
 from l2o_training.compare import statistics
 from l2o_training.compare.contenders import REFERENCE, Contender
 from l2o_training.compare.report import pictures
-from l2o_training.compare.report.words import cautions, digits, headline, interval, loss, share, speedup
+from l2o_training.compare.report.words import advice, cautions, digits, headline, interval, loss, share, speedup
 from l2o_training.compare.scripts import ROUNDS
 from l2o_training.compare.summary import Findings, Row
 from l2o_training.compare.workloads import LOOKS, Workload, looks
@@ -56,7 +56,7 @@ def render(findings: Findings, command: str) -> str:
         colours=palette(study.contenders),
         horizons=[_horizon(findings, horizon) for horizon in study.horizons],
         sections=[_section(findings, workload) for workload in study.workloads],
-        headlines={e.name: headline(findings, e) for e in study.contenders if e.learned},
+        headlines={e.name: [*advice(findings, e), *headline(findings, e)] for e in study.contenders if e.learned},
         dashes=[" ".join(f"{2 * part:g}" for part in pictures.dashes(i)) for i in range(len(study.contenders))],
         warnings=cautions(findings),
         validated=findings.validated,

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+from l2o_training.compare import statistics
 from l2o_training.compare.baselines import GRID_SIZE
 from l2o_training.compare.contenders import REFERENCE, Contender
 from l2o_training.compare.summary import Findings, Overall, Row
@@ -32,6 +33,37 @@ def headline(findings: Findings, contender: Contender) -> list[str]:
         *said,
         f"Its step, without the network's forward and backward pass, takes {slower} times Adam's time.",
     ]
+
+
+def advice(findings: Findings, contender: Contender) -> list[str]:
+    """Whether to use a rule on each of a few tasks, from its runs there beside those of the best of all baselines.
+
+    Runs are paired: the same instance, initial weights and minibatches. The baseline was tuned on these very runs, the
+    rule on none of them.
+    """
+    study = findings.study
+    if len(study.workloads) >= statistics.FEWEST or study.runs < statistics.FEWEST:
+        return []
+    found = []
+    for horizon, workload in itertools.product(study.horizons, study.workloads):
+        own = findings.row(horizon, workload.name, contender.name)
+        if own.diverged:
+            found.append(f"{workload.name}: it diverged in {own.diverged} of {own.runs}")
+            continue
+        rivals = [findings.row(horizon, workload.name, other.name) for other in study.contenders if not other.learned]
+        best = min(rivals, key=lambda row: math.inf if row.train is None else row.train)
+        ends = [
+            statistics.settled(findings.tuned[horizon, workload.name, row.optimizer].curves.train)
+            for row in (own, best)
+        ]
+        centre, low, high = (math.exp(x) for x in statistics.centre(statistics.log_ratio(ends[0], ends[1]), 0.0))
+        said = "use it" if high < 1 else "leave it" if low > 1 else f"no better than {best.optimizer} at {best.lr:g}"
+        faster = f", {digits(own.speedup)} x fewer steps than tuned Adam" if own.speedup else ""
+        found.append(
+            f"{workload.name}, {own.steps:,} steps: {said}: final loss {interval((centre, low, high))} of "
+            f"{best.optimizer} at {best.lr:g}, the best of the baselines{faster}"
+        )
+    return found
 
 
 def verdict(row: Overall) -> str:

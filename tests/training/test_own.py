@@ -1,0 +1,460 @@
+"""Tasks of one's own: any module, the same losses as in an ordinary loop, and mistakes told in one line."""
+
+import copy
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from l2o_runtime import ConfigError
+from l2o_runtime.files.artifact import read_rule
+from l2o_training.compare.baselines import BASELINES
+from l2o_training.compare.flat import rollout
+from l2o_training.compare.own import OwnWorkload, train
+from l2o_training.compare.study import Study
+from l2o_training.config import read_config
+from l2o_training.meta.plan import Speed, best_factor, extended, fit
+from l2o_training.meta.validation import speedup
+from l2o_training.specialise import place_of, specialise
+from l2o_training.tasks import PythonConfig, make_task
+from l2o_training.tasks.own import EVALUATION, TRAINING, VALIDATION, OwnTask, Problem, TaskError, examine, find_make
+
+CPU = torch.device("cpu")
+
+
+class Doubled(torch.autograd.Function):
+    """A function with a gradient of its own."""
+
+    @staticmethod
+    def forward(context, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(context, grad):
+        return 3 * grad
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return Doubled.apply(self.inner(x))
+
+
+class Tied(nn.Module):
+    """An embedding that is the last layer's weight too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.embed(x.abs().long() % 6)).mean(1)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.2, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x.unsqueeze(1)).squeeze(1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.GRU(1, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x.unsqueeze(-1))[0][:, -1]
+
+
+def frozen():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6))
+    model[0].requires_grad_(False)
+    return model
+
+
+MODULES = {
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)),
+    "dropout": lambda: nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.4), nn.Linear(5, 6)),
+    "batch-norm": lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 6)),
+    "conv": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(4, 6)
+    ),
+    "gru": Recurrent,
+    "attention": Attention,
+    "tied": Tied,
+    "frozen": frozen,
+    "custom": Custom,
+    "double": lambda: nn.Linear(6, 6).double(),
+}
+
+
+def task_of(build):
+    def make(seed):
+        model, target = build(), torch.randn(6)
+
+        def loss(model, step):
+            x = torch.randn(8, 6).to(next(model.parameters()).dtype) * random.choice([1.0, 2.0])
+            return (model(x) - target.roll(step)).square().mean() + np.random.rand()
+
+        return model, loss
+
+    return make
+
+
+def own_task(make):
+    task = OwnTask.__new__(OwnTask)
+    task.name, task.device, task.make = "own", CPU, make
+    return task
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_instances_are_what_an_ordinary_loop_trains(name):
+    """Adam over stacked parameters, and a torch optimizer on each module by itself."""
+    make, steps = task_of(MODULES[name]), 6
+    instances = own_task(make).instances(3, 2**40 + 1)
+    seeds = [p.seed for p in instances.problems]
+    draws = copy.deepcopy(instances)._batches
+    rows = [draws()[0].tolist() for _ in range(steps)]
+    instances.rng.set_state(copy.deepcopy(own_task(make).instances(3, 2**40 + 1).rng.get_state()))
+    scores = rollout(BASELINES["adam"].solver(0.01, steps), instances, steps)
+    for index, seed in enumerate(seeds):
+        problem = Problem(make, seed, CPU)
+        optimizer = torch.optim.Adam(problem.params, lr=0.01)
+        for step in range(steps):
+            with torch.random.fork_rng(devices=[]):
+                seed_all(rows[step][index])
+                if problem.buffers:
+                    kept = [buffer.clone() for buffer in problem.buffers]
+                    problem.model.eval()
+                    score = problem(step)
+                    problem.model.train()
+                    seed_all(rows[step][index])
+                    assert all(torch.equal(*pair) for pair in zip(kept, problem.buffers, strict=True))
+                loss = problem(step)
+            expected = score if problem.buffers else loss
+            torch.testing.assert_close(scores[step, index], expected.detach().float(), rtol=2e-5, atol=1e-6)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def seed_all(number):
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
+def test_instances_can_be_met_again():
+    """Equal seeds, equal instances; a part has the minibatches of the whole; rewound, the same losses come again."""
+    make = task_of(MODULES["batch-norm"])
+    one, other = (own_task(make).instances(4, 2**40 + 3) for _ in range(2))
+    assert torch.equal(one.params, other.params)
+    part = other.part(1, 3)
+    before = one.rng.get_state()
+    whole, some = one.look(one.params, one.statistics), part.look(part.params, part.statistics)
+    for field in ("loss", "grad", "score", "statistics"):
+        assert torch.equal(getattr(whole, field)[1:3], getattr(some, field))
+    assert whole.statistics[:, 0].tolist() == [1.0] * 4
+    one.look(one.params + 1, whole.statistics)
+    one.rng.set_state(before)
+    again = one.look(one.params, one.statistics)
+    assert torch.equal(again.loss, whole.loss)
+    assert torch.equal(again.statistics, whole.statistics)
+
+
+def test_scaled_parameters_are_the_same_problem():
+    instances = own_task(task_of(MODULES["mlp"])).instances(2, 2**40)
+    rng, plain = instances.rng.get_state(), instances.look(instances.params, instances.statistics)
+    instances.rescale(torch.tensor([2.0, 0.5]))
+    instances.rng.set_state(rng)
+    scaled = instances.look(instances.params, instances.statistics)
+    torch.testing.assert_close(scaled.loss, plain.loss)
+    torch.testing.assert_close(scaled.grad, plain.grad * torch.tensor([[2.0], [0.5]]))
+
+
+def test_nothing_outside_is_disturbed():
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    instances = own_task(task_of(MODULES["dropout"])).instances(2, 5)
+    instances.look(instances.params, instances.statistics)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+
+
+def test_seeds_of_training_validation_and_evaluation_are_apart():
+    seen = {"training": set(), "validation": set(), "evaluation": set()}
+    purpose = ["evaluation"]
+
+    def make(seed):
+        seen[purpose[0]].add(seed)
+        return nn.Linear(1, 1), lambda model, step: model(torch.ones(1)).sum()
+
+    for run in (0, 7, 2**31 - 1):
+        train(make, BASELINES["adam"].optimizer, 0.1, run, 1)
+    for what, numbers in (("training", (0, 2**31 - 1, 2**32, 2**40)), ("validation", (2**31, 2**31 + 5, 2**32 - 1))):
+        purpose[0] = what
+        for number in numbers:
+            own_task(make).instances(3, number)
+    assert all(EVALUATION <= seed < VALIDATION for seed in seen["evaluation"])
+    assert all(VALIDATION <= seed < TRAINING for seed in seen["validation"])
+    assert all(TRAINING <= seed < 2**31 for seed in seen["training"])
+
+
+def returning(*made):
+    return lambda seed: made if len(made) != 1 else made[0]
+
+
+def linear_loss(change):
+    return lambda seed: (nn.Linear(2, 1), lambda model, step: change(model(torch.ones(3, 2))))
+
+
+def no_seed():
+    """Takes no seed."""
+
+
+WRONG = {
+    "returns nothing": (returning(None), "got (NoneType)"),
+    "returns a model alone": (returning(nn.Linear(1, 1)), "got (Linear)"),
+    "returns them the other way round": (returning(len, nn.Linear(1, 1)), "got (builtin_function_or_method, Linear)"),
+    "takes no seed": (no_seed, "TypeError"),
+    "no parameters": (returning(nn.ReLU(), len), "no parameters with requires_grad"),
+    "a loss per example": (linear_loss(lambda x: x), "a scalar tensor, got a tensor of shape (3, 1)"),
+    "a loss that is a number": (linear_loss(lambda x: x.sum().item()), "a scalar tensor, got float"),
+    "detached": (linear_loss(lambda x: x.sum().detach()), "does not depend on the model's parameters"),
+    "another model's": (
+        linear_loss(lambda x: nn.Linear(2, 1)(torch.ones(2)).sum()),
+        "does not depend on the model's parameters",
+    ),
+    "NaN": (linear_loss(lambda x: x.sum() * math.nan), "the loss is nan at the start"),
+    "infinite gradients": (linear_loss(lambda x: (x * 0).abs().sum().sqrt()), "gradients are not finite at the start"),
+    "an error": (linear_loss(lambda x: x @ torch.ones(7)), "loss(model, 0) failed: RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_mistakes_are_told_in_a_line(name):
+    make, text = WRONG[name]
+    with pytest.raises(TaskError) as caught:
+        examine(own_task(make))
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value) or name == "an error"
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(TaskError, match="different shapes"):
+        own_task(lambda seed: (nn.Linear(1, 1 + seed % 97), lambda model, step: model(torch.ones(1)).sum())).instances(
+            8, 2**40
+        )
+
+
+def test_errors_of_theirs_come_with_their_lines(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n\ndef make(seed):\n    return nn.Linear(1, 1), loss\n\n"
+        "def loss(model, step):\n    return inner(model)\n\ndef inner(model):\n    return 1 / 0\n"
+    )
+    with pytest.raises(TaskError, match="ZeroDivisionError") as caught:
+        examine(OwnTask(f"{file}:make", CPU))
+    assert "return 1 / 0" in caught.value.trace
+    assert "own.py" not in caught.value.trace
+    file.write_text("import nothing_of_this_name\n")
+    with pytest.raises(TaskError, match="nothing_of_this_name"):
+        find_make(f"{file}:make")
+    file.write_text("def make(seed:\n")
+    with pytest.raises(TaskError, match="SyntaxError"):
+        find_make(f"{file}:make")
+    file.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(TaskError, match="SystemExit"):
+        find_make(f"{file}:make")
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("{}/absent.py:make", "does not exist"),
+        ("{}/there.py:absent", "has no 'absent'; it has make"),
+        ("{}/there.py:NUMBER", "NUMBER is of type int, not a function"),
+        ("no_such_package_here.tasks:make", "is not found"),
+        ("json:nothing", "has no 'nothing'"),
+        (":make", "expected file.py:function"),
+        ("there.py:", "expected file.py:function"),
+    ],
+)
+def test_places_that_lead_nowhere(place, text, tmp_path):
+    (tmp_path / "there.py").write_text("NUMBER = 1\n\ndef make(seed):\n    pass\n")
+    with pytest.raises(ConfigError) as caught:
+        find_make(place.format(tmp_path))
+    assert text in str(caught.value)
+    with pytest.raises(ConfigError, match="expected file"):
+        PythonConfig(make="digits")
+
+
+def test_a_task_that_is_not_deterministic_is_told():
+    assert examine(own_task(task_of(MODULES["dropout"]))).deterministic
+    calls = iter(range(100))
+    wild = examine(own_task(linear_loss(lambda x: x.sum() + next(calls))))
+    assert not wild.deterministic
+
+
+def test_evaluation_trains_fresh_instances():
+    """Adam's losses are those of a plain loop; held-out losses are taken where there are some."""
+    make = task_of(MODULES["mlp"])
+    curves = train(make, BASELINES["adam"].optimizer, 0.02, 3, 5)
+    problem, draws = Problem(make, EVALUATION + 3, CPU), torch.Generator().manual_seed(3)
+    optimizer = torch.optim.Adam(problem.params, lr=0.02)
+    for step in range(5):
+        with torch.random.fork_rng(devices=[]):
+            seed_all(int(torch.randint(2**62, (), generator=draws)))
+            loss = problem(step)
+        assert curves.train[0, step] == pytest.approx(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert curves.validation.size == 0
+
+    def with_validation(seed):
+        model, loss = make(seed)
+        return model, loss, lambda model: 7.0 if not model.training else -1.0
+
+    assert train(with_validation, BASELINES["adam"].optimizer, 0.02, 3, 5).validation.tolist() == [[7.0] * 5]
+
+
+def test_results_are_kept_for_a_text(tmp_path):
+    """Another text of the user's file is another task."""
+    file = tmp_path / "mine.py"
+    body = "from torch import nn, ones\n\ndef make(seed):\n    return nn.Linear(1, 1), lambda m, s: m(ones(1)).sum()\n"
+    keys = []
+    for text in (body, body, body + "# more\n"):
+        file.write_text(text)
+        keys.append(OwnWorkload(f"{file}:make")._key())
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_tasks_are_configured():
+    config = read_config(
+        {"start": "default", "tasks": [{"kind": "python", "make": "test_own:make_line"}], "horizon": 20}
+    )
+    assert config.tasks[0].name == "test_own.make_line"
+    assert config.rule == read_rule("default")[0].config
+    changed = read_config({"start": "default", "rule": {"output_scale": 0.5}})
+    assert changed.rule.output_scale == 0.5
+    assert changed.rule.kind == "directional"
+
+
+def make_line(seed):
+    """Lines through points: a task that takes no time."""
+    slope = torch.randn(2)
+
+    def loss(model, step):
+        x = torch.randn(8, 2)
+        return F.mse_loss(model(x).squeeze(-1), x @ slope)
+
+    return nn.Linear(2, 1), loss
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """Where this file's `make_line` is found."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "test_own", sys.modules[make_line.__module__])
+    return "test_own:make_line"
+
+
+def test_a_rule_is_specialised(place, tmp_path):
+    """In a tenth of a minute; then for longer. The configuration is the folder's."""
+    seen, out = [], tmp_path / "run"
+    path = specialise(place, steps=8, minutes=0.1, out=out, callback=seen.append, progress=False)
+    rule, provenance = read_rule(path)
+    assert rule.config.kind == "directional"
+    assert provenance["config"]["tasks"] == [{"kind": "python", "make": place}]
+    assert seen
+    kept = json.loads((out / "config.json").read_text())
+    assert kept["horizon"] == 8
+    more = specialise(place, steps=8, minutes=0.05, out=out, progress=False, resume=True)
+    assert more == path
+    assert json.loads((out / "config.json").read_text())["epochs"] >= kept["epochs"]
+
+
+def test_functions_that_nobody_finds_again_are_refused():
+    with pytest.raises(ConfigError, match="top of a module"):
+        place_of(lambda seed: None)
+    assert place_of(make_line).endswith(":make_line")
+    with pytest.raises(ConfigError, match="expected a function or several"):
+        specialise([])
+    with pytest.raises(ConfigError, match="--minutes: must be greater than 0"):
+        specialise(make_line, minutes=0)
+
+
+def test_runs_are_fitted_to_their_time():
+    config = read_config({"start": "default", "estimator": "es", "unroll": 0, "horizon": 100, "validation_runs": 4})
+    speed = Speed(step=0.001, checked=0.001, adam=0.0001)
+    long, short = fit(config, 600, speed), fit(config, 60, speed)
+    assert long.lanes > short.lanes
+    for run, seconds in ((long, 600), (short, 60)):
+        assert run.epochs % run.validate_every == 0
+        spent = run.epochs * (run.lanes * 0.1 + 0.1 / run.validate_every)
+        assert 0.6 * seconds < spent < seconds
+    with pytest.raises(ConfigError, match=r"too few: \d updates of the rule fit.* give \d+ minutes"):
+        fit(config, 1, speed)
+    assert fit(config, 60, speed, ranks=4).lanes >= 4
+    assert extended(replace_epochs(config, 8), 8, 60, 40).epochs == 18
+    assert extended(replace_epochs(config, 40), 8, 1, 40).epochs == 40
+
+
+def replace_epochs(config, epochs):
+    from dataclasses import replace
+
+    return replace(config, epochs=epochs, validate_every=2)
+
+
+@pytest.mark.parametrize("best", [0.2, 1.0, 1.3, 3.0, 40.0])
+def test_the_best_length_is_found(best):
+    found = best_factor(lambda factor: abs(math.log(factor / best)), 20)
+    assert abs(math.log(found / best)) <= math.log(2) / 4 + 1e-9
+    asked = []
+    best_factor(lambda factor: asked.append(factor) or 0.0, 4)
+    assert len(asked) == len(set(asked)) <= 4
+    assert best_factor(lambda factor: math.nan if factor > 1 else factor, 20) < 1
+
+
+def test_steps_are_counted_until_adam_s_end():
+    losses = torch.tensor([[1.0] * 10 + [0.1] * 10, [1.0] * 20])
+    assert speedup(losses[:1], torch.tensor([0.2])) == pytest.approx(20 / 12)
+    assert speedup(losses, torch.tensor([0.2, 0.2])) is None
+
+
+def test_studies_of_own_tasks(place, tmp_path):
+    from l2o_training.compare import contenders
+    from l2o_training.compare.report.words import advice
+    from l2o_training.compare.run import measure
+    from l2o_training.compare.summary import summarise
+
+    study = Study(
+        suite="own",
+        workloads=[OwnWorkload(place)],
+        contenders=[*contenders.rules(["default"], ["total"]), *contenders.baselines("adam", thin=7)],
+        steps=80,
+        runs=5,
+        cache=tmp_path,
+    )
+    measure(study)
+    findings = summarise(study)
+    assert findings.timed
+    (line,) = advice(findings, study.contenders[0])
+    assert line.startswith("test_own.make_line, 80 steps: ")
+    assert any(words in line for words in ("use it", "leave it", "no better than adam"))
+    make_task(PythonConfig(make=place), None, CPU)

@@ -1,0 +1,126 @@
+"""Tasks of one's own as what optimizers are compared on: fresh instances, trained one by one with torch optimizers."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from l2o_training.bench.memory import state_bytes
+from l2o_training.compare.code import code_version
+from l2o_training.compare.contenders import Contender
+from l2o_training.compare.scripts import ROUNDS, WARMUP, advance
+from l2o_training.compare.workloads import Curves, Group, TimedWorkload, looks
+from l2o_training.tasks.base import generator
+from l2o_training.tasks.own import EVALUATION, VALIDATION, Make, Problem, find_make, name_of, own_randomness, text_of
+
+CPU = torch.device("cpu")
+
+
+class OwnWorkload(TimedWorkload):
+    """A task of one's own; its runs are made one after the other, on the CPU.
+
+    Args:
+        place: of the function, see `l2o_training.tasks.own.find_make`.
+    """
+
+    def __init__(self, place: str):
+        self.place, self.name, self.data = place, name_of(place), None
+        self.description = f"{place}, instances that no meta-training sees"
+        self.make: Make = find_make(place)
+
+    def prepare(self) -> None:
+        """Make an instance, so that mistakes show at once."""
+        Problem(self.make, EVALUATION, CPU)
+
+    def key(self, contender: Contender) -> dict[str, Any]:
+        """The text of the user's file, and the code of the loop and of the contender's steps."""
+        return self._key() | {"optimizer": contender.identity, "stepping": contender.stepping[0]}
+
+    def times_key(self, contenders: list[Contender]) -> dict[str, Any]:
+        """As in `TimedWorkload`."""
+        return self._key() | {
+            "optimizers": [f"{contender.identity} {contender.stepping[0]}" for contender in contenders],
+            "threads": torch.get_num_threads(),
+        }
+
+    def _key(self) -> dict[str, Any]:
+        text = hashlib.sha256(text_of(self.make)).hexdigest()
+        return {"task": self.place.rpartition(":")[2], "text": text, "code": code_version(f"{__name__}:train")}
+
+    def groups(self, runs: int, seed: int) -> list[Group]:
+        """Every run is an instance of its own."""
+        return [Group(seed + run, 1) for run in range(runs)]
+
+    def measure(self, contender: Contender, lr: float, group: Group, steps: int) -> Curves:
+        """Train the instance of the group's seed."""
+        with warnings.catch_warnings():
+            for category in contender.quiet:
+                warnings.simplefilter("ignore", category)
+            return train(self.make, contender.optimizer, lr, group.seed, steps)
+
+    def times(self, contenders: list[Contender]) -> dict[str, tuple[float, float]]:
+        """Medians over rounds in which all take turns."""
+        racers = []
+        for contender in contenders:
+            problem = Problem(self.make, EVALUATION, CPU)
+            lr = 1.0 if contender.learned else 1e-6
+            racers.append((contender, problem, contender.optimizer(problem.params, lr, WARMUP + ROUNDS)[0]))
+        taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
+        with warnings.catch_warnings(), own_randomness(CPU) as reseed:
+            for category in {category for contender in contenders for category in contender.quiet}:
+                warnings.simplefilter("ignore", category)
+            for turn in range(WARMUP + ROUNDS):
+                for contender, problem, optimizer in racers:
+                    start = perf_counter()
+                    optimizer.zero_grad()
+                    reseed(turn)
+                    loss = problem(turn)
+                    loss.backward()
+                    middle = perf_counter()
+                    advance(optimizer, loss)
+                    end = perf_counter()
+                    if turn >= WARMUP:
+                        taken[contender.name].append((end - start, end - middle))
+        return {name: (median(t[0] for t in times), median(t[1] for t in times)) for name, times in taken.items()}
+
+
+def train(make: Make, optimizer_of: Callable[..., Any], lr: float, seed: int, steps: int) -> Curves:
+    """Train the instance of a seed on its minibatches; a run ends where its loss is not finite.
+
+    Args:
+        make: the user's function.
+        optimizer_of: parameters, learning rate and number of steps → optimizer and schedule.
+        lr: its learning rate.
+        seed: of instance and minibatches.
+        steps: of the optimizer.
+    """
+    problem, draws = Problem(make, EVALUATION + seed % VALIDATION, CPU), generator(seed, CPU)
+    optimizer, schedule = optimizer_of(problem.params, lr, steps)
+    losses, validation, wanted = [], [], looks(steps) if problem.validate else []
+    with own_randomness(CPU) as reseed:
+        for step in range(steps):
+            optimizer.zero_grad()
+            reseed(int(torch.randint(2**62, (), generator=draws)))
+            loss = problem(step)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                break
+            loss.backward()
+            advance(optimizer, loss)
+            if schedule is not None:
+                schedule.step()
+            if step + 1 in wanted:
+                reseed(seed)
+                validation.append(problem.validated())
+    count = sum(param.numel() for param in problem.params)
+    held = np.full((1, len(wanted)), math.nan)
+    held[0, : len(validation)] = validation
+    curve = np.full((1, steps), math.nan)
+    curve[0, : len(losses)] = losses
+    return Curves(curve, held, np.empty((1, 0)), parameters=count, state_bytes=state_bytes(optimizer) / count)

@@ -1,0 +1,167 @@
+"""What can be done in so many minutes: a run is fitted to the time, from how fast it goes on this machine."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from l2o_runtime.config import require
+from l2o_runtime.rules import Rule
+from l2o_runtime.solvers import Descent, Solver
+from l2o_training.compare.baselines import BASELINES
+from l2o_training.config import TrainConfig
+from l2o_training.meta.objectives import make_objectives
+from l2o_training.meta.unroll import begin, unroll
+from l2o_training.meta.validation import RATES
+from l2o_training.tasks import Task
+
+PROBED = 12
+"""Steps that are timed."""
+
+SPARE = 0.08
+"""Share of the time that is left for starting, and for what goes slower than when it was timed."""
+
+CHECKED = 0.25
+"""Share of the time that validations may take."""
+
+ENOUGH, FEWEST = 24, 4
+"""Outer updates below which an update averages over fewer optimizations; and below which there is no sense in it."""
+
+LANES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 2)
+"""Optimizations that an outer update may average over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds of what a run consists of, means over its tasks.
+
+    Attributes:
+        step: of an inner step of a slot, for all that its estimator asks.
+        checked: of an inner step of a validation, of one task.
+        adam: the same with Adam.
+    """
+
+    step: float
+    checked: float
+    adam: float
+
+
+def measure_speed(config: TrainConfig, rule: Rule, tasks: list[Task]) -> Speed:
+    """Time some steps of every task."""
+    steps, checked, adam = 0.0, 0.0, 0.0
+    for task in tasks:
+        steps += _estimator_seconds(config, rule, task) / len(tasks)
+        checked += _seconds(config, Descent(rule), task, config.validation_runs, graph=False) / len(tasks)
+        adam += _seconds(config, BASELINES["adam"].solver(0.001, 100), task, config.validation_runs, graph=False) / len(
+            tasks
+        )
+    return Speed(step=steps, checked=checked, adam=adam)
+
+
+def _estimator_seconds(config: TrainConfig, rule: Rule, task: Task) -> float:
+    """Of an inner step of a slot: perturbed runs without a graph, or one with it, or both."""
+    solver, total = Descent(rule), 0.0
+    if config.estimator != "tbptt":
+        runs = config.particles + (config.estimator != "pes" and config.unroll > 0)
+        total += runs * _seconds(config, solver, task, config.batch, graph=False)
+    if config.estimator in ("tbptt", "mixed"):
+        total += _seconds(config, solver, task, config.batch, graph=True)
+    return total
+
+
+def _seconds(config: TrainConfig, solver: Solver, task: Task, runs: int, *, graph: bool) -> float:
+    """Of a step of so many optimizations side by side."""
+    instances = task.instances(runs, 2**40)
+    instances.steps = config.horizon
+    with torch.set_grad_enabled(graph):
+        inner = begin(solver, instances)
+        unroll(solver, inner, 2, make_objectives(config))  # what is compiled or laid out is done once
+        begun = time.perf_counter()
+        trace = unroll(solver, inner, PROBED, make_objectives(config))
+        if graph:
+            trace.objective.backward()
+    solver.zero_grad()
+    return (time.perf_counter() - begun) / PROBED
+
+
+def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1) -> TrainConfig:
+    """The run with as many epochs as fit into a time: updates, validations, and the Adam that stands beside them.
+
+    Where whole optimizations are long, an update averages over fewer of them.
+
+    Args:
+        config: the run; its epochs, lanes and times of validation are replaced.
+        seconds: in all.
+        speed: how fast it goes.
+        ranks: that share the lanes.
+
+    Raises:
+        ConfigError: too few updates fit.
+    """
+    tasks = len(config.validation_tasks or config.tasks)
+    check = config.horizon * speed.checked * tasks / ranks
+    left = seconds * (1 - SPARE) - check - len(RATES) * config.horizon * speed.adam * tasks / ranks
+    lane = config.horizon * speed.step / ranks
+    lanes = [count for count in LANES if count >= ranks]
+    for count in lanes:
+        epochs, every = _split(left, count * lane, check)
+        if epochs >= ENOUGH or count == lanes[-1]:
+            break
+    needed = seconds + FEWEST * (count * lane) + check - left
+    require(
+        epochs >= FEWEST,
+        f"--minutes {seconds / 60:.3g}: too few: {max(epochs, 0)} updates of the rule fit, of optimizations of "
+        f"{config.horizon:,} steps, and {FEWEST} are the least; give {needed / 60 / (1 - SPARE):.0f} minutes, fewer "
+        "--steps, or smaller minibatches",
+    )
+    return replace(config, epochs=epochs, lanes=count, validate_every=every)
+
+
+def _split(left: float, update: float, check: float) -> tuple[int, int]:
+    """Epochs, and after how many of them there is a validation: a multiple of it."""
+    every = max(1, round(check * (1 - CHECKED) / (CHECKED * update)), round(left / (update * 12)))
+    return int(left / (update + check / every)) // every * every, every
+
+
+def extended(config: TrainConfig, epoch: int, seconds: float, spent: float) -> TrainConfig:
+    """A run that goes on for another while, at the pace that it had.
+
+    Args:
+        config: the run.
+        epoch: that it is at.
+        seconds: more.
+        spent: seconds of its epochs so far.
+    """
+    more = int(seconds * (1 - SPARE) / max(spent / max(epoch, 1), 1e-9)) if epoch else config.epochs
+    every = config.validate_every
+    return replace(config, epochs=max(config.epochs, (epoch + max(more, 1)) // every * every))
+
+
+def best_factor(score: Callable[[float], float], most: int) -> float:
+    """The factor with the lowest score, sought from 1: by doubling or halving as long as that helps, then between.
+
+    Args:
+        score: of a factor; NaN counts as the worst.
+        most: how many scores are asked for at most, 3 or more.
+
+    >>> best_factor(lambda factor: abs(factor - 5.7), 20)
+    5.656854249492381
+    """
+    known: dict[float, float] = {}
+
+    def ask(factor: float) -> float:
+        if factor not in known and len(known) < most:
+            value = score(factor)
+            known[factor] = value if value == value else math.inf
+        return known.get(factor, math.inf)
+
+    ask(1.0)
+    ratio = 2.0 if ask(2.0) < ask(1.0) else 0.5
+    here = max(1.0, ratio)
+    while ask(here * ratio) < ask(here):
+        here *= ratio
+    for near in (here * math.sqrt(2), here / math.sqrt(2)):
+        ask(near)
+    return min(known, key=lambda factor: (known[factor], abs(math.log(factor))))

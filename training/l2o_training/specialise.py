@@ -1,0 +1,262 @@
+"""Specialise: a rule goes on from one that exists, on one's own tasks, for the length of one's runs."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from l2o_runtime.config import require
+from l2o_runtime.files.artifact import load_rule
+from l2o_runtime.rules import Rule, make_rule
+from l2o_runtime.solvers import Descent
+from l2o_training.config import TrainConfig, load_preset, pick_device, read_config
+from l2o_training.errors import RunError
+from l2o_training.fused.lstm import fuse
+from l2o_training.meta import checkpoints
+from l2o_training.meta.epoch import Epoch
+from l2o_training.meta.folder import CONFIG
+from l2o_training.meta.plan import Speed, best_factor, extended, fit, measure_speed
+from l2o_training.meta.provenance import inherit
+from l2o_training.meta.trainer import Trainer
+from l2o_training.meta.validation import Validation
+from l2o_training.progress import training_bar
+from l2o_training.ranks.group import ALONE, Ranks
+from l2o_training.tasks import PythonConfig, Task, make_task
+from l2o_training.tasks.data import Datasets
+from l2o_training.tasks.own import Make, OwnTask, examine, own_randomness
+
+PRESET = "specialise"
+
+SIZED = 0.25
+"""Share of the time in which the length of steps is sought, before the first epoch."""
+
+SIZES = 8
+"""Lengths that are tried at most; under `FEWEST_SIZES` it is left as it is."""
+
+FEWEST_SIZES = 3
+
+Say = Callable[[str], None]
+
+
+def specialise(
+    make: str | Make | Sequence[str | Make],
+    *,
+    steps: int = 1000,
+    minutes: float = 15,
+    start: str = "default",
+    out: str | Path = "runs/mine",
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    callback: Callable[[Epoch], None] = lambda epoch: None,
+    progress: bool = True,
+) -> Path:
+    """Meta-train a rule for tasks of one's own: what `l2o train --task` does.
+
+    Args:
+        make: "file.py:function", a function at the top of a module or notebook, or several of either. It takes a seed
+            and returns a model and `loss(model, step)`.
+        steps: length of the runs that the rule is for.
+        minutes: that it may take.
+        start: rule to begin with, a bundled name or a file.
+        out: folder of the run.
+        seed: of everything.
+        device: "auto", "cpu" or "cuda".
+        resume: go on with the folder's run, for so many more minutes.
+        callback: called after every epoch.
+        progress: show a bar.
+
+    Returns:
+        The rule's file.
+
+    Raises:
+        TaskError: a task cannot be used.
+        ConfigError, ArtifactError, RunError: as `l2o train` tells them.
+    """
+    makes = [make] if isinstance(make, str) or callable(make) else list(make)
+    require(bool(makes), "make: expected a function or several, got none")
+    places = [one if isinstance(one, str) else place_of(one) for one in makes]
+    config = load_preset(PRESET, [*settings(places, start, steps), f"seed={seed}"])
+    folder, place = Path(out), pick_device(device)
+    config, over = prepare(
+        config, folder, minutes=minutes, resume=resume, device=place, say=print if progress else None
+    )
+    trainer = Trainer(config, folder, device=place, resume=resume)
+    with training_bar(config.epochs, trainer.epoch, shown=progress) as report:
+
+        def both(epoch: Epoch) -> None:
+            report(epoch)
+            callback(epoch)
+
+        path = trainer.run(both, over)
+    if progress:
+        print(*verdict(trainer), sep="\n")
+    return path
+
+
+def place_of(make: Make) -> str:
+    """The place of a function that is at hand.
+
+    Raises:
+        ConfigError: nobody else could find it there.
+    """
+    module, name = getattr(make, "__module__", None), getattr(make, "__qualname__", "")
+    require(
+        module is not None and name.isidentifier(),
+        f"make: {name or make} is not at the top of a module, where it can be found again: define it there with def",
+    )
+    return f"{module}:{name}"
+
+
+def settings(places: Sequence[str] = (), start: str = "", steps: int | None = None) -> list[str]:
+    """Overrides of a preset: tasks of one's own, the rule to begin with, the length of runs.
+
+    >>> settings(["mine.py:make"], steps=500)
+    ['tasks=[{kind = "python", make = "mine.py:make"}]', 'validation_tasks=[]', 'horizon=500']
+    """
+    listed = ", ".join(f'{{kind = "python", make = {json.dumps(place)}}}' for place in places)
+    found = [f"tasks=[{listed}]", "validation_tasks=[]"] if places else []
+    found += [f"start={json.dumps(start)}"] if start else []
+    return found + ([f"horizon={steps}"] if steps is not None else [])
+
+
+def begun(folder: Path) -> TrainConfig:
+    """The configuration of a folder's run, as it was fitted to its time.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        return read_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no run to resume: leave --resume out to start one") from None
+    except (ValueError, OSError) as error:
+        raise RunError(f"{folder / CONFIG} is damaged ({error}): choose another --out") from None
+
+
+def prepare(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    load: Datasets | None = None,
+    ranks: Ranks = ALONE,
+    say: Say | None = None,
+) -> tuple[TrainConfig, Callable[[], bool]]:
+    """Look at tasks of one's own, and fit the run to its time.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        minutes: that it may take, or go on for; None leaves epochs and lanes as they are.
+        resume: whether it goes on.
+        device, load, ranks: as the trainer has them.
+        say: is told what was found, a line each.
+
+    Returns:
+        The run, and what says whether its time is over.
+
+    Raises:
+        TaskError: a task cannot be used.
+        ConfigError: too little time.
+    """
+    require(minutes is None or minutes > 0, f"--minutes: must be greater than 0, got {minutes}")
+    began, tell = time.monotonic(), say or (lambda line: None)
+    seconds = 0.0 if minutes is None else 60 * minutes
+
+    def over() -> bool:
+        return minutes is not None and time.monotonic() - began > seconds
+
+    if resume and minutes is not None:
+        kept = begun(folder)
+        found = checkpoints.find(folder)
+        if found:
+            info = checkpoints.read(found[max(found)], lambda key: False)[1]
+            kept = extended(kept, info["epoch"], seconds, info["seconds"])
+        return kept, over
+    place = torch.device(device)
+    for task in config.tasks:
+        if isinstance(task, PythonConfig):
+            tell(f"running {task.make.rpartition(':')[0]}: a task is code, and is run as it is")
+    tasks = [make_task(task, load or Datasets(Path("data")), place) for task in config.tasks]
+    for own in (task for task in tasks if isinstance(task, OwnTask)):
+        for line in _described(own):
+            tell(line)
+    if minutes is None or checkpoints.find(folder):
+        return config, over
+    speed = measure_speed(config, _rule(config, place), tasks)
+    speed = Speed(**json.loads(ranks.exchange(json.dumps(asdict(speed)))[0])) if ranks.size > 1 else speed
+    config = _sized(config, tasks, speed, seconds, ranks, place, tell)
+    left = seconds - (time.monotonic() - began)
+    left = float(ranks.exchange(str(left))[0]) if ranks.size > 1 else left
+    config = fit(config, left, speed, ranks.size)
+    tell(
+        f"{config.horizon:,} steps at {1e3 * speed.step / config.particles:.1f} ms for {config.batch} instances: "
+        f"{config.epochs} updates over {config.lanes * config.batch} instances each in {seconds / 60:.3g} minutes"
+    )
+    return config, over
+
+
+def _described(task: OwnTask) -> list[str]:
+    """What a first look at a task shows."""
+    seen = examine(task)
+    found = [
+        f"{seen.name}: {seen.model}, {seen.parameters:,} parameters in {seen.tensors} tensors, first loss "
+        f"{seen.loss:.4g}, {1e3 * seen.seconds:.2f} ms for loss and gradient"
+    ]
+    if not seen.deterministic:
+        found.append(
+            f"warning: {seen.name} is not deterministic: the same seed gave another loss. Random numbers of torch, "
+            "numpy and Python are seeded before every call; generators of your own, and counters, are not"
+        )
+    return found
+
+
+def _rule(config: TrainConfig, device: torch.device, factor: float = 1.0) -> Rule:
+    """The rule that a run begins with, with steps so many times as long."""
+    wanted = replace(config.trained_rule, output_scale=factor * config.rule.output_scale)
+    with own_randomness(device) as reseed:
+        reseed(config.seed)
+        rule = make_rule(wanted)
+    if config.start:
+        inherit(rule, config.start)
+    return fuse(rule.to(device))
+
+
+def _sized(
+    config: TrainConfig, tasks: list[Task], speed: Speed, seconds: float, ranks: Ranks, device: torch.device, tell: Say
+) -> TrainConfig:
+    """The run with the length of steps that its start does best with; as it is where there is no time to try."""
+    validation = Validation(config, tasks, ranks, device)
+    tries = min(SIZES, int(SIZED * seconds / (config.horizon * speed.checked * len(tasks) / ranks.size)))
+    if not config.start or tries < FEWEST_SIZES:
+        return config
+
+    def score(factor: float) -> float:
+        return validation.score(validation.losses(Descent(_rule(config, device, factor))))
+
+    factor = best_factor(score, tries)
+    tell(f"steps {factor:.2g} times as long as those of {config.start} do best, of {tries} lengths at most")
+    return replace(config, rule=replace(config.rule, output_scale=factor * config.rule.output_scale))
+
+
+def verdict(trainer: Trainer) -> list[str]:
+    """How the rule stands beside Adam and the rule that it began with, on the validation's instances, in words."""
+    config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
+    steps = f"after {config.horizon:,} steps" if config.weights == "end" else f"over {config.horizon:,} steps"
+    found = [f"loss {steps} on {config.validation_runs} fresh instances of each task: {trainer.best:.4g}"]
+    if adam["loss"] is None:
+        found.append("Adam: not finite at any rate")
+    else:
+        ratio = trainer.best / adam["loss"]
+        found.append(f"Adam at its best rate, {adam['lr']}: {adam['loss']:.4g}; the rule's is {ratio:.2f} of it")
+    if config.start:
+        before = Descent(fuse(load_rule(config.start).to(trainer.device)))
+        start = trainer.validation.score(trainer.validation.losses(before))
+        found.append(f"{config.start}, as it was: {start:.4g}; the rule's is {trainer.best / start:.2f} of it")
+    return found
