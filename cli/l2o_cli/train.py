@@ -78,7 +78,7 @@ def train(
         from l2o_runtime.config import require
         from l2o_training.ranks.launch import launch
         from l2o_training.ranks.rendezvous import join, launched
-        from l2o_training.specialise import PRESET, settings
+        from l2o_training.specialising import PRESET, settings
 
         require(bool(preset or tasks), "give --preset (see `l2o presets`), or --task with a task of your own")
         chosen = preset or PRESET
@@ -117,7 +117,7 @@ def _train(
     from l2o_training.meta.trainer import Trainer
     from l2o_training.progress import training_bar
     from l2o_training.ranks.group import START_TIMEOUT
-    from l2o_training.specialise import prepare, verdict
+    from l2o_training.specialising import prepare, verdict
     from l2o_training.tasks.data import Datasets
 
     set_threads(threads or (1 if ranks.size > 1 else 0))

@@ -182,4 +182,4 @@ def test_wide_prints_all_optimizers_side_by_side(printed, suite):
 def test_the_help_tells_defaults_and_has_no_ragged_lines():
     text = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["eval", "--help"]).stdout
     assert "[default: (1; scripts: 1,5,25)]" in " ".join(text.replace("│", "").split())
-    assert "picture of the loss curves per length; --report writes" in " ".join(text.split())
+    assert "results.csv and pictures; --report writes" in " ".join(text.split())

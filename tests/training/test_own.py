@@ -13,6 +13,7 @@ from torch import nn
 
 from l2o_runtime import ConfigError
 from l2o_runtime.files.artifact import read_rule
+from l2o_training import specialise
 from l2o_training.compare.baselines import BASELINES
 from l2o_training.compare.flat import rollout
 from l2o_training.compare.own import OwnWorkload, train
@@ -20,7 +21,7 @@ from l2o_training.compare.study import Study
 from l2o_training.config import read_config
 from l2o_training.meta.plan import Speed, best_factor, extended, fit
 from l2o_training.meta.validation import speedup
-from l2o_training.specialise import place_of, specialise
+from l2o_training.specialising import place_of
 from l2o_training.tasks import PythonConfig, make_task
 from l2o_training.tasks.own import EVALUATION, TRAINING, VALIDATION, OwnTask, Problem, TaskError, examine, find_make
 
