@@ -176,6 +176,7 @@ def _train(
 def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     """Say how good the rule is, and what can be done with it."""
     from l2o_training.meta.validation import RATES
+    from l2o_training.tasks import PythonConfig
 
     config = trainer.config
     out.print(str(path), soft_wrap=True)
@@ -186,6 +187,13 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
         err.print(text, soft_wrap=True)
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
     err.print(f"{mean} over tasks and steps; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
+    places = [task.make for task in config.tasks if isinstance(task, PythonConfig)]
+    own = "".join(f" --task {shlex.quote(place)}" for place in places) + f" --steps {config.horizon}" * bool(places)
+    told = f", total_steps={config.horizon}" if config.rule.scheduled else ""
     name = shlex.quote(str(path))
-    for step in (f"l2o eval {name}", f"l2o export {name}", f"LearnedOptimizer(model.parameters(), rule={str(path)!r})"):
+    for step in (
+        f"l2o eval {name}{' default' if own else ''}{own}",
+        f"l2o export {name}",
+        f"LearnedOptimizer(model.parameters(), rule={str(path)!r}{told})",
+    ):
         err.print(f"next: {step}", soft_wrap=True)

@@ -409,8 +409,8 @@ def test_runs_are_fitted_to_their_time():
         assert run.epochs % run.validate_every == 0
         spent = run.epochs * (run.lanes * 0.1 + 0.1 / run.validate_every)
         assert 0.6 * seconds < spent < seconds
-    with pytest.raises(ConfigError, match=r"too few: \d updates of the rule fit.* give \d+ minutes"):
-        fit(config, 1, speed)
+    with pytest.raises(ConfigError, match=r"0 updates of the rule fit, .* are the least: give 0.1 minutes"):
+        fit(config, 0.3, speed)
     assert fit(config, 60, speed, ranks=4).lanes >= 4
     assert extended(replace_epochs(config, 8), 8, 60, 40).epochs == 18
     assert extended(replace_epochs(config, 40), 8, 1, 40).epochs == 40

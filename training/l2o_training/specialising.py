@@ -18,7 +18,7 @@ from l2o_training.fused.lstm import fuse
 from l2o_training.meta import checkpoints
 from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.folder import CONFIG
-from l2o_training.meta.plan import Speed, best_factor, extended, fit, measure_speed
+from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, measure_speed
 from l2o_training.meta.provenance import inherit
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.validation import Validation
@@ -191,10 +191,11 @@ def prepare(
         return config, over
     speed = measure_speed(config, _rule(config, place), tasks)
     speed = Speed(**json.loads(ranks.exchange(json.dumps(asdict(speed)))[0])) if ranks.size > 1 else speed
+    begun_with = config
     config = _sized(config, tasks, speed, seconds, ranks, place, tell)
     left = seconds - (time.monotonic() - began)
     left = float(ranks.exchange(str(left))[0]) if ranks.size > 1 else left
-    config = fit(config, left, speed, ranks.size)
+    config = fit(config, left, speed, ranks.size, fewest=FEWEST if begun_with == config else 1)
     tell(
         f"{config.horizon:,} steps at {1e3 * speed.step / config.particles:.1f} ms for {config.batch} instances: "
         f"{config.epochs} updates over {config.lanes * config.batch} instances each in {seconds / 60:.3g} minutes"

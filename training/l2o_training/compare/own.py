@@ -35,8 +35,11 @@ class OwnWorkload(TimedWorkload):
         self.make: Make = find_make(place)
 
     def prepare(self) -> None:
-        """Make an instance, so that mistakes show at once."""
-        Problem(self.make, EVALUATION, CPU)
+        """Take a step of an instance, so that mistakes show at once."""
+        problem = Problem(self.make, EVALUATION, CPU)
+        with own_randomness(CPU) as reseed:
+            reseed(0)
+            problem.grads(problem(0))
 
     def key(self, contender: Contender) -> dict[str, Any]:
         """The text of the user's file, and the code of the loop and of the contender's steps."""

@@ -86,7 +86,7 @@ def _seconds(config: TrainConfig, solver: Solver, task: Task, runs: int, *, grap
     return (time.perf_counter() - begun) / PROBED
 
 
-def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1) -> TrainConfig:
+def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewest: int = FEWEST) -> TrainConfig:
     """The run with as many epochs as fit into a time: updates, validations, and the Adam that stands beside them.
 
     Where whole optimizations are long, an update averages over fewer of them.
@@ -96,6 +96,7 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1) -> Tr
         seconds: in all.
         speed: how fast it goes.
         ranks: that share the lanes.
+        fewest: updates.
 
     Raises:
         ConfigError: too few updates fit.
@@ -109,12 +110,11 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1) -> Tr
         epochs, every = _split(left, count * lane, check)
         if epochs >= ENOUGH or count == lanes[-1]:
             break
-    needed = seconds + FEWEST * (count * lane) + check - left
+    needed = seconds + (fewest * count * lane + check - left) / (1 - SPARE)
     require(
-        epochs >= FEWEST,
-        f"--minutes {seconds / 60:.3g}: too few: {max(epochs, 0)} updates of the rule fit, of optimizations of "
-        f"{config.horizon:,} steps, and {FEWEST} are the least; give {needed / 60 / (1 - SPARE):.0f} minutes, fewer "
-        "--steps, or smaller minibatches",
+        epochs >= fewest,
+        f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and {fewest} "
+        f"are the least: give {math.ceil(10 * needed / 60) / 10:.1f} minutes, fewer --steps, or smaller minibatches",
     )
     return replace(config, epochs=epochs, lanes=count, validate_every=every)
 
