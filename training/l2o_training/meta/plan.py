@@ -110,11 +110,11 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
         epochs, every = _split(left, count * lane, check)
         if epochs >= ENOUGH or count == lanes[-1]:
             break
-    needed = seconds + (fewest * count * lane + check - left) / (1 - SPARE)
+    needed = (seconds + (fewest * count * lane + check - left) / (1 - SPARE)) / 60
     require(
         epochs >= fewest,
-        f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and {fewest} "
-        f"are the least: give {math.ceil(10 * needed / 60) / 10:.1f} minutes, fewer --steps, or smaller minibatches",
+        f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and "
+        f"{fewest} are the least: give {math.ceil(10 * needed) / 10} minutes, fewer --steps, or smaller minibatches",
     )
     return replace(config, epochs=epochs, lanes=count, validate_every=every)
 
