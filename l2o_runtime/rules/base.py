@@ -7,7 +7,7 @@ list of tensors, a loop over chunks and a set of shards all give the same number
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,11 @@ class RuleConfig:
     def decay_unit(self) -> float:
         """The part of itself that a parameter loses in a step of lr = 1 and weight decay 1."""
         return ADAM_LR
+
+    @property
+    def freed(self) -> Self:
+        """With wider bounds, for a rule that is meta-trained for one kind of problem; what it does is the same."""
+        return self
 
     @property
     def unrolled(self) -> "RuleConfig":

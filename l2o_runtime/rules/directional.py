@@ -7,8 +7,8 @@ directions in and corrects the size within bounds.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,11 @@ class DirectionalConfig(RuleConfig):
     def scheduled(self) -> bool:
         """A schedule makes its steps shorter."""
         return True
+
+    @property
+    def freed(self) -> Self:
+        """Directions may be mixed in at full weight."""
+        return replace(self, mix=max(1.0, self.mix))
 
     @property
     def decay_unit(self) -> float:

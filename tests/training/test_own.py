@@ -401,7 +401,9 @@ def test_functions_that_nobody_finds_again_are_refused():
 
 
 def test_runs_are_fitted_to_their_time():
-    config = read_config({"start": "default", "estimator": "es", "unroll": 0, "horizon": 100, "validation_runs": 4})
+    config = read_config(
+        {"start": "default", "estimator": "es", "unroll": 0, "horizon": 100, "batch": 4, "validation_runs": 4}
+    )
     speed = Speed(step=0.001, checked=0.001, adam=0.0001)
     long, short = fit(config, 600, speed), fit(config, 60, speed)
     assert long.lanes > short.lanes

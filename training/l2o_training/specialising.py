@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from l2o_training.meta import checkpoints
 from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.folder import CONFIG
 from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, measure_speed
-from l2o_training.meta.provenance import inherit
+from l2o_training.meta.provenance import comparable, differences, inherit, spell
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.validation import Validation
 from l2o_training.progress import training_bar
@@ -37,6 +38,9 @@ SIZES = 8
 """Lengths that are tried at most; under `FEWEST_SIZES` it is left as it is."""
 
 FEWEST_SIZES = 3
+
+FITTED = ("epochs", "lanes", "batch", "validate_every")
+"""Keys that are fitted to the time; so is the rule's output_scale."""
 
 Say = Callable[[str], None]
 
@@ -172,35 +176,57 @@ def prepare(
     def over() -> bool:
         return minutes is not None and time.monotonic() - began > seconds
 
-    if resume and minutes is not None:
-        kept = begun(folder)
-        found = checkpoints.find(folder)
-        if found:
-            info = checkpoints.read(found[max(found)], lambda key: False)[1]
-            kept = extended(kept, info["epoch"], seconds, info["seconds"])
-        return kept, over
+    own = [task for task in config.tasks if isinstance(task, PythonConfig)]
+    for task in own:
+        tell(f"running {task.make.rpartition(':')[0]}: a task is code, and is run as it is")
+    if config.trained:
+        config = replace(config, rule=config.rule.freed)
+    if resume and (minutes is not None or own):
+        return _resumed(config, folder, seconds), over
     place = torch.device(device)
-    for task in config.tasks:
-        if isinstance(task, PythonConfig):
-            tell(f"running {task.make.rpartition(':')[0]}: a task is code, and is run as it is")
     tasks = [make_task(task, load or Datasets(Path("data")), place) for task in config.tasks]
-    for own in (task for task in tasks if isinstance(task, OwnTask)):
-        for line in _described(own):
-            tell(line)
+    for line in (line for task in tasks if isinstance(task, OwnTask) for line in _described(task)):
+        tell(line)
     if minutes is None or checkpoints.find(folder):
         return config, over
-    speed = measure_speed(config, _rule(config, place), tasks)
-    speed = Speed(**json.loads(ranks.exchange(json.dumps(asdict(speed)))[0])) if ranks.size > 1 else speed
-    begun_with = config
-    config = _sized(config, tasks, speed, seconds, ranks, place, tell)
-    left = seconds - (time.monotonic() - began)
-    left = float(ranks.exchange(str(left))[0]) if ranks.size > 1 else left
-    config = fit(config, left, speed, ranks.size, fewest=FEWEST if begun_with == config else 1)
-    tell(
-        f"{config.horizon:,} steps at {1e3 * speed.step / config.particles:.1f} ms for {config.batch} instances: "
-        f"{config.epochs} updates over {config.lanes * config.batch} instances each in {seconds / 60:.3g} minutes"
+    speed = _of_first(ranks, asdict(measure_speed(config, _rule(config, place), tasks)))
+    sized = _sized(config, tasks, Speed(**speed), seconds, ranks, place, tell)
+    left = _of_first(ranks, seconds - (time.monotonic() - began))
+    fitted = fit(sized, left, Speed(**speed), ranks.size, fewest=FEWEST if sized == config else 1)
+    each = (
+        1e3 * Speed(**speed).of(fitted.batch, config.batch) / (1 if fitted.estimator == "tbptt" else fitted.particles)
     )
-    return config, over
+    trials = "" if fitted.estimator == "tbptt" else f"of {fitted.particles} trials "
+    tell(
+        f"a step of {fitted.batch} instances takes {each:.1f} ms: {fitted.epochs} updates in {seconds / 60:.3g} minutes, "
+        f"each {trials}on {fitted.lanes * fitted.batch} instances"
+    )
+    return fitted, over
+
+
+def _of_first(ranks: Ranks, value: Any) -> Any:
+    """Plain data as rank 0 has it."""
+    return json.loads(ranks.exchange(json.dumps(value))[0])
+
+
+def _resumed(config: TrainConfig, folder: Path, seconds: float) -> TrainConfig:
+    """The folder's run, which was fitted to its time; with more epochs where there is more time.
+
+    Raises:
+        RunError: it is of another configuration, fitted keys aside.
+    """
+    kept = begun(folder)
+    asked = replace(config, **{key: getattr(kept, key) for key in FITTED})
+    asked = replace(asked, rule=replace(asked.rule, output_scale=kept.rule.output_scale))
+    changed = differences(comparable(kept), comparable(asked))
+    if changed:
+        text = "; ".join(f"{key}: {spell(old)} there, {spell(new)} here" for key, old, new in changed)
+        raise RunError(f"{folder} was started with another configuration: {text}: choose another --out")
+    found = checkpoints.find(folder)
+    if not (found and seconds):
+        return kept
+    info = checkpoints.read(found[max(found)], lambda key: False)[1]
+    return extended(kept, info["epoch"], seconds, info["seconds"])
 
 
 def _described(task: OwnTask) -> list[str]:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from l2o_runtime.config import require
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import cosine
 from l2o_training.config import TrainConfig
+from l2o_training.meta.estimators.base import trained
 from l2o_training.meta.imitation import Imitation, make_expert
 
 
@@ -35,7 +37,12 @@ class Learner:
         if config.average is not None:
             self.averaged = AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.candidate = rule if self.averaged is None else cast(Rule, self.averaged.module)
-        self.optimizer = torch.optim.Adam(rule.parameters(), lr=config.lr)
+        for name, p in rule.named_parameters():
+            p.requires_grad_(not config.trained or name.endswith(config.trained))
+        names = ", ".join(name for name, _ in rule.named_parameters())
+        require(bool(trained(self.solver)), f"trained: no parameter ends with {', '.join(config.trained)}: {names}")
+        made = torch.optim.SGD if config.estimator == "cem" else torch.optim.Adam
+        self.optimizer: torch.optim.Optimizer = made(trained(self.solver), lr=config.lr)
 
     def hand_over(self, share: float) -> None:
         """Let the rule carry this share of every step, where there is an expert."""
@@ -50,8 +57,8 @@ class Learner:
             self.optimizer.param_groups[0]["lr"] = config.final_lr + cosine(epoch, config.epochs) * fallen
 
     def update(self, gradient: Tensor) -> bool:
-        """One step of the outer Adam along a meta-gradient (P,); none if it is not finite. Whether it was taken."""
-        params = list(self.rule.parameters())
+        """One outer step along a meta-gradient (P,); none if it is not finite. Whether it was taken."""
+        params = trained(self.solver)
         for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
             p.grad = part.to(p.dtype).view_as(p)
         # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.

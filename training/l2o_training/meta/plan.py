@@ -26,11 +26,17 @@ SPARE = 0.08
 CHECKED = 0.25
 """Share of the time that validations may take."""
 
-ENOUGH, FEWEST = 24, 4
-"""Outer updates below which an update averages over fewer optimizations; and below which there is no sense in it."""
+FEWEST = 4
+"""Outer updates below which there is no sense in it."""
 
-LANES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 2)
-"""Optimizations that an outer update may average over."""
+ENOUGH = {"cem": 9}
+"""Outer updates by estimator, below which each takes fewer optimizations."""
+
+USUAL = 24
+"""That of the others."""
+
+MANY = (64, 48, 32, 24, 16, 12, 8, 6, 4, 2)
+"""Lanes of an outer update, or instances of a lane, that are tried in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,32 +45,43 @@ class Speed:
 
     Attributes:
         step: of an inner step of a slot, for all that its estimator asks.
+        instance: what each instance of a slot has of it.
         checked: of an inner step of a validation, of one task.
         adam: the same with Adam.
     """
 
     step: float
+    instance: float = 0.0
     checked: float
     adam: float
+
+    def of(self, batch: int, measured: int) -> float:
+        """`step` with another number of instances than it was measured with."""
+        return self.step + (batch - measured) * self.instance
 
 
 def measure_speed(config: TrainConfig, rule: Rule, tasks: list[Task]) -> Speed:
     """Time some steps of every task."""
-    steps, checked, adam = 0.0, 0.0, 0.0
-    for task in tasks:
-        steps += _estimator_seconds(config, rule, task) / len(tasks)
-        checked += _seconds(config, Descent(rule), task, config.validation_runs, graph=False) / len(tasks)
-        adam += _seconds(config, BASELINES["adam"].solver(0.001, 100), task, config.validation_runs, graph=False) / len(
-            tasks
+    few = replace(config, batch=1)
+    seconds = [
+        (
+            _estimator_seconds(config, rule, task),
+            _estimator_seconds(few, rule, task),
+            _seconds(config, Descent(rule), task, config.validation_runs, graph=False),
+            _seconds(config, BASELINES["adam"].solver(0.001, 100), task, config.validation_runs, graph=False),
         )
-    return Speed(step=steps, checked=checked, adam=adam)
+        for task in tasks
+    ]
+    step, single, checked, adam = (sum(column) / len(tasks) for column in zip(*seconds, strict=True))
+    instance = max(0.0, step - single) / max(1, config.batch - 1)
+    return Speed(step=step, instance=instance, checked=checked, adam=adam)
 
 
 def _estimator_seconds(config: TrainConfig, rule: Rule, task: Task) -> float:
     """Of an inner step of a slot: perturbed runs without a graph, or one with it, or both."""
     solver, total = Descent(rule), 0.0
     if config.estimator != "tbptt":
-        runs = config.particles + (config.estimator != "pes" and config.unroll > 0)
+        runs = config.particles + (config.estimator in ("es", "mixed") and config.unroll > 0)
         total += runs * _seconds(config, solver, task, config.batch, graph=False)
     if config.estimator in ("tbptt", "mixed"):
         total += _seconds(config, solver, task, config.batch, graph=True)
@@ -104,19 +121,27 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
     tasks = len(config.validation_tasks or config.tasks)
     check = config.horizon * speed.checked * tasks / ranks
     left = seconds * (1 - SPARE) - check - len(RATES) * config.horizon * speed.adam * tasks / ranks
-    lane = config.horizon * speed.step / ranks
-    lanes = [count for count in LANES if count >= ranks]
-    for count in lanes:
-        epochs, every = _split(left, count * lane, check)
-        if epochs >= ENOUGH or count == lanes[-1]:
+    enough = ENOUGH.get(config.estimator, USUAL)
+    for lanes, batch in _sizes(config, ranks):
+        update = lanes * config.horizon * speed.of(batch, config.batch) / ranks
+        epochs, every = _split(left, update, check)
+        if epochs >= enough:
             break
-    needed = (seconds + (fewest * count * lane + check - left) / (1 - SPARE)) / 60
+    needed = (seconds + (fewest * update + check - left) / (1 - SPARE)) / 60
     require(
         epochs >= fewest,
         f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and "
         f"{fewest} are the least: give {math.ceil(10 * needed) / 10} minutes, fewer --steps, or smaller minibatches",
     )
-    return replace(config, epochs=epochs, lanes=count, validate_every=every)
+    return replace(config, epochs=epochs, lanes=lanes, batch=batch, validate_every=every)
+
+
+def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int]]:
+    """Lanes and instances of each, the most first. All lanes of `cem` try the same: they need not be many."""
+    if config.estimator == "cem":
+        lanes = ranks * max(1, -(-len(config.tasks) // ranks))
+        return [(lanes, batch) for batch in MANY]
+    return [(lanes, config.batch) for lanes in MANY if lanes >= ranks]
 
 
 def _split(left: float, update: float, check: float) -> tuple[int, int]:

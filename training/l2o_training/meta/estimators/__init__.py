@@ -1,12 +1,13 @@
-"""Estimators of the meta-gradient: truncated back-propagation, and evolution strategies, and both."""
+"""Estimators of the meta-gradient: truncated back-propagation, evolution strategies, both, and a search by ranks."""
 
 from l2o_training.config import TrainConfig
 from l2o_training.meta.estimators.base import Estimator
+from l2o_training.meta.estimators.cem import CEM
 from l2o_training.meta.estimators.es import ES, PES
 from l2o_training.meta.estimators.mixed import Mixed
 from l2o_training.meta.estimators.tbptt import TBPTT
 
-ESTIMATORS: dict[str, type[Estimator]] = {"tbptt": TBPTT, "es": ES, "pes": PES, "mixed": Mixed}
+ESTIMATORS: dict[str, type[Estimator]] = {"tbptt": TBPTT, "es": ES, "pes": PES, "mixed": Mixed, "cem": CEM}
 
 
 def make_estimator(config: TrainConfig) -> Estimator:
@@ -14,4 +15,4 @@ def make_estimator(config: TrainConfig) -> Estimator:
     return ESTIMATORS[config.estimator](config)
 
 
-__all__ = ["ES", "ESTIMATORS", "PES", "TBPTT", "Estimator", "Mixed", "make_estimator"]
+__all__ = ["CEM", "ES", "ESTIMATORS", "PES", "TBPTT", "Estimator", "Mixed", "make_estimator"]

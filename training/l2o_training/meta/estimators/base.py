@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2o_runtime.solvers import Solver
 from l2o_training.config import TrainConfig
@@ -79,4 +79,9 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 def size(outer: Solver) -> int:
     """P, the number of parameters that are trained."""
-    return sum(p.numel() for p in outer.parameters())
+    return sum(p.numel() for p in trained(outer))
+
+
+def trained(outer: Solver) -> list[nn.Parameter]:
+    """The parameters that are trained, in the order of the meta-gradient."""
+    return [p for p in outer.parameters() if p.requires_grad]

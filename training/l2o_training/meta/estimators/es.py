@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l2o_runtime.solvers import Solver
 from l2o_training.config import TrainConfig
-from l2o_training.meta.estimators.base import Estimator, Share, size
+from l2o_training.meta.estimators.base import Estimator, Share, size, trained
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.unroll import Inner, Trace, unroll
 from l2o_training.tasks.base import generator
@@ -72,7 +72,7 @@ class ES(Estimator):
         message, traces = self.particles(outer, slot)
         if slot.under_way:
             (inner,) = slot.begun(outer)
-            traces = [self._steps(outer, slot, inner, None)]
+            traces = [self.advance(outer, slot, inner, None)]
         return Share(message, *recorded(traces))
 
     def particles(self, outer: Solver, slot: TaskSlot) -> tuple[Tensor, list[Trace]]:
@@ -86,7 +86,7 @@ class ES(Estimator):
             epsilon = self.perturbation(outer, slot, pair)
             ends = []
             for signed in (epsilon, -epsilon):
-                ends.append(self._steps(outer, slot, dataclasses.replace(inner), signed))
+                ends.append(self.advance(outer, slot, dataclasses.replace(inner), signed))
                 rng.set_state(start)  # the same minibatches for all
             differences.append(ends[0].value - ends[1].value)
             traces += ends
@@ -114,8 +114,8 @@ class ES(Estimator):
         """ξ, which a pair's difference is multiplied with: its perturbation."""
         return self.perturbation(outer, slot, pair)
 
-    def _steps(self, outer: Solver, slot: TaskSlot, inner: Inner, epsilon: Tensor | None) -> Trace:
-        """A truncation with perturbed parameters."""
+    def advance(self, outer: Solver, slot: TaskSlot, inner: Inner, epsilon: Tensor | None) -> Trace:
+        """A truncation with perturbed parameters; `inner` is where it ends."""
         with torch.no_grad(), perturbed(outer, epsilon):
             return unroll(outer, inner, slot.span, self.objectives, self.config.weights)
 
@@ -158,7 +158,7 @@ class PES(ES):
         traces = []
         for index, inner in enumerate(inners):
             epsilon = self.perturbation(outer, slot, index // 2)
-            traces.append(self._steps(outer, slot, inner, -epsilon if index % 2 else epsilon))
+            traces.append(self.advance(outer, slot, inner, -epsilon if index % 2 else epsilon))
         differences = [plus.value - minus.value for plus, minus in zip(traces[::2], traces[1::2], strict=True)]
         return Share(self._in_place(slot, differences), *recorded(traces))
 
@@ -186,7 +186,7 @@ def recorded(traces: list[Trace]) -> tuple[Tensor, dict[str, Tensor]]:
 @contextmanager
 def perturbed(outer: Solver, epsilon: Tensor | None) -> Iterator[None]:
     """The rule's parameters moved by ε (P,) for a while; afterwards they are as before, bit for bit."""
-    params = list(outer.parameters())
+    params = trained(outer)
     if epsilon is None:
         yield
         return

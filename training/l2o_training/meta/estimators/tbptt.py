@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.solvers import Descent, Solver
-from l2o_training.meta.estimators.base import Estimator, Share, flat, size
+from l2o_training.meta.estimators.base import Estimator, Share, flat, size, trained
 from l2o_training.meta.objectives import TINY
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.steppers import Recomputing, Sample, Sampling, Stepper
@@ -29,7 +29,7 @@ class TBPTT(Estimator):
         config, (inner,) = self.config, slot.begun(outer)
         stepper = self._stepper(outer, slot)
         trace = unroll(outer, inner, slot.span, self.objectives, config.weights, stepper)
-        params = list(outer.parameters())
+        params = trained(outer)
         grads = torch.autograd.grad(trace.objective / config.lanes, params, allow_unused=True)
         message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
         if config.clip_lanes:

@@ -1,0 +1,115 @@
+"""Make the gallery: specialise a rule for every family, compare it on fresh instances, write docs/gallery.md.
+
+    python examples/gallery/build.py --out runs/gallery
+
+What is there is kept: a stopped build goes on, and another time goes only into what is missing. Some hours on two cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FAMILIES = {
+    "siren": 1000,
+    "pinn": 1000,
+    "regression": 1000,
+    "logistic": 1000,
+    "vae": 1000,
+    "finetune": 300,
+    "chars": 1000,
+    "lenet": 2000,
+}
+"""Family → steps of a run."""
+
+HERE, DOCS = Path(__file__).parent, Path(__file__).parents[2] / "docs"
+BASELINES = "adam,adamw-cosine,muon-linear"
+
+
+def l2o(*words: object) -> str:
+    """Run a command, show what it says on standard error, give its standard output."""
+    command = [sys.executable, "-m", "l2o_cli", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def train(name: str, out: Path, minutes: float, nproc: int) -> Path:
+    """The rule of a family."""
+    rule = out / name / "rule.safetensors"
+    if not rule.is_file():
+        more = ["--resume"] if (out / name / "config.json").is_file() else []
+        place, steps = f"{HERE}/{name}.py:make", FAMILIES[name]
+        l2o(
+            "train",
+            "--task",
+            place,
+            "--steps",
+            steps,
+            "--minutes",
+            minutes,
+            "--nproc",
+            nproc,
+            "--out",
+            rule.parent,
+            *more,
+        )
+    return rule
+
+
+def compare(name: str, rule: Path, runs: int, thin: int) -> tuple[list[dict], str]:
+    """Figures of all optimizers, and the verdict in words."""
+    out = rule.parent / "eval"
+    words = ["--steps", FAMILIES[name], "--runs", runs, "--thin", thin, "--baselines", BASELINES, "--threads", 1]
+    said = l2o(
+        "eval",
+        rule,
+        "default",
+        "--task",
+        f"{HERE}/{name}.py:make",
+        *words,
+        "--out",
+        out,
+        "--report",
+        out / "report.html",
+    )
+    text = " ".join(said.split())
+    verdict = text.partition(f"{name}-total: {name}, ")[2].partition(" directional-total:")[0]
+    return json.loads((out / "results.json").read_text())["results"], verdict
+
+
+def line(name: str, rows: list[dict]) -> str:
+    """A row of the page's table."""
+    found = {row["optimizer"]: row for row in rows}
+    own, start, *others = (found[key] for key in (f"{name}-total", "directional-total", *BASELINES.split(",")))
+
+    def ratio(other: dict) -> str:
+        return f"{own['train_ratio'] / other['train_ratio']:.2f}"
+
+    cells = [f"[{name}](../examples/gallery/{name}.py)", f"{own['steps']:,}", f"{own['parameters']:,}"]
+    cells += [f"{own['train']:.3g}", ratio(start), *(f"{ratio(other)} ({other['lr']:g})" for other in others)]
+    cells += [f"{own['speedup']:.2f}" if own["speedup"] else "not reached", f"{own['diverged']} of {own['runs']}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Build all, or some families."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), help="which; all if none is given")
+    parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--nproc", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--thin", type=int, default=1)
+    chosen = parser.parse_args()
+    lines, verdicts = [], []
+    for name in chosen.families:
+        rows, verdict = compare(name, train(name, chosen.out, chosen.minutes, chosen.nproc), chosen.runs, chosen.thin)
+        lines.append(line(name, rows))
+        verdicts.append(f"- **{name}**, {verdict}")
+        print(lines[-1], verdicts[-1], sep="\n", flush=True)
+    table = (chosen.out / "table.md", "\n".join([*lines, "", *verdicts, ""]))
+    table[0].write_text(table[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
