@@ -2,7 +2,7 @@
 
     python examples/gallery/build.py --out runs/gallery
 
-What is there is kept: a stopped build goes on, and another time goes only into what is missing. Some hours on two cores.
+What is there is kept, so that a stopped build goes on. Some hours on two cores.
 """
 
 import argparse

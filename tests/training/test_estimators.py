@@ -17,6 +17,7 @@ from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.estimators import make_estimator
 from l2o_training.meta.estimators.base import size
+from l2o_training.meta.estimators.cem import rank_weights
 from l2o_training.meta.estimators.es import antithetic_gradient, draw_perturbation, perturbed
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.trainer import Trainer
@@ -202,10 +203,13 @@ def test_perturbations_are_the_same_whoever_draws_them():
     assert drawn[0].std().item() == pytest.approx(SIGMA, rel=0.1)
 
 
-@pytest.mark.parametrize("estimator", ["es", "pes", "mixed"])
+@pytest.mark.parametrize("estimator", ["es", "pes", "mixed", "cem"])
 def test_perturbed_rules_are_put_back_and_learn(estimator, tmp_path):
+    few = ["lr=1", "trained=['head.bias']", "sigma=0.5", "unroll=0", "rule.output_scale=1"]
+    changes = few if estimator == "cem" else ["lr=0.02"]
     config = load_preset(
-        "quadratics", ["lr=0.02", f"estimator={estimator}", "particles=4", "horizon=40", "validation_runs=5", "lanes=2"]
+        "quadratics",
+        [*changes, f"estimator={estimator}", "particles=4", "horizon=40", "validation_runs=5", "lanes=2"],
     )
     trainer = Trainer(config, tmp_path)
     first = trainer.validate()
@@ -256,9 +260,57 @@ def test_whole_optimizations_are_one_truncation_whatever_their_length(tmp_path):
     torch.testing.assert_close(message[0], ends[0] - ends[1])
 
 
+def test_cem_goes_to_the_better_half_of_what_it_tried(tmp_path):
+    """Losses of all particles by hand; all slots try the same; what is not trained stays."""
+    few = ("head.bias",)
+    config = dataclasses.replace(
+        TINY, unroll=0, horizon=20, particles=6, estimator="cem", weights="end", lanes=2, trained=few, sigma=0.3, lr=1.0
+    )
+    trainer = Trainer(config, tmp_path)
+    solver, before = trainer.learner.solver, {key: value.clone() for key, value in trainer.rule.state_dict().items()}
+    gradient, _ = trainer.meta_gradient()
+    epsilons, losses = trainer.estimator.perturbations(solver, trainer.slots[0]), []
+    others = trainer.estimator.perturbations(solver, trainer.slots[1])
+    assert all(torch.equal(*pair) for pair in zip(epsilons, others, strict=True))
+    assert all(torch.equal(plus, -minus) for plus, minus in zip(epsilons[::2], epsilons[1::2], strict=True))
+    for epsilon in epsilons:
+        ends = []
+        for slot in trainer.slots:
+            slot.inners = []
+            (inner,) = slot.begun(solver)
+            with torch.no_grad(), perturbed(solver, epsilon):
+                ends.append(unroll(solver, inner, 20).losses[-2:].double().mean())
+        losses.append(sum(ends))
+    order = torch.stack(losses).argsort()
+    best = sum(w * epsilons[i].double() for w, i in zip(rank_weights(6)[:3], order[:3], strict=True))
+    torch.testing.assert_close(gradient, -best)
+    assert trainer.learner.update(gradient)
+    for key, value in trainer.rule.state_dict().items():
+        moved = best.float() if key.endswith(few) else torch.zeros(())
+        torch.testing.assert_close(value, before[key] + moved.view(-1).expand(value.numel()).view_as(value))
+
+
+def test_cem_takes_what_is_not_finite_for_the_worst():
+    config = dataclasses.replace(TINY, unroll=0, particles=4, estimator="cem", lanes=1, trained=("head.bias",))
+    _, solver, _, slot = setting("es")
+    solver.requires_grad_(False)
+    solver.rule.cell.head.bias.requires_grad_(True)
+    made = make_estimator(config)
+    slot.config = config
+    slot.number = 0
+    first = made.gradient(solver, [slot], torch.tensor([1.0, torch.inf, 2.0, 3.0]).double())
+    second = made.gradient(solver, [slot], torch.tensor([1.0, 9.0, 2.0, 3.0]).double())
+    assert torch.equal(first, second)
+    assert first.isfinite().all()
+    before = made.perturbations(solver, slot)
+    slot.number = 1
+    assert not torch.equal(before[0], made.perturbations(solver, slot)[0])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("estimator=cem", "unroll: must be 0 with estimator = cem"),
         ("particles=3", "even"),
         ("unroll=-1", "0 for whole optimizations"),
         ("rescale_tensors=11", "rescale_tensors"),
@@ -270,3 +322,8 @@ def test_whole_optimizations_are_one_truncation_whatever_their_length(tmp_path):
 def test_bad_settings_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         load_preset("demo", [override])
+
+
+def test_names_that_are_not_the_rule_s_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"trained: no parameter ends with nothing: .*head\.bias"):
+        Trainer(dataclasses.replace(TINY, trained=("nothing",)), tmp_path)
