@@ -193,13 +193,11 @@ def prepare(
     sized = _sized(config, tasks, Speed(**speed), seconds, ranks, place, tell)
     left = _of_first(ranks, seconds - (time.monotonic() - began))
     fitted = fit(sized, left, Speed(**speed), ranks.size, fewest=FEWEST if sized == config else 1)
-    each = (
-        1e3 * Speed(**speed).of(fitted.batch, config.batch) / (1 if fitted.estimator == "tbptt" else fitted.particles)
-    )
-    trials = "" if fitted.estimator == "tbptt" else f"of {fitted.particles} trials "
+    trials = 1 if fitted.estimator == "tbptt" else fitted.particles
+    each = 1e3 * Speed(**speed).of(fitted.batch, config.batch) / trials
     tell(
-        f"a step of {fitted.batch} instances takes {each:.1f} ms: {fitted.epochs} updates in {seconds / 60:.3g} minutes, "
-        f"each {trials}on {fitted.lanes * fitted.batch} instances"
+        f"a step of {fitted.batch} instances takes {each:.1f} ms: {fitted.epochs} updates fit into "
+        f"{seconds / 60:.3g} minutes, each from {trials} trials on {fitted.lanes * fitted.batch} instances"
     )
     return fitted, over
 
