@@ -69,7 +69,7 @@ def friendly_errors() -> Iterator[None]:
         from l2o_export.formats import ExportError
         from l2o_training.errors import Interrupted, Quiet, RunError
         from l2o_training.tasks.data import DataError
-        from l2o_training.tasks.own import TaskError
+        from l2o_training.tasks.places import TaskError
 
         yield
     except KeyboardInterrupt as error:  # the first one, as it may come before the others are imported

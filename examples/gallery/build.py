@@ -59,6 +59,7 @@ def train(name: str, out: Path, minutes: float, nproc: int) -> Path:
 def compare(name: str, rule: Path, runs: int, thin: int) -> tuple[list[dict], str]:
     """Figures of all optimizers, and the verdict in words."""
     out = rule.parent / "eval"
+    out.mkdir(exist_ok=True)
     words = ["--steps", FAMILIES[name], "--runs", runs, "--thin", thin, "--baselines", BASELINES, "--threads", 1]
     said = l2o(
         "eval",

@@ -23,7 +23,8 @@ from l2o_training.meta.plan import Speed, best_factor, extended, fit
 from l2o_training.meta.validation import speedup
 from l2o_training.specialising import place_of
 from l2o_training.tasks import PythonConfig, make_task
-from l2o_training.tasks.own import EVALUATION, TRAINING, VALIDATION, OwnTask, Problem, TaskError, examine, find_make
+from l2o_training.tasks.own import EVALUATION, TRAINING, VALIDATION, OwnTask, Problem, examine
+from l2o_training.tasks.places import TaskError, find_make
 
 CPU = torch.device("cpu")
 
@@ -105,9 +106,10 @@ MODULES = {
 def task_of(build):
     def make(seed):
         model, target = build(), torch.randn(6)
+        dtype = next(model.parameters()).dtype
 
         def loss(model, step):
-            x = torch.randn(8, 6).to(next(model.parameters()).dtype) * random.choice([1.0, 2.0])
+            x = torch.randn(8, 6).to(dtype) * random.choice([1.0, 2.0])
             return (model(x) - target.roll(step)).square().mean() + np.random.rand()
 
         return model, loss
@@ -117,23 +119,23 @@ def task_of(build):
 
 def own_task(make):
     task = OwnTask.__new__(OwnTask)
-    task.name, task.device, task.make = "own", CPU, make
+    task.name, task.device, task.make, task._way = "own", CPU, make, None
     return task
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_instances_are_what_an_ordinary_loop_trains(name):
-    """Adam over stacked parameters, and a torch optimizer on each module by itself."""
+    """SGD over stacked parameters, and on each module by itself; Adam would make steps of what is rounding."""
     make, steps = task_of(MODULES[name]), 6
     instances = own_task(make).instances(3, 2**40 + 1)
     seeds = [p.seed for p in instances.problems]
     draws = copy.deepcopy(instances)._batches
     rows = [draws()[0].tolist() for _ in range(steps)]
     instances.rng.set_state(copy.deepcopy(own_task(make).instances(3, 2**40 + 1).rng.get_state()))
-    scores = rollout(BASELINES["adam"].solver(0.01, steps), instances, steps)
+    scores = rollout(BASELINES["sgd"].solver(0.05, steps), instances, steps)
     for index, seed in enumerate(seeds):
         problem = Problem(make, seed, CPU)
-        optimizer = torch.optim.Adam(problem.params, lr=0.01)
+        optimizer = torch.optim.SGD(problem.params, lr=0.05)
         for step in range(steps):
             with torch.random.fork_rng(devices=[]):
                 seed_all(rows[step][index])
@@ -156,6 +158,93 @@ def seed_all(number):
     torch.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
+
+
+AT_ONCE = {"mlp": True, "batch-norm": True, "dropout": False, "conv": False, "gru": False, "attention": False}
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_models_run_at_once_where_that_is_the_same(name):
+    task = own_task(task_of(MODULES[name]))
+    instances = task.instances(3, 2**40)
+    assert task.together == (instances.forward is not None) == AT_ONCE[name]
+    assert own_task(task_of(MODULES[name])).instances(1, 2**40).forward is None
+
+
+def twice(model, x):
+    return model(x) + model(x)
+
+
+def looks_inside(model, x):
+    return model(x) + 0 * model[0].weight.sum()
+
+
+def by_name(model, x):
+    return model(input=x)
+
+
+def slope(model, x):
+    x = x.requires_grad_()
+    return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+
+
+def bare(model, x):
+    try:
+        return model(x)
+    except Exception:
+        return x
+
+
+@pytest.mark.parametrize("use", [twice, looks_inside, by_name, slope, bare])
+def test_losses_that_do_more_than_call_their_model_once_are_as_they_are(use):
+    """One after the other, or, where exceptions are caught, at once; the same numbers as alone."""
+
+    def make(seed):
+        def loss(model, step):
+            x = torch.randn(8, 6)
+            return (use(model, x) + torch.randn(6)).square().mean()
+
+        return MODULES["mlp"](), loss
+
+    task = own_task(make)
+    instances = task.instances(3, 2**40)
+    assert task.together == (use is bare)
+    rng = instances.rng.get_state()
+    seen = instances.look(instances.params, instances.statistics)
+    instances.rng.set_state(rng)
+    instances.forward = None
+    alone = instances.look(instances.params, instances.statistics)
+    torch.testing.assert_close(seen.loss, alone.loss)
+    torch.testing.assert_close(seen.grad, alone.grad)
+
+
+def test_models_that_differ_by_more_than_parameters_run_one_by_one():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.shift = nn.Linear(6, 1), random.random()
+
+        def forward(self, x):
+            return self.inner(x) + self.shift
+
+    task = own_task(lambda seed: (Shifted(), lambda model, step: model(torch.randn(4, 6)).square().mean()))
+    task.instances(4, 2**40)
+    assert not task.together
+
+
+def test_a_loss_that_changes_its_ways_goes_on_one_by_one():
+    def make(seed):
+        def loss(model, step):
+            x = torch.randn(4, 6)
+            return sum(model(x).square().mean() for _ in range(1 if step < 5 else 2))
+
+        return MODULES["mlp"](), loss
+
+    instances = own_task(make).instances(3, 2**40)
+    statistics = instances.statistics
+    for step in range(8):
+        assert (instances.forward is not None) == (step < 6)
+        statistics = instances.look(instances.params, statistics).statistics
 
 
 def test_instances_can_be_met_again():

@@ -27,7 +27,8 @@ from l2o_training.progress import training_bar
 from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.tasks import PythonConfig, Task, make_task
 from l2o_training.tasks.data import Datasets
-from l2o_training.tasks.own import Make, OwnTask, examine, own_randomness
+from l2o_training.tasks.own import OwnTask, examine, own_randomness
+from l2o_training.tasks.places import Make
 
 PRESET = "specialise"
 
@@ -232,7 +233,8 @@ def _described(task: OwnTask) -> list[str]:
     seen = examine(task)
     found = [
         f"{seen.name}: {seen.model}, {seen.parameters:,} parameters in {seen.tensors} tensors, first loss "
-        f"{seen.loss:.4g}, {1e3 * seen.seconds:.2f} ms for loss and gradient"
+        f"{seen.loss:.4g}, {1e3 * seen.seconds:.2f} ms for loss and gradient; several instances run "
+        f"{'at once' if seen.together else 'one after the other'}"
     ]
     if not seen.deterministic:
         found.append(

@@ -24,7 +24,7 @@ from l2o_training.plots import panels
 from l2o_training.ranks.group import ALONE, START_TIMEOUT, Ranks
 from l2o_training.results import plain, write_results
 from l2o_training.tasks.data import Datasets
-from l2o_training.tasks.own import is_place
+from l2o_training.tasks.places import is_place
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from l2o_training.compare.contenders import Contender
 from l2o_training.compare.scripts import ROUNDS, WARMUP, advance
 from l2o_training.compare.workloads import Curves, Group, TimedWorkload, looks
 from l2o_training.tasks.base import generator
-from l2o_training.tasks.own import EVALUATION, VALIDATION, Make, Problem, find_make, name_of, own_randomness, text_of
+from l2o_training.tasks.own import EVALUATION, VALIDATION, Problem, own_randomness
+from l2o_training.tasks.places import Make, find_make, name_of, text_of
 
 CPU = torch.device("cpu")
 

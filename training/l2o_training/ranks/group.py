@@ -25,7 +25,7 @@ from l2o_runtime.files.atomic import TEMPORARY
 from l2o_training.errors import Quiet, RunError
 from l2o_training.meta.provenance import differences, spell
 from l2o_training.tasks.data import DataError
-from l2o_training.tasks.own import TaskError
+from l2o_training.tasks.places import TaskError
 
 START_TIMEOUT = float(os.environ.get("L2O_START_TIMEOUT", "50"))
 """Seconds that ranks wait for each other before the first step; the environment has the last word."""

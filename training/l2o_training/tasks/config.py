@@ -13,7 +13,8 @@ from l2o_runtime.config import LATER, require
 from l2o_training.tasks.base import Task
 from l2o_training.tasks.data import Load
 from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, mlp
-from l2o_training.tasks.own import OwnTask, is_place, name_of
+from l2o_training.tasks.own import OwnTask
+from l2o_training.tasks.places import is_place, name_of
 from l2o_training.tasks.quadratic import QuadraticTask
 from l2o_training.tasks.supervised import (
     Draw,

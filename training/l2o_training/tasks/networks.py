@@ -120,7 +120,7 @@ def side_by_side(model: nn.Module) -> Forward:
     longer than a small network's products. These serve where they can; the rest runs one instance after the other.
     """
     if is_mlp(model):
-        return _stacked(list(model.children()))
+        return chained(list(model.children()))
     modes = {True: model, False: deepcopy(model).eval()}
     if any(isinstance(part, nn.RNNBase | nn.MultiheadAttention) for part in model.modules()):
         return lambda params, x, statistics, training: _each(modes[training], params, x, statistics)
@@ -133,8 +133,11 @@ def is_mlp(model: nn.Module) -> bool:
     return isinstance(model, nn.Sequential) and all(isinstance(layer, kinds) for layer in model)
 
 
-def _stacked(layers: list[nn.Module]) -> Forward:
-    """Outputs (B, N, k) of a chain of layers from parameters (B, n) and inputs (B, N, …)."""
+def chained(layers: list[nn.Module]) -> Forward:
+    """Outputs (B, N, k) of a chain of layers from parameters (B, n) and inputs (B, N, …).
+
+    Layers without parameters have to act on every number, or on the last axis.
+    """
     shapes = [p.shape for layer in layers for p in layer.parameters()]
     sizes = [buffer.numel() for buffer in running_statistics(nn.Sequential(*layers)).values()]
 

@@ -5,31 +5,22 @@ loss. Whatever either of them draws by torch, numpy or `random` comes from a see
 minibatches can be met again: by the rule's next version, by Adam, after a restart.
 """
 
-import importlib
-import importlib.util
-import inspect
 import random
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.config import ConfigError, require
 from l2o_training.tasks.base import Instances, Seen, Task, generator
-from l2o_training.tasks.networks import running_statistics
-
-Make = Callable[[int], tuple[Any, ...]]
-"""From a seed to (model, loss), or (model, loss, validate): a module, `loss(model, step)` and `validate(model)`."""
+from l2o_training.tasks.networks import Forward, running_statistics
+from l2o_training.tasks.places import Make, TaskError, find_make, name_of, theirs
+from l2o_training.tasks.together import NotTogether, forwards, losses_together
 
 EVALUATION, VALIDATION, TRAINING = 0, 2**29, 2**30
 """Seeds of instances, by what they are for, begin here: below 2³¹, which every library takes, and none is in two."""
@@ -37,114 +28,11 @@ EVALUATION, VALIDATION, TRAINING = 0, 2**29, 2**30
 VALIDATED = 2**31, 2**32
 """Numbers of validations, as `Task.instances` gets them, are from the first on and below the second."""
 
+TRIED = 3
+"""Instances by which it is found how to run several at once."""
+
 ROUNDS = 12
 """Steps that `examine` times."""
-
-
-class TaskError(ValueError):
-    """A task of the user's own cannot be used.
-
-    Args:
-        message: one line.
-        trace: where their code failed, if it did; from their first line on.
-    """
-
-    def __init__(self, message: str, trace: str = ""):
-        super().__init__(message)
-        self.trace = trace
-
-
-@contextmanager
-def _theirs(what: str) -> Iterator[None]:
-    """Their code: what it raises is told with their traceback."""
-    try:
-        yield
-    except TaskError:
-        raise
-    except (Exception, SystemExit) as error:
-        own = str(Path(__file__).parent.parent)
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _within(frame.filename, own)]
-        kept = [frame for frame in frames if "importlib" not in frame.filename]
-        lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept)] if kept else []
-        lines += traceback.format_exception_only(error)
-        raise TaskError(f"{what} failed: {type(error).__name__}: {error}", "".join(lines)) from None
-
-
-def _within(file: str, folder: str) -> bool:
-    return file.startswith(folder)
-
-
-def is_place(text: str) -> bool:
-    """Whether a text is "file.py:function" or "package.module:function", rather than a task's name."""
-    return ":" in text
-
-
-def name_of(place: str) -> str:
-    """What tables call a task: its file or module, and the function unless that is `make`.
-
-    >>> name_of("examples/gallery/siren.py:make"), name_of("mine.tasks:small")
-    ('siren', 'tasks.small')
-    """
-    where, _, function = place.rpartition(":")
-    stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
-    return stem if function == "make" else f"{stem}.{function}"
-
-
-def find_make(place: str) -> Make:
-    """The function of a place, whose file or module is run.
-
-    Args:
-        place: "file.py:function" or "package.module:function".
-
-    Raises:
-        ConfigError: there is no such file, module or function.
-        TaskError: running the file failed.
-    """
-    where, colon, name = place.rpartition(":")
-    require(bool(colon and where and name), f"task {place!r}: expected file.py:function or package.module:function")
-    module = _run_file(Path(where)) if where.endswith(".py") else _imported(where)
-    make = getattr(module, name, None)
-    if make is None:
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        own = [key for key in functions if getattr(vars(module)[key], "__module__", None) == module.__name__]
-        raise ConfigError(f"task {place}: {where} has no {name!r}; it has {', '.join(own) or 'no functions'}")
-    require(callable(make), f"task {place}: {name} is of type {type(make).__name__}, not a function")
-    return make  # type: ignore[no-any-return]
-
-
-def _run_file(path: Path) -> ModuleType:
-    require(path.is_file(), f"task file {path} does not exist (looked in {Path.cwd()})")
-    if str(path.parent.resolve()) not in sys.path:  # as when Python runs a file, so that it may import its neighbours
-        sys.path.insert(0, str(path.parent.resolve()))
-    name = f"l2o_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with _theirs(f"task file {path}"):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _imported(name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    if str(Path.cwd()) not in sys.path:  # as with `python -m`
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):
-        found = None
-    require(found is not None, f"task module {name!r} is not found: give file.py:function, or install the package")
-    with _theirs(f"task module {name}"):
-        return importlib.import_module(name)
-
-
-def text_of(make: Make) -> bytes:
-    """The text of the file that a function is in; of one without a file, as in a notebook, its own."""
-    file = inspect.getsourcefile(make)
-    return Path(file).read_bytes() if file is not None and Path(file).is_file() else inspect.getsource(make).encode()
 
 
 @contextmanager
@@ -186,7 +74,7 @@ class Problem:
 
     def __init__(self, make: Make, seed: int, device: torch.device):
         what = f"{getattr(make, '__name__', 'make')}({seed})"
-        with own_randomness(device) as reseed, _theirs(what):
+        with own_randomness(device) as reseed, theirs(what):
             reseed(seed)
             made = make(seed)
         parts = made if isinstance(made, tuple) else (made,)
@@ -201,14 +89,18 @@ class Problem:
         if not self.params:
             raise TaskError(f"{what}: the model has no parameters with requires_grad: there is nothing to train")
 
-    def __call__(self, step: int) -> Tensor:
+    def __call__(self, step: int, model: Any = None) -> Tensor:
         """The loss of a step, a scalar; the generators have to be seeded.
+
+        Args:
+            step: number of the minibatch.
+            model: what stands in for the model, if anything does.
 
         Raises:
             TaskError: it is something else.
         """
-        with _theirs(f"loss(model, {step})"):
-            loss = self.loss(self.model, step)
+        with theirs(f"loss(model, {step})"):
+            loss = self.loss(self.model if model is None else model, step)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TaskError(f"loss(model, {step}) has to return a scalar tensor, got {got}: take its mean()")
@@ -218,7 +110,7 @@ class Problem:
         """The loss on held-out data, in evaluation mode."""
         assert self.validate is not None
         self.model.eval()
-        with torch.no_grad(), _theirs("validate(model)"):
+        with torch.no_grad(), theirs("validate(model)"):
             found = float(self.validate(self.model))
         self.model.train()
         return found
@@ -231,7 +123,7 @@ class Problem:
         """
         found: tuple[Tensor | None, ...] = (None,)
         if loss.requires_grad:
-            with _theirs("loss.backward()"):
+            with theirs("loss.backward()"):
                 found = torch.autograd.grad(loss, self.params, allow_unused=True)
         if all(grad is None for grad in found):
             raise TaskError("the loss does not depend on the model's parameters: was it detached, or another model's?")
@@ -239,7 +131,7 @@ class Problem:
 
 
 class OwnInstances(Instances):
-    """Instances of a task of one's own, one after the other; their modules are only a place to compute in.
+    """Instances of a task of one's own; their modules are only a place to compute in.
 
     Running statistics begin with the number of minibatches so far, which `loss` is told.
 
@@ -247,6 +139,9 @@ class OwnInstances(Instances):
         problems: B of them, of equal shapes.
         rng: what the seeds of their minibatches are drawn with.
         device: where they live.
+
+    Attributes:
+        forward: of all models at once; None runs them one after the other.
     """
 
     def __init__(self, problems: list[Problem], rng: torch.Generator, device: torch.device):
@@ -259,6 +154,7 @@ class OwnInstances(Instances):
         shapes = [p.shape for p in problems[0].params]
         super().__init__(params, self._refuse, draws, rng, shapes, statistics)
         self.problems, self.device = problems, device
+        self.forward: Forward | None = None
 
     @staticmethod
     def _refuse(*arguments: object) -> tuple[Tensor, Tensor]:
@@ -275,6 +171,40 @@ class OwnInstances(Instances):
         """As in `Instances`."""
         inner = params.detach() if self._scale is None else params.detach() * self._scale
         (draws,) = self._batches()
+        seen = self._together(inner, statistics, draws.tolist()) if self.forward else None
+        seen = seen or self._one_by_one(inner, statistics, draws)
+        return seen if self._scale is None else seen._replace(grad=seen.grad * self._scale)
+
+    def _together(self, params: Tensor, statistics: Tensor, draws: list[int]) -> Seen | None:
+        """All at once; None, from now on, where that cannot be."""
+        assert self.forward is not None
+        leaf, kept, score = params.requires_grad_(), statistics[:, 1:], None
+        with own_randomness(self.device) as reseed:
+
+            def of(problem: Problem, draw: int, step: int) -> Callable[[Any], Tensor]:
+                def loss(model: Any) -> Tensor:
+                    reseed(draw)
+                    return problem(step, model)
+
+                return loss
+
+            steps = statistics[:, 0].int().tolist()
+            losses = [of(*place) for place in zip(self.problems, draws, steps, strict=True)]
+            try:
+                with torch.enable_grad():
+                    found, after = losses_together(self.forward, losses, leaf, kept, True)
+                    (grad,) = torch.autograd.grad(found.sum(), leaf)
+                if kept.shape[1]:
+                    with torch.no_grad():
+                        score, _ = losses_together(self.forward, losses, leaf, kept, False)
+            except NotTogether:
+                self.forward = None
+                return None
+        found = found.detach()
+        after = torch.cat([statistics[:, :1] + 1, after.detach()], 1)
+        return Seen(found, grad, found if score is None else score, after)
+
+    def _one_by_one(self, inner: Tensor, statistics: Tensor, draws: Tensor) -> Seen:
         losses, grads, scores, after = [], [], [], []
         with own_randomness(self.device) as reseed, torch.enable_grad():
             for problem, row, kept, draw in zip(self.problems, inner, statistics, draws.tolist(), strict=True):
@@ -287,9 +217,7 @@ class OwnInstances(Instances):
                 losses.append(loss.detach().float().reshape(()))
                 after.append(torch.cat([kept[:1] + 1, _flat(problem.buffers)]))
                 scores.append(self._score(problem, kept[1:], reseed, draw, step) if problem.buffers else losses[-1])
-        grad = torch.stack(grads)
-        grad = grad if self._scale is None else grad * self._scale
-        return Seen(torch.stack(losses), grad, torch.stack(scores), torch.stack(after))
+        return Seen(torch.stack(losses), torch.stack(grads), torch.stack(scores), torch.stack(after))
 
     @staticmethod
     def _score(problem: Problem, statistics: Tensor, reseed: Callable[[int], None], draw: int, step: int) -> Tensor:
@@ -327,6 +255,7 @@ class OwnTask(Task):
     def __init__(self, place: str, device: torch.device):
         self.name, self.device = name_of(place), device
         self.make = find_make(place)
+        self._way: int | None = None
 
     def instances(self, count: int, seed: int) -> Instances:
         """Instances of seeds of their own: those of a validation are never met in training.
@@ -345,7 +274,49 @@ class OwnTask(Task):
                     f"{self.name}: make({seeds[0]}) and make({number}) have parameters of different shapes: "
                     "give every architecture a function of its own, and each of them to --task"
                 )
-        return OwnInstances(problems, generator(seed, torch.device("cpu")), self.device)
+        made = OwnInstances(problems, generator(seed, torch.device("cpu")), self.device)
+        if count > 1:  # afterwards, since it trains the modules a little
+            made.forward = self._forward(problems)
+        return made
+
+    @property
+    def together(self) -> bool:
+        """Whether models of several instances run at once; known after the first of them were made."""
+        return bool(self._way)
+
+    def _forward(self, problems: list[Problem]) -> Forward | None:
+        """How to run their models at once: found by the first ones, where it has to give what they give one by one."""
+        model = problems[0].model
+        whole = len(list(model.parameters())) == len(problems[0].params)
+        ways = [None, *forwards(model)] if whole else [None]
+        if self._way is None:
+            agreeing = (number for number, way in enumerate(ways[1:], 1) if self._agrees(problems, way))
+            self._way = next(agreeing, 0)
+        return ways[self._way]
+
+    def _agrees(self, problems: list[Problem], way: Forward | None) -> bool:
+        """Whether two steps are, up to rounding, those of one model after the other."""
+        instances = OwnInstances(problems[:TRIED], generator(0, torch.device("cpu")), self.device)
+        begun, seen = instances.rng.get_state(), []
+        for forward in (None, way):
+            instances.forward = forward
+            instances.rng.set_state(begun)
+            params, statistics = instances.params, instances.statistics
+            for _ in range(2):
+                try:
+                    seen.append(instances.look(params, statistics))
+                except (RuntimeError, TypeError, ValueError, AttributeError, StopIteration, IndexError, TaskError):
+                    return False  # the way is not for this model; what is wrong with the task shows one by one
+                params, statistics = params - 0.01 * seen[-1].grad, seen[-1].statistics
+            if instances.forward is not forward:
+                return False
+        pairs = [pair for one, other in zip(seen[:2], seen[2:], strict=True) for pair in zip(one, other, strict=True)]
+        return all(_close(*pair) for pair in pairs if pair[0].numel())
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether they differ by rounding; what is not finite does not."""
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.nan_to_num(0, 0, 0).abs().max()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +330,7 @@ class Examined:
         loss: the first.
         seconds: of a forward and a backward pass.
         deterministic: whether the same seeds gave the same loss twice.
+        together: whether models of several instances run at once.
     """
 
     name: str
@@ -368,6 +340,7 @@ class Examined:
     loss: float
     seconds: float
     deterministic: bool
+    together: bool
 
 
 def examine(task: OwnTask, seed: int = TRAINING) -> Examined:
@@ -377,6 +350,7 @@ def examine(task: OwnTask, seed: int = TRAINING) -> Examined:
         TaskError: it cannot be trained.
     """
     losses, times = [], []
+    task.instances(2, seed)
     for _ in range(2):
         instances = task.instances(1, seed)
         seen = instances.look(instances.params, instances.statistics)
@@ -398,4 +372,5 @@ def examine(task: OwnTask, seed: int = TRAINING) -> Examined:
         loss=losses[0],
         seconds=median(times),
         deterministic=losses[0] == losses[1],
+        together=task.together,
     )
