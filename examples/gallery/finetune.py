@@ -1,4 +1,4 @@
-"""Fine-tuning: a network that knows digits 0 to 4 learns three pairs of the others as new classes, from 60 examples."""
+"""Fine-tuning: a network that knows digits 0 to 4 learns three others, from 60 noisy examples of each."""
 
 import copy
 
@@ -31,14 +31,14 @@ BODY = pretrained()
 
 def make(seed: int) -> tuple[nn.Module, object]:
     chosen = 5 + torch.randperm(5)[:3]
-    images = torch.cat([IMAGES[c == LABELS][torch.randperm(int((c == LABELS).sum()))[:20]] for c in chosen])
-    labels = torch.arange(3).repeat_interleave(20)
+    images = torch.cat([IMAGES[c == LABELS][torch.randperm(int((c == LABELS).sum()))[:60]] for c in chosen])
+    labels = torch.arange(3).repeat_interleave(60)
     model = copy.deepcopy(BODY)
     model[4] = nn.Linear(32, 3)
 
     def loss(model: nn.Module, step: int) -> torch.Tensor:
-        rows = torch.randint(60, (16,))
-        x = images[rows] + 0.1 * torch.randn(16, 64)
+        rows = torch.randint(180, (32,))
+        x = images[rows] + 0.5 * torch.randn(32, 64)
         return F.cross_entropy(model(x), labels[rows])
 
     return model, loss

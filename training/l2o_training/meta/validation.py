@@ -51,6 +51,19 @@ def speedup(losses: Tensor, targets: Tensor) -> float | None:
     return exp(sum(found) / len(found))
 
 
+def score(config: TrainConfig, losses: Tensor) -> float:
+    """Mean over steps and tasks of mean losses over instances (..., T), those at the mean of the latest parameters
+    included with a tail. Where meta-training counts the end of an optimization alone, so does this.
+
+    Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts like
+    an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
+    """
+    steps = range(losses.shape[-1])
+    counted = [step for step in steps if config.weights != "end" or weight("end", step, len(steps))]
+    means = losses[..., counted]
+    return float(logarithm(means).mean().exp() if config.objective == "log_loss" else means.mean())
+
+
 class Validation:
     """Fresh instances of tasks, always the same ones.
 
@@ -78,16 +91,8 @@ class Validation:
         return {"lr": lr, "loss": scores[lr], "ends": ends(losses[lr][:, 0]).tolist()}
 
     def score(self, losses: Tensor) -> float:
-        """Mean of `losses` over steps and tasks, those at the mean of the latest parameters included with a tail.
-        Where meta-training counts the end of an optimization alone, so does this.
-
-        Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts
-        like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
-        """
-        steps = range(self.config.horizon)
-        counted = [step for step in steps if self.config.weights != "end" or weight("end", step, len(steps))]
-        means = losses[..., counted]
-        return float(logarithm(means).mean().exp() if self.config.objective == "log_loss" else means.mean())
+        """`score` of mean losses over instances."""
+        return score(self.config, losses)
 
     def losses(self, solver: Solver) -> Tensor:
         """Mean losses over instances, (tasks, 1 or 2, T): at the parameters, and with a tail at their mean. The same on

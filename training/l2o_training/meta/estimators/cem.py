@@ -10,6 +10,7 @@ from l2o_runtime.solvers import Solver
 from l2o_training.meta.estimators.base import Share, size
 from l2o_training.meta.estimators.es import ES, recorded
 from l2o_training.meta.slots import TaskSlot
+from l2o_training.meta.validation import score
 from l2o_training.tasks.base import generator
 
 FALL = 0.93
@@ -46,16 +47,18 @@ class CEM(ES):
         return self.config.lanes * self.config.particles
 
     def share(self, outer: Solver, slot: TaskSlot) -> Share:
-        """The loss of every particle."""
+        """What a validation would say of every particle, on the slot's instances."""
         (inner,) = slot.begun(outer)
-        losses, traces = [], []
+        ends: list[float] = []
+        traces = []
         start = inner.instances.rng.get_state()
         for epsilon in self.perturbations(outer, slot):
             traces.append(self.advance(outer, slot, replace(inner), epsilon))
             inner.instances.rng.set_state(start)  # the same minibatches for all
-            losses.append(traces[-1].value)
-        message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=losses[0].device)
-        message[slot.index] = torch.stack(losses).nan_to_num(torch.inf, torch.inf)
+            ends.append(score(self.config, traces[-1].losses.double().mean(1)))
+        message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=inner.loss.device)
+        # Logarithms, so that the mean over slots minds easy tasks as much as hard ones, as a validation does.
+        message[slot.index] = torch.tensor(ends, dtype=torch.float64).log().nan_to_num(torch.inf, torch.inf)
         return Share(message.flatten(), *recorded(traces))
 
     def gradient(self, outer: Solver, slots: list[TaskSlot], message: Tensor) -> Tensor:
