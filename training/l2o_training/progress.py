@@ -24,7 +24,7 @@ def training_bar(
     columns = (
         TextColumn("epoch"),
         MofNCompleteColumn(),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         TextColumn("{task.description}", markup=False),
         TimeRemainingColumn(),
     )
@@ -33,10 +33,9 @@ def training_bar(
 
         def report(epoch: Epoch) -> None:
             if epoch.validation is not None:
-                latest[0] = "" if epoch.speedup is None else f"  {epoch.speedup:.2g} x fewer steps than Adam"
-            rate = epoch.steps / epoch.seconds
-            text = f"meta-loss {epoch.meta_loss:.4f}  best {epoch.best:.4f}{latest[0]}  {rate:.0f} inner steps/s"
-            text += f"  {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
+                latest[0] = "" if epoch.speedup is None else f", {epoch.speedup:.2g} x fewer steps than Adam"
+            text = f"best {epoch.best:.4g}{latest[0]}, {epoch.steps / epoch.seconds:.0f} inner steps/s"
+            text += f", {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
             bar.update(job, completed=epoch.epoch, description=text)
 
         yield report

@@ -196,9 +196,12 @@ def prepare(
     fitted = fit(sized, left, Speed(**speed), ranks.size, fewest=FEWEST if sized == config else 1)
     trials = 1 if fitted.estimator == "tbptt" else fitted.particles
     each = 1e3 * Speed(**speed).of(fitted.batch, config.batch) / trials
+    held = fitted.batch * max(task.instances(1, 2**40).params.shape[1] for task in tasks)
+    bytes_each = sum(dtype.itemsize for _, dtype in _rule(fitted, place).spec.coordinate.values()) + 4
     tell(
         f"a step of {fitted.batch} instances takes {each:.1f} ms: {fitted.epochs} updates fit into "
-        f"{seconds / 60:.3g} minutes, each from {trials} trials on {fitted.lanes * fitted.batch} instances"
+        f"{seconds / 60:.3g} minutes, each from {trials} trials on {fitted.lanes * fitted.batch} instances, "
+        f"whose parameters and state take {fitted.lanes * held * bytes_each / 1e6:.2g} MB"
     )
     return fitted, over
 
