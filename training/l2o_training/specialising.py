@@ -200,7 +200,7 @@ def prepare(
     bytes_each = sum(dtype.itemsize for _, dtype in _rule(fitted, place).spec.coordinate.values()) + 4
     tell(
         f"a step of {fitted.batch} instances takes {each:.1f} ms: {fitted.epochs} updates fit into "
-        f"{seconds / 60:.3g} minutes, each from {trials} trials on {fitted.lanes * fitted.batch} instances, "
+        f"{seconds / 60:.3g} minutes, each from {trials} perturbations on {fitted.lanes * fitted.batch} instances, "
         f"whose parameters and state take {fitted.lanes * held * bytes_each / 1e6:.2g} MB"
     )
     return fitted, over
