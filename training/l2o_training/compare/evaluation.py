@@ -24,7 +24,7 @@ from l2o_training.plots import panels
 from l2o_training.ranks.group import ALONE, START_TIMEOUT, Ranks
 from l2o_training.results import plain, write_results
 from l2o_training.tasks.data import Datasets
-from l2o_training.tasks.places import is_place
+from l2o_training.tasks.places import is_place, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,9 @@ class Request:
 
     def found_suite(self) -> tuple[str, Suite]:
         """Name and suite."""
-        return ("own", OWN) if self.own else (self.suite, find_suite(self.suite, self.tasks))
+        return (
+            (", ".join(map(name_of, self.tasks)), OWN) if self.own else (self.suite, find_suite(self.suite, self.tasks))
+        )
 
 
 def start(
