@@ -1,4 +1,4 @@
-"""Make the gallery: specialise a rule for every family, compare it on fresh instances, write docs/gallery.md.
+"""Make the gallery: specialise a rule for every family, compare it on fresh instances, write tables.
 
     python examples/gallery/build.py --out runs/gallery
 
@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from l2o_runtime.files.artifact import find_rule
 from l2o_training.compare.contenders import of_rule
 from l2o_training.compare.own import train as train_own
 from l2o_training.compare.statistics import final
@@ -30,7 +32,7 @@ FAMILIES = {
 }
 """Family → steps of a run."""
 
-HERE, DOCS = Path(__file__).parent, Path(__file__).parents[2] / "docs"
+HERE = Path(__file__).parent
 BASELINES = "adam,adamw-cosine,muon-linear"
 SHORTER = (2, 3, 4, 6, 8, 12, 16)
 """Parts of the steps that are tried."""
@@ -101,6 +103,24 @@ def shorter(name: str, rule: Path, adam: float, runs: int) -> int:
     return best
 
 
+def elsewhere(families: list[str], out: Path, runs: int) -> list[str]:
+    """Rows of a table: every rule on every family, geometric mean of its final loss over that of the default."""
+    paths = [find_rule("default"), *(out / name / "rule.safetensors" for name in families)]
+    columns = []
+    for family in families:
+        make = find_make(f"{HERE}/{family}.py:make")
+        optimizers = [of_rule(path.parent.name, path, "total").optimizer for path in paths]
+        start, *others = (
+            np.log([final(train_own(make, made, 1.0, seed, FAMILIES[family]).train[0]) for seed in range(runs)])
+            for made in optimizers
+        )
+        columns.append([np.exp(np.nan_to_num(logs - start, nan=np.inf).mean()) for logs in others])
+    return [
+        f"| {name} | {' | '.join(f'{column[index]:.2f}' for column in columns)} |"
+        for index, name in enumerate(families)
+    ]
+
+
 def line(name: str, rows: list[dict], k: int) -> str:
     """A row of the page's table."""
     found = {row["optimizer"]: row for row in rows}
@@ -134,8 +154,8 @@ def main() -> None:
         lines.append(line(name, rows, shorter(name, rule, adam, chosen.runs)))
         verdicts.append(f"- **{name}**, {verdict}")
         print(lines[-1], verdicts[-1], sep="\n", flush=True)
-    table = (chosen.out / "table.md", "\n".join([*lines, "", *verdicts, ""]))
-    table[0].write_text(table[1], encoding="utf-8")
+    lines += ["", *verdicts, "", *elsewhere(chosen.families, chosen.out, chosen.runs // 2), ""]
+    (chosen.out / "tables.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
