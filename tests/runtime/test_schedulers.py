@@ -114,11 +114,13 @@ def test_a_scheduled_run_resumes_bit_for_bit(schedule, file_of, tmp_path):
 
     first = start(0)
     go(*first, batches[:7])
-    torch.save([part.state_dict() for part in first], tmp_path / "checkpoint.pt")
+    for part, name in zip(first, ("model", "optimizer", "schedule"), strict=True):
+        torch.save(part.state_dict(), tmp_path / f"{name}.pt")
     go(*first, batches[7:])
     second = start(1)
-    for part, saved in zip(second, torch.load(tmp_path / "checkpoint.pt", weights_only=True), strict=True):
-        part.load_state_dict(saved)
+    for part, name in zip(second, ("model", "optimizer", "schedule"), strict=True):
+        # A function is part of what SWALR keeps in torch 2.9.
+        part.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=name != "schedule"))
     go(*second, batches[7:])
     assert torch.equal(flat(first[0]), flat(second[0]))
     assert_same_state(first[1].state_dict(), second[1].state_dict())
