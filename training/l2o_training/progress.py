@@ -34,7 +34,7 @@ def training_bar(
         def report(epoch: Epoch) -> None:
             if epoch.validation is not None:
                 latest[0] = "" if epoch.speedup is None else f", {epoch.speedup:.2g} x fewer steps than Adam"
-            text = f"best {epoch.best:.4g}{latest[0]}, {epoch.steps / epoch.seconds:.0f} inner steps/s"
+            text = f"best {epoch.best:.4g}" + (latest[0] or f", {epoch.steps / epoch.seconds:.0f} inner steps/s")
             text += f", {epoch.dropped} updates dropped: not finite" if epoch.dropped else ""
             bar.update(job, completed=epoch.epoch, description=text)
 
