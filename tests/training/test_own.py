@@ -195,7 +195,11 @@ def bare(model, x):
         return x
 
 
-@pytest.mark.parametrize("use", [twice, looks_inside, by_name, slope, bare])
+def changes_later(model, x):
+    return model(x) if x.sum() < 0 else model(x) + 0 * model[0].weight.sum()
+
+
+@pytest.mark.parametrize("use", [changes_later, twice, looks_inside, by_name, slope, bare])
 def test_losses_that_do_more_than_call_their_model_once_are_as_they_are(use):
     """One after the other, or, where exceptions are caught, at once; the same numbers as alone."""
 
@@ -527,6 +531,35 @@ def test_steps_are_counted_until_adam_s_end():
     losses = torch.tensor([[1.0] * 10 + [0.1] * 10, [1.0] * 20])
     assert speedup(losses[:1], torch.tensor([0.2])) == pytest.approx(20 / 12)
     assert speedup(losses, torch.tensor([0.2, 0.2])) is None
+
+
+def negative(seed):
+    """A loss below zero, as of a likelihood."""
+    model, loss = make_line(seed)
+    return model, lambda model, step: loss(model, step) - 1000
+
+
+def test_losses_below_zero_train_alone_and_are_not_compared(place, tmp_path, monkeypatch):
+
+    both = ["test_own:negative", place]
+    assert specialise(both[0], steps=8, minutes=0.05, out=tmp_path / "alone", progress=False).is_file()
+    with pytest.raises(ConfigError, match=r"its first loss is -\d+.*above 0"):
+        specialise(both, steps=8, minutes=0.05, out=tmp_path / "both", progress=False)
+    with pytest.raises(ConfigError, match="ratios of losses, which have to stay above 0"):
+        OwnWorkload(both[0]).prepare()
+
+
+def test_files_run_once_unless_they_change(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from pathlib import Path\n\nmake = print\nwith Path(__file__ + '.ran').open('a') as file:\n    file.write('x')\n"
+    )
+    for _ in range(3):
+        find_make(f"{file}:make")
+    assert (tmp_path / "mine.py.ran").read_text() == "x"
+    file.write_text(file.read_text() + "\n")
+    find_make(f"{file}:make")
+    assert (tmp_path / "mine.py.ran").read_text() == "xx"
 
 
 def test_studies_of_own_tasks(place, tmp_path):

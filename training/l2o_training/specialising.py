@@ -1,6 +1,7 @@
 """Specialise: a rule goes on from one that exists, on one's own tasks, for the length of one's runs."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -39,6 +40,9 @@ SIZES = 8
 """Lengths that are tried at most; under `FEWEST_SIZES` it is left as it is."""
 
 FEWEST_SIZES = 3
+
+LARGEST_SCALE = 100.0
+"""Of a rule's output_scale."""
 
 FITTED = ("epochs", "lanes", "batch", "validate_every")
 """Keys that are fitted to the time; so is the rule's output_scale."""
@@ -120,10 +124,11 @@ def settings(places: Sequence[str] = (), start: str = "", steps: int | None = No
     """Overrides of a preset: tasks of one's own, the rule to begin with, the length of runs.
 
     >>> settings(["mine.py:make"], steps=500)
-    ['tasks=[{kind = "python", make = "mine.py:make"}]', 'validation_tasks=[]', 'horizon=500']
+    ['tasks=[{kind = "python", make = "mine.py:make"}]', 'validation_tasks=[]', 'objective=loss', 'horizon=500']
     """
     listed = ", ".join(f'{{kind = "python", make = {json.dumps(place)}}}' for place in places)
     found = [f"tasks=[{listed}]", "validation_tasks=[]"] if places else []
+    found += ["objective=loss"] * (len(places) == 1)  # logarithms weigh several tasks alike, and need positive losses
     found += [f"start={json.dumps(start)}"] if start else []
     return found + ([f"horizon={steps}"] if steps is not None else [])
 
@@ -186,7 +191,7 @@ def prepare(
         return _resumed(config, folder, seconds), over
     place = torch.device(device)
     tasks = [make_task(task, load or Datasets(Path("data")), place) for task in config.tasks]
-    for line in (line for task in tasks if isinstance(task, OwnTask) for line in _described(task)):
+    for line in (line for task in tasks if isinstance(task, OwnTask) for line in _described(task, config.objective)):
         tell(line)
     if minutes is None or checkpoints.find(folder):
         return config, over
@@ -231,9 +236,19 @@ def _resumed(config: TrainConfig, folder: Path, seconds: float) -> TrainConfig:
     return extended(kept, info["epoch"], seconds, info["seconds"])
 
 
-def _described(task: OwnTask) -> list[str]:
-    """What a first look at a task shows."""
+def _described(task: OwnTask, objective: str) -> list[str]:
+    """What a first look at a task shows.
+
+    Raises:
+        ConfigError: its loss has no logarithm, where several tasks are weighed by it.
+    """
     seen = examine(task)
+    positive = objective == "loss" or seen.loss > 0
+    require(
+        positive,
+        f"{seen.name}: its first loss is {seen.loss:.4g}: several tasks are weighed by the logarithms of their losses, "
+        "which have to be above 0; train on this task alone, or add a constant to its loss",
+    )
     found = [
         f"{seen.name}: {seen.model}, {seen.parameters:,} parameters in {seen.tensors} tensors, first loss "
         f"{seen.loss:.4g}, {1e3 * seen.seconds:.2f} ms for loss and gradient; several instances run "
@@ -268,6 +283,8 @@ def _sized(
         return config
 
     def score(factor: float) -> float:
+        if factor * config.rule.output_scale > LARGEST_SCALE:
+            return math.inf
         return validation.score(validation.losses(Descent(_rule(config, device, factor))))
 
     factor = best_factor(score, tries)
@@ -283,10 +300,14 @@ def verdict(trainer: Trainer) -> list[str]:
     if adam["loss"] is None:
         found.append("Adam: not finite at any rate")
     else:
-        ratio = trainer.best / adam["loss"]
-        found.append(f"Adam at its best rate, {adam['lr']}: {adam['loss']:.4g}; the rule's is {ratio:.2f} of it")
+        found.append(f"Adam at its best rate, {adam['lr']}: {adam['loss']:.4g}{_of(trainer.best, adam['loss'])}")
     if config.start:
         before = Descent(fuse(load_rule(config.start).to(trainer.device)))
         start = trainer.validation.score(trainer.validation.losses(before))
-        found.append(f"{config.start}, as it was: {start:.4g}; the rule's is {trainer.best / start:.2f} of it")
+        found.append(f"{config.start}, as it was: {start:.4g}{_of(trainer.best, start)}")
     return found
+
+
+def _of(own: float, other: float) -> str:
+    """A ratio of losses in words; none of what may be negative."""
+    return f"; the rule's is {own / other:.2f} of it" if own > 0 and other > 0 else ""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from l2o_runtime.config import require
 from l2o_training.bench.memory import state_bytes
 from l2o_training.compare.code import code_version
 from l2o_training.compare.contenders import Contender
@@ -40,7 +41,13 @@ class OwnWorkload(TimedWorkload):
         problem = Problem(self.make, EVALUATION, CPU)
         with own_randomness(CPU) as reseed:
             reseed(0)
-            problem.grads(problem(0))
+            loss = problem(0)
+            problem.grads(loss)
+        require(
+            loss.item() > 0,
+            f"{self.name}: its first loss is {loss.item():.4g}: comparisons take ratios of losses, which have to stay "
+            "above 0; add a constant to it",
+        )
 
     def key(self, contender: Contender) -> dict[str, Any]:
         """The text of the user's file, and the code of the loop and of the contender's steps."""

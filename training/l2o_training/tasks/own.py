@@ -147,7 +147,8 @@ class OwnInstances(Instances):
 
     def __init__(self, problems: list[Problem], rng: torch.Generator, device: torch.device):
         params = torch.stack([_flat(problem.params) for problem in problems])
-        statistics = torch.stack([torch.cat([params.new_zeros(1), _flat(problem.buffers)]) for problem in problems])
+        none = params.new_zeros(1)
+        statistics = torch.stack([_flat([none, *problem.buffers]) for problem in problems])
 
         def draws() -> tuple[Tensor, ...]:
             return (torch.randint(2**62, (len(problems),), generator=rng),)
@@ -216,7 +217,7 @@ class OwnInstances(Instances):
                 loss = problem(step)
                 grads.append(_flat(problem.grads(loss)))
                 losses.append(loss.detach().float().reshape(()))
-                after.append(torch.cat([kept[:1] + 1, _flat(problem.buffers)]))
+                after.append(_flat([kept[:1] + 1, *problem.buffers]))
                 scores.append(self._score(problem, kept[1:], reseed, draw, step) if problem.buffers else losses[-1])
         return Seen(torch.stack(losses), torch.stack(grads), torch.stack(scores), torch.stack(after))
 
@@ -234,8 +235,7 @@ class OwnInstances(Instances):
 
 def _flat(tensors: list[Tensor]) -> Tensor:
     """One vector (n,) of float32."""
-    parts = [tensor.detach().reshape(-1).float() for tensor in tensors]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
 
 
 @torch.no_grad()

@@ -40,15 +40,11 @@ def theirs(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         own = str(Path(__file__).parent.parent)
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _within(frame.filename, own)]
-        kept = [frame for frame in frames if "importlib" not in frame.filename]
+        frames = traceback.extract_tb(error.__traceback__)
+        kept = [f for f in frames if not f.filename.startswith(own) and "importlib" not in f.filename]
         lines = ["Traceback (most recent call last):\n", *traceback.format_list(kept)] if kept else []
         lines += traceback.format_exception_only(error)
         raise TaskError(f"{what} failed: {type(error).__name__}: {error}", "".join(lines)) from None
-
-
-def _within(file: str, folder: str) -> bool:
-    return file.startswith(folder)
 
 
 def is_place(text: str) -> bool:
@@ -89,8 +85,15 @@ def find_make(place: str) -> Make:
     return make  # type: ignore[no-any-return]
 
 
+RAN: dict[tuple[Path, int, int], ModuleType] = {}
+"""Files that were run, by path, time of their last change, and size: each runs once."""
+
+
 def _run_file(path: Path) -> ModuleType:
     require(path.is_file(), f"task file {path} does not exist (looked in {Path.cwd()})")
+    key = path.resolve(), path.stat().st_mtime_ns, path.stat().st_size
+    if key in RAN:
+        return RAN[key]
     if str(path.parent.resolve()) not in sys.path:  # as when Python runs a file, so that it may import its neighbours
         sys.path.insert(0, str(path.parent.resolve()))
     name = f"l2o_task_{path.stem}"
@@ -101,6 +104,7 @@ def _run_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     with theirs(f"task file {path}"):
         spec.loader.exec_module(module)
+    RAN[key] = module
     return module
 
 

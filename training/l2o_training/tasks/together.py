@@ -33,6 +33,10 @@ class StandIn:
         self.output: Any = None
         self.calls = 0
 
+    def __getattr__(self, name: str) -> Any:
+        """Nothing else of a model is here."""
+        raise NotTogether
+
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The output, if it is there.
 

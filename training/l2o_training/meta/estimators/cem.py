@@ -57,8 +57,10 @@ class CEM(ES):
             inner.instances.rng.set_state(start)  # the same minibatches for all
             ends.append(score(self.config, traces[-1].losses.double().mean(1)))
         message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=inner.loss.device)
-        # Logarithms, so that the mean over slots minds easy tasks as much as hard ones, as a validation does.
-        message[slot.index] = torch.tensor(ends, dtype=torch.float64).log().nan_to_num(torch.inf, torch.inf)
+        values = torch.tensor(ends, dtype=torch.float64)
+        if self.config.objective == "log_loss":  # the mean over slots minds easy tasks as much as hard ones
+            values = values.log()
+        message[slot.index] = values.nan_to_num(torch.inf, torch.inf, -torch.inf)
         return Share(message.flatten(), *recorded(traces))
 
     def gradient(self, outer: Solver, slots: list[TaskSlot], message: Tensor) -> Tensor:
