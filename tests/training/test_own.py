@@ -551,9 +551,8 @@ def test_losses_below_zero_train_alone_and_are_not_compared(place, tmp_path, mon
 
 def test_files_run_once_unless_they_change(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from pathlib import Path\n\nmake = print\nwith Path(__file__ + '.ran').open('a') as file:\n    file.write('x')\n"
-    )
+    text = "from pathlib import Path\n\nmake = print\nwith Path(__file__ + '.ran').open('a') as file:\n"
+    file.write_text(text + "    file.write('x')\n")
     for _ in range(3):
         find_make(f"{file}:make")
     assert (tmp_path / "mine.py.ran").read_text() == "x"

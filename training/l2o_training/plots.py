@@ -39,7 +39,9 @@ def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path, adam
         if "speedup" in best:
             axes.set_title(f"{best['speedup']:.2g} × fewer steps than Adam at its best rate", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="epoch", ylabel="mean loss over an optimization", yscale="log")
+        lowest = min([*(row["meta_loss"] for row in history), *(loss for _, loss in validated)], default=1.0)
+        scale = "log" if lowest > 0 else "linear"
+        axes.set(xlabel="epoch", ylabel="mean loss over an optimization", yscale=scale)
         axes.legend()
         figure.savefig(target, format="png")
         plt.close(figure)
