@@ -11,6 +11,9 @@ from l2o_training.compare.summary import Findings, Overall, Row
 LAG = 0.25
 """Share of a validation loss by which running statistics may raise it without a word."""
 
+WORTH = 0.05
+"""By how much a final loss has to be lower than a baseline's to be worth a word, whatever an interval says."""
+
 NAMED = 6
 """Learning rates at the edge that are named; of others, how many."""
 
@@ -57,7 +60,8 @@ def advice(findings: Findings, contender: Contender) -> list[str]:
             for row in (own, best)
         ]
         centre, low, high = (math.exp(x) for x in statistics.centre(statistics.log_ratio(ends[0], ends[1]), 0.0))
-        said = "use it" if high < 1 else "leave it" if low > 1 else f"no better than {best.optimizer} at {best.lr:g}"
+        worth = "use it" if high < 1 and centre < 1 - WORTH else "leave it" if low > 1 and centre > 1 + WORTH else ""
+        said = worth or f"no better than {best.optimizer} at {best.lr:g}"
         faster = f", {digits(own.speedup)} x fewer steps than tuned Adam" if own.speedup else ""
         found.append(
             f"{workload.name}, {own.steps:,} steps: {said}: final loss {interval((centre, low, high))} of "
