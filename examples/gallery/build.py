@@ -67,7 +67,7 @@ def train(name: str, out: Path, minutes: float, nproc: int) -> Path:
     return rule
 
 
-def compare(name: str, rule: Path, runs: int, thin: int) -> tuple[list[dict], str]:
+def compare(name: str, rule: Path, runs: int, thin: int) -> tuple[dict, str]:
     """Figures of all optimizers, and the verdict in words."""
     out = rule.parent / "eval"
     out.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def compare(name: str, rule: Path, runs: int, thin: int) -> tuple[list[dict], st
     )
     text = " ".join(said.split())
     verdict = text.partition(f"{name}-total: {name}, ")[2].partition(" directional-total:")[0]
-    return json.loads((out / "results.json").read_text())["results"], verdict
+    return json.loads((out / "results.json").read_text()), verdict
 
 
 def shorter(name: str, rule: Path, adam: float, runs: int) -> int:
@@ -121,16 +121,16 @@ def elsewhere(families: list[str], out: Path, runs: int) -> list[str]:
     ]
 
 
-def line(name: str, rows: list[dict], k: int) -> str:
+def line(name: str, found: dict, k: int) -> str:
     """A row of the page's table."""
-    found = {row["optimizer"]: row for row in rows}
-    own, start, *others = (found[key] for key in (f"{name}-total", "directional-total", *BASELINES.split(",")))
-
-    def ratio(other: dict) -> str:
-        return f"{own['train_ratio'] / other['train_ratio']:.2f}"
-
+    rows = {row["optimizer"]: row for row in found["results"]}
+    own = rows[f"{name}-total"]
+    beside = {
+        pair["against"]: pair["train"]["mean"][0] for pair in found["versus"] if pair["optimizer"] == own["optimizer"]
+    }
     cells = [f"[{name}](../examples/gallery/{name}.py)", f"{own['steps']:,}", f"{own['parameters']:,}"]
-    cells += [f"{own['train']:.3g}", ratio(start), *(f"{ratio(other)} ({other['lr']:g})" for other in others)]
+    cells += [f"{own['train']:.3g}", f"{beside['directional-total']:.2g}"]
+    cells += [f"{beside[other]:.2g} ({rows[other]['lr']:g})" for other in BASELINES.split(",")]
     cells += [f"1/{k}", f"{own['diverged']} of {own['runs']}"]
     return f"| {' | '.join(cells)} |"
 
@@ -149,9 +149,9 @@ def main() -> None:
     lines, verdicts = [], []
     for name in chosen.families:
         rule = train(name, chosen.out, chosen.minutes, chosen.nproc)
-        rows, verdict = compare(name, rule, chosen.runs, chosen.thin)
-        adam = next(row["train"] for row in rows if row["optimizer"] == "adam")
-        lines.append(line(name, rows, shorter(name, rule, adam, chosen.runs)))
+        found, verdict = compare(name, rule, chosen.runs, chosen.thin)
+        adam = next(row["train"] for row in found["results"] if row["optimizer"] == "adam")
+        lines.append(line(name, found, shorter(name, rule, adam, chosen.runs)))
         verdicts.append(f"- **{name}**, {verdict}")
         print(lines[-1], verdicts[-1], sep="\n", flush=True)
     lines += ["", *verdicts, "", *elsewhere(chosen.families, chosen.out, chosen.runs // 2), ""]

@@ -1,14 +1,9 @@
 """A small GPT: a causal transformer on a piece of text of its own; the text of `chars.py`."""
 
-import sys
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
 from chars import CODES, KNOWN, PIECE
+from torch import nn
 
 LENGTH, WIDTH, HEADS, DEPTH = 32, 32, 2, 2
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -547,6 +548,17 @@ def test_losses_below_zero_train_alone_and_are_not_compared(place, tmp_path, mon
         specialise(both, steps=8, minutes=0.05, out=tmp_path / "both", progress=False)
     with pytest.raises(ConfigError, match="ratios of losses, which have to stay above 0"):
         OwnWorkload(both[0]).prepare()
+
+
+GALLERY = Path(__file__).parents[2] / "examples" / "gallery"
+
+
+@pytest.mark.parametrize("family", sorted(path.stem for path in GALLERY.glob("*.py") if path.stem != "build"))
+def test_families_of_the_gallery_can_be_trained(family, monkeypatch):
+    monkeypatch.delenv("L2O_DATA", raising=False)
+    file = GALLERY / f"{family}.py"
+    assert examine(OwnTask(f"{file}:make", CPU)).deterministic
+    assert len(file.read_text().splitlines()) <= 60
 
 
 def test_files_run_once_unless_they_change(tmp_path):
