@@ -707,7 +707,8 @@ def test_biases_in_front_of_batch_norm_that_run_away_are_seen(kind, tail):
     for rule.push in (still, moving):
         with torch.no_grad():
             losses.append(unroll(solver, begin(solver, task.instances(2, 0)), 60, loss_objectives(tail=tail)).losses)
-        scores.append(Validation(config, [task], ALONE, CPU).score(rule))
+        validation = Validation(config, [task], ALONE, CPU)
+        scores.append(validation.score(validation.losses(solver)))
         ends.append(rollout(solver, task.instances(2, 0), 60)[-10:].mean())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
     assert scores[1] > 1.5 * scores[0]
@@ -738,17 +739,20 @@ def test_adam_stands_beside_the_rule_on_the_same_instances(tmp_path, changes):
     trainer = Trainer(config, tmp_path)
     path = trainer.run()
     found = trainer.adam
-    assert read_rule(path)[1]["adam"] == found
+    ends = found["ends"]
+    assert read_rule(path)[1]["adam"] == {"lr": found["lr"], "loss": found["loss"]}
     scores = {}
     for lr in RATES:  # θ after each of T steps, on the minibatches that the rule sees
         losses = [
             rollout(BASELINES["adam"].solver(lr, 21), task.instances(2, VALIDATION_SEED + config.seed + index), 21)[1:]
             for index, task in enumerate(trainer.tasks)
         ]
-        scores[lr] = torch.stack(losses).double().mean().item()
+        scores[lr] = torch.stack(losses).double().mean().item(), [each[-2:].double().mean().item() for each in losses]
     if not changes:
         best = min(scores, key=scores.get)
-        assert found == {"lr": best, "loss": pytest.approx(scores[best], rel=1e-5)}
+        loss, expected = scores[best]
+        assert found == {"lr": best, "loss": pytest.approx(loss, rel=1e-5), "ends": ends}
+        assert ends == pytest.approx(expected, rel=1e-5)
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "other" / "checkpoints")
     resumed = Trainer(config, tmp_path / "other", resume=True)
     resumed.validation.adam = None  # it is kept
@@ -763,9 +767,11 @@ def test_the_end_says_what_the_loss_is_and_what_comes_next(tmp_path, monkeypatch
     again = CliRunner().invoke(app, [*line, "--resume"])
     for result in (first, again):
         assert re.fullmatch(
-            r"a run/rule\.safetensors  validation loss \d\.\d{4}  \(Adam at 0\.\d+: \d\.\d{4}\)\n", result.stdout
+            r"a run/rule\.safetensors\nloss over 20 steps on 2 fresh instances of each task: \d\.\d+\n"
+            r"Adam at its best rate, 0\.\d+: \d\.\d+; the rule's is \d\.\d\d of it\n",
+            result.stdout,
         )
-        assert "mean loss over the 20 steps of 2 fresh optimizations of each task" in result.stderr
+        assert "mean over tasks and steps; Adam on the same instances, at the best rate of 0.0003," in result.stderr
         assert "next: l2o eval 'a run/rule.safetensors'\n" in result.stderr
         assert "rule='a run/rule.safetensors')" in result.stderr
     assert first.stdout == again.stdout

@@ -90,7 +90,7 @@ def test_a_rule_on_flat_tasks_gives_the_losses_of_its_rollout(cli, tmp_path):
         (["--report", "none/r.html"], "none"),
         (["--report", "."], "is a folder"),
         (["--report", "a-file/r.html"], "a-file"),
-        (["--device", "cuda"], "runs on the CPU"),
+        (["--device", "cuda"], "these tasks run on the CPU"),
         (["--data-root", "none"], "--download"),
         (["--out", "a-file/x", "--task", "tabular"], "a-file"),
         (["--suite", "digits", "--task", "digits-3L"], "did you mean digits-2L"),
