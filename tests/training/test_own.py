@@ -434,7 +434,7 @@ def test_results_are_kept_for_a_text(tmp_path):
     keys = []
     for text in (body, body, body + "# more\n"):
         file.write_text(text)
-        keys.append(OwnWorkload(f"{file}:make")._key())
+        keys.append(OwnWorkload(f"{file}:make").own_key())
     assert keys[0] == keys[1] != keys[2]
 
 

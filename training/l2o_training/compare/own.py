@@ -49,24 +49,10 @@ class OwnWorkload(TimedWorkload):
             "above 0; add a constant to it",
         )
 
-    def key(self, contender: Contender) -> dict[str, Any]:
-        """The text of the user's file, and the code of the loop and of the contender's steps."""
-        return self._key() | {"optimizer": contender.identity, "stepping": contender.stepping[0]}
-
-    def times_key(self, contenders: list[Contender]) -> dict[str, Any]:
-        """As in `TimedWorkload`."""
-        return self._key() | {
-            "optimizers": [f"{contender.identity} {contender.stepping[0]}" for contender in contenders],
-            "threads": torch.get_num_threads(),
-        }
-
-    def _key(self) -> dict[str, Any]:
+    def own_key(self) -> dict[str, Any]:
+        """The text of the user's file, and the code of the loop."""
         text = hashlib.sha256(text_of(self.make)).hexdigest()
         return {"task": self.place.rpartition(":")[2], "text": text, "code": code_version(f"{__name__}:train")}
-
-    def groups(self, runs: int, seed: int) -> list[Group]:
-        """Every run is an instance of its own."""
-        return [Group(seed + run, 1) for run in range(runs)]
 
     def measure(self, contender: Contender, lr: float, group: Group, steps: int) -> Curves:
         """Train the instance of the group's seed."""

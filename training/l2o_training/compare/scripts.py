@@ -51,26 +51,12 @@ class ScriptWorkload(TimedWorkload):
         if self.data is not None:
             self.load.prepare(self.data)
 
-    def key(self, contender: Contender) -> dict[str, Any]:
-        """The script, and the code of the script, of the loop and of the contender's steps."""
-        return self._script_key() | {"optimizer": contender.identity, "stepping": contender.stepping[0]}
-
-    def times_key(self, contenders: list[Contender]) -> dict[str, Any]:
-        """As in `TimedWorkload`."""
-        return self._script_key() | {
-            "optimizers": [f"{contender.identity} {contender.stepping[0]}" for contender in contenders],
-            "threads": torch.get_num_threads(),
-        }
-
-    def _script_key(self) -> dict[str, Any]:
+    def own_key(self) -> dict[str, Any]:
+        """The script, its data, and the code of script and loop."""
         build = self.recipe.build
         code = code_version(f"{build.__module__}:{build.__name__}", "l2o_training.compare.scripts:train")
         data = None if self.data is None else str(Path(self.load.root).resolve())
         return {"task": self.name, "code": code, "data": data}
-
-    def groups(self, runs: int, seed: int) -> list[Group]:
-        """Every run has a seed of its own."""
-        return [Group(seed + run, 1) for run in range(runs)]
 
     def measure(self, contender: Contender, lr: float, group: Group, steps: int) -> Curves:
         """Train once from the group's seed."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from l2o_training.compare.contenders import Contender
 
@@ -95,11 +96,26 @@ class Workload(ABC):
 
 
 class TimedWorkload(Workload):
-    """A workload whose steps are those of torch optimizers, and have times."""
+    """A workload whose runs are made one after the other with torch optimizers, so that their steps have times."""
 
     @abstractmethod
+    def own_key(self) -> dict[str, Any]:
+        """What results depend on, contenders aside: the task, and the code of the task and of the loop."""
+
+    def key(self, contender: Contender) -> dict[str, Any]:
+        """That, and the code of the contender's steps."""
+        return self.own_key() | {"optimizer": contender.identity, "stepping": contender.stepping[0]}
+
     def times_key(self, contenders: list[Contender]) -> dict[str, Any]:
         """What times depend on: times on a busy machine compare only within one process."""
+        return self.own_key() | {
+            "optimizers": [f"{contender.identity} {contender.stepping[0]}" for contender in contenders],
+            "threads": torch.get_num_threads(),
+        }
+
+    def groups(self, runs: int, seed: int) -> list[Group]:
+        """Every run has a seed of its own."""
+        return [Group(seed + run, 1) for run in range(runs)]
 
     @abstractmethod
     def times(self, contenders: list[Contender]) -> dict[str, tuple[float, float]]:
