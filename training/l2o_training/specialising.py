@@ -189,6 +189,8 @@ def prepare(
         config = replace(config, rule=config.rule.freed)
     if resume and (minutes is not None or own):
         return _resumed(config, folder, seconds), over
+    if minutes is None and not own:
+        return config, over
     place = torch.device(device)
     tasks = [make_task(task, load or Datasets(Path("data")), place) for task in config.tasks]
     for line in (line for task in tasks if isinstance(task, OwnTask) for line in _described(task, config.objective)):

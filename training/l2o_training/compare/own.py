@@ -1,21 +1,20 @@
 """Tasks of one's own as what optimizers are compared on: fresh instances, trained one by one with torch optimizers."""
 
 import hashlib
+import itertools
 import math
-import warnings
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from l2o_runtime.config import require
 from l2o_training.bench.memory import state_bytes
 from l2o_training.compare.code import code_version
 from l2o_training.compare.contenders import Contender
-from l2o_training.compare.scripts import ROUNDS, WARMUP, advance
+from l2o_training.compare.scripts import ROUNDS, WARMUP, Racer, advance, probe_lr, quiet, race
 from l2o_training.compare.workloads import Curves, Group, TimedWorkload, looks
 from l2o_training.tasks.base import generator
 from l2o_training.tasks.own import EVALUATION, VALIDATION, Problem, own_randomness
@@ -56,35 +55,24 @@ class OwnWorkload(TimedWorkload):
 
     def measure(self, contender: Contender, lr: float, group: Group, steps: int) -> Curves:
         """Train the instance of the group's seed."""
-        with warnings.catch_warnings():
-            for category in contender.quiet:
-                warnings.simplefilter("ignore", category)
+        with quiet([contender]):
             return train(self.make, contender.optimizer, lr, group.seed, steps)
 
     def times(self, contenders: list[Contender]) -> dict[str, tuple[float, float]]:
         """Medians over rounds in which all take turns."""
-        racers = []
-        for contender in contenders:
-            problem = Problem(self.make, EVALUATION, CPU)
-            lr = 1.0 if contender.learned else 1e-6
-            racers.append((contender, problem, contender.optimizer(problem.params, lr, WARMUP + ROUNDS)[0]))
-        taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
-        with warnings.catch_warnings(), own_randomness(CPU) as reseed:
-            for category in {category for contender in contenders for category in contender.quiet}:
-                warnings.simplefilter("ignore", category)
-            for turn in range(WARMUP + ROUNDS):
-                for contender, problem, optimizer in racers:
-                    start = perf_counter()
-                    optimizer.zero_grad()
+        with own_randomness(CPU) as reseed:
+
+            def losses(problem: Problem) -> Iterator[Tensor]:
+                for turn in itertools.count():
                     reseed(turn)
-                    loss = problem(turn)
-                    loss.backward()
-                    middle = perf_counter()
-                    advance(optimizer, loss)
-                    end = perf_counter()
-                    if turn >= WARMUP:
-                        taken[contender.name].append((end - start, end - middle))
-        return {name: (median(t[0] for t in times), median(t[1] for t in times)) for name, times in taken.items()}
+                    yield problem(turn)
+
+            racers: list[Racer] = []
+            for contender in contenders:
+                problem = Problem(self.make, EVALUATION, CPU)
+                optimizer, _ = contender.optimizer(problem.params, probe_lr(contender), WARMUP + ROUNDS)
+                racers.append((contender, optimizer, losses(problem).__next__))
+            return race(racers, ROUNDS, WARMUP)
 
 
 def train(make: Make, optimizer_of: Callable[..., Any], lr: float, seed: int, steps: int) -> Curves:

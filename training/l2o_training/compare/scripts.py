@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -24,6 +25,10 @@ from l2o_training.tasks.scripts.base import Batch, Recipe, Script
 
 ROUNDS, WARMUP = 30, 5
 """Timed and untimed steps per optimizer and script."""
+
+
+Racer = tuple[Contender, Optimizer, Callable[[], Tensor]]
+"""Who is timed, its optimizer, and what gives its next loss."""
 
 
 class ScriptWorkload(TimedWorkload):
@@ -60,9 +65,7 @@ class ScriptWorkload(TimedWorkload):
 
     def measure(self, contender: Contender, lr: float, group: Group, steps: int) -> Curves:
         """Train once from the group's seed."""
-        with warnings.catch_warnings():
-            for category in contender.quiet:
-                warnings.simplefilter("ignore", category)
+        with quiet([contender]):
             return train(self.script, contender.optimizer, lr, group.seed, steps)
 
     def times(self, contenders: list[Contender]) -> dict[str, tuple[float, float]]:
@@ -184,29 +187,51 @@ def step_times(
         rounds: timed steps of each.
         warmup: steps of each before that.
     """
-    racers = []
+    racers: list[Racer] = []
     for contender in contenders:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = script.make_model()
-        optimizer, _ = contender.optimizer(model.parameters(), 1.0 if contender.learned else 1e-6, warmup + rounds)
-        racers.append((contender, model, optimizer, script.batches(0)))
-    taken: dict[str, list[tuple[float, float]]] = {racer[0].name: [] for racer in racers}
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        for category in {category for contender, *_ in racers for category in contender.quiet}:
-            warnings.simplefilter("ignore", category)
+        optimizer, _ = contender.optimizer(model.parameters(), probe_lr(contender), warmup + rounds)
+        racers.append((contender, optimizer, partial(_next_loss, script, model, script.batches(0))))
+    with torch.random.fork_rng(devices=[]):
+        return race(racers, rounds, warmup)
+
+
+def _next_loss(script: Script, model: nn.Module, batches: Iterator[Batch]) -> Tensor:
+    return script.loss(model, next(batches))
+
+
+def probe_lr(contender: Contender) -> float:
+    """A learning rate at which nothing much happens while steps are timed."""
+    return 1.0 if contender.learned else 1e-6
+
+
+def race(racers: list[Racer], rounds: int, warmup: int) -> dict[str, tuple[float, float]]:
+    """Seconds of a training step and of the optimizer's part of it, medians over rounds in which all take turns."""
+    taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender, *_ in racers}
+    with quiet(contender for contender, *_ in racers):
         for turn in range(warmup + rounds):
-            for contender, model, optimizer, batches in racers:
-                times = _timed_step(script, model, optimizer, next(batches))
+            for contender, optimizer, next_loss in racers:
+                times = _timed_step(optimizer, next_loss)
                 if turn >= warmup:
                     taken[contender.name].append(times)
     return {name: (median(t[0] for t in times), median(t[1] for t in times)) for name, times in taken.items()}
 
 
-def _timed_step(script: Script, model: nn.Module, optimizer: Optimizer, batch: Batch) -> tuple[float, float]:
+@contextmanager
+def quiet(contenders: Iterable[Contender]) -> Iterator[None]:
+    """Without the warnings that reports tell in their own words."""
+    with warnings.catch_warnings():
+        for category in {category for contender in contenders for category in contender.quiet}:
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def _timed_step(optimizer: Optimizer, next_loss: Callable[[], Tensor]) -> tuple[float, float]:
     start = time.perf_counter()
     optimizer.zero_grad()
-    loss = script.loss(model, batch)
+    loss = next_loss()
     loss.backward()
     middle = time.perf_counter()
     advance(optimizer, loss)
