@@ -2,11 +2,12 @@
 
 Verdict: at most twofold. Then they may be three times as long, and shorter runs want longer ones, up to 2,500 steps:
 docs/decisions/0096-steps-are-in-proportion-to-initial-parameters.md. `--growth 10 --share 1 --lr 0.333` is nearly the
-step of before.
+step of before. They should lengthen where gradients go on agreeing:
+docs/decisions/0098-steps-lengthen-where-gradients-agree.md; `--lengthening 0` is without that.
 
     python research/step_growth.py --data-root data --tasks lenet diabetes --growth 2 10 --share 0.25 1 --lr 0.333 1 2
 
-Runs are told their length; `--lr` multiplies the default's steps.
+Runs are told their length, but for `--anytime`; `--lr` multiplies the default's steps.
 """
 
 import itertools
@@ -28,19 +29,24 @@ def main() -> None:
     found.add_argument(
         "--share", nargs="+", type=float, default=[0.25, 1.0], help="of all parameters in a matrix's size"
     )
+    found.add_argument("--lengthening", nargs="+", type=float, default=[directional.LENGTHENING])
+    found.add_argument("--anytime", action="store_true", help="runs are not told their length")
     found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
     found.add_argument("--longest", type=float, default=1.0, help="how much longer steps may be in short runs")
     options = found.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = untrained(Path(folder) / "untrained.safetensors", DirectionalConfig())
-        for growth, share in itertools.product(options.growth, options.share):
-            names = [(f"growth {growth:g}, share {share:g}, lr {lr:g}", lr) for lr in options.lr]
+        for growth, share, lengthening in itertools.product(options.growth, options.share, options.lengthening):
+            setting = f"growth {growth:g}, share {share:g}, lengthening {lengthening:g}"
+            names = [(f"{setting}, lr {lr:g}", lr) for lr in options.lr]
+            under = None if options.anytime else "total"
             with (
                 patch.object(directional, "GROWTH", growth),
                 patch.object(directional, "SHARE", share),
+                patch.object(directional, "LENGTHENING", lengthening),
                 patch.object(schedule, "LONGEST", options.longest),
             ):
-                measure(options, [(name, contenders.of_rule(name, path, "total"), lr) for name, lr in names])
+                measure(options, [(name, contenders.of_rule(name, path, under), lr) for name, lr in names])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,15 @@ GROWTH = 2.0
 SHARE = 0.25
 """Of the size of all parameters in that of a matrix, so that those that are zero move too."""
 
+LENGTHENING = 0.05
+"""What is added to the logarithm of a tensor's steps for every step in which its gradients agree fully over 100."""
+
+AGREEING = 0.05
+"""Cosine above which gradients agree: below it steps are long enough."""
+
+CHANCE = 0.5
+"""In networks of n parameters that cosine is at least this over √n: so much may be noise."""
+
 DECAY_UNIT = 0.005
 """What weight decay is multiplied by: AdamW's values mean about what they mean there."""
 
@@ -193,16 +202,20 @@ def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
 
 
 class DirectionalRule(Rule):
-    """Δ = −scale · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
+    """Δ = −scale · a · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
 
     d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
-    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ² is the mean square of the tensor, and that of all parameters, of which
-    matrices take a quarter of the root (`relative_size`); ρ is at most twice what it was before the first step. The
+    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is the root mean square of all parameters; of a matrix that of its own
+    and a quarter of all (`relative_size`); it is at most twice what it was before the first step. The
     weights w in ± `mix` and the correction c are the network's; it sees how far gradients agree over 10 and 100 steps,
     a tensor's size, and the context. log c follows what it says with an average over 20 steps. The network has no
     memory and no clock, so nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
+
+    Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go: log a
+    grows by 0.05 (cos − 0.05) in every step, up to `grow`. Once steps are long enough, gradients agree no longer, and a
+    stays as it is; it never falls.
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
@@ -229,9 +242,9 @@ class DirectionalRule(Rule):
 
     @property
     def spec(self) -> Spec:
-        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, steps, and ρ before the first."""
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, log a, steps, ρ before the first."""
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
-        tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "initial_rho")]
+        tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "log_longer", "initial_rho")]
         return Spec(
             coordinate | self.context.coordinate_spec,
             dict.fromkeys(tensor, ((), torch.float32)),
@@ -273,27 +286,37 @@ class DirectionalRule(Rule):
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
         count = own.size.clamp_min(1)
         mean_theta = (own.theta.sum(-1) / own.size.sum(-1).clamp_min(1)).unsqueeze(-1)
-        everything = torch.where(shapes[..., 0] > 1, SHARE**2, 1.0) * mean_theta
-        rho, initial = relative_size(own.theta / count, everything, state["tensor_initial_rho"], GROWTH, free=0.0)
+        matrix = shapes[..., 0] > 1
+        mean_square = torch.where(matrix, own.theta / count, 0.0)
+        everything = torch.where(matrix, SHARE**2, 1.0) * mean_theta
+        rho, initial = relative_size(mean_square, everything, state["tensor_initial_rho"], GROWTH, free=0.0)
         steps = state["tensor_steps"] + 1
         found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
         new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}
         energy = (own.uu / count).float()
-        inputs = self._inputs(new, steps, own, energy, mean_theta, shapes)
+        inputs, agreement = self._inputs(new, steps, own, energy, mean_theta, shapes)
+        noise = (CHANCE / own.size.sum(-1, keepdim=True).clamp_min(1).sqrt()).float().clamp_min(AGREEING)
         seen = self.into(inputs) + (context @ self.weight_context.mT).unsqueeze(-2)
         said = self.head(seen.relu())
         log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
         fading = (energy.sqrt() / SPENT).clamp_max(1.0)
-        length = self.config.output_scale * log_size.exp() * rho * fading
-        kept = {"tensor_steps": steps, "tensor_log_size": log_size, "tensor_initial_rho": initial}
-        return torch.cat(
-            [length.unsqueeze(-1), self.config.mix * said[..., 1:].tanh()], dim=-1
-        ), new | kept | context_state
+        log_longer = state["tensor_log_longer"] + LENGTHENING * (agreement - noise).clamp_min(0)
+        log_longer = log_longer.clamp_max(math.log(self.config.grow))
+        size = (log_size + log_longer).clamp_max(math.log(self.config.grow)).exp()
+        length = self.config.output_scale * size * rho * fading
+        weights = self.config.mix * said[..., 1:].tanh()
+        kept = {"steps": steps, "log_size": log_size, "log_longer": log_longer, "initial_rho": initial}
+        new |= {f"tensor_{key}": value for key, value in kept.items()}
+        return torch.cat([length.unsqueeze(-1), weights], dim=-1), new | context_state
 
     def _inputs(
         self, averages: State, steps: Tensor, own: Sums, energy: Tensor, mean_theta: Tensor, shapes: Tensor
-    ) -> Tensor:
-        """What the network sees of each tensor: (..., S, INPUTS)."""
+    ) -> tuple[Tensor, Tensor]:
+        """What the network sees of each tensor, (..., S, INPUTS), and how far gradients agree over 100 steps, (..., S).
+
+        The latter is the cosine for a tensor or that for all, if lower: of few coordinates noise may agree. It counts
+        less at first, where an average over 100 steps has seen but a few.
+        """
         known = 1 - (1 - 1 / MEMORY) ** steps
         mean = {key: averages[f"tensor_{key}"] / known for key in KEPT}
         cosines, signals = [], []
@@ -306,18 +329,19 @@ class DirectionalRule(Rule):
         (fast, slow), (fast_log, slow_log) = cosines, signals
         share = (own.size / own.size.sum(-1, keepdim=True).clamp_min(1)).float()  # 0 without a gradient on any rank
         size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
+        everywhere = (slow * share).sum(-1, keepdim=True).expand_as(slow)
         inputs = [
             2 * fast,
             fast_log / 2,
             4 * slow,
             slow_log / 3,
-            4 * (slow * share).sum(-1, keepdim=True).expand_as(slow),
+            4 * everywhere,
             (slow_log * share).sum(-1, keepdim=True).expand_as(slow) / 3,
             (energy + SMALLEST_ENERGY).log() / 3,
             size,
             (shapes[..., 0] / 4).expand_as(size),
         ]
-        return torch.stack(inputs, dim=-1)
+        return torch.stack(inputs, dim=-1), torch.minimum(slow, everywhere) * (1 - SLOW**steps) ** 2
 
     def _correction(self, said: Tensor) -> Tensor:
         """What log c is drawn to: smooth, with slope 1 at zero, in −log shrink … log grow."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
-from l2o_runtime.rules import DirectionalConfig
+from l2o_runtime.rules import DirectionalConfig, directional
 from l2o_runtime.rules.orthogonal import (
     grid_of,
     orthogonalise,
@@ -72,7 +72,7 @@ class HandMade:
         self.done += 1
         t, count = self.done, sum(p.numel() for p in self.params)
         overall = sum(p.square().sum() for p in self.params) / count
-        rho = [math.sqrt(p.square().mean() + overall / (16 if p.dim() > 1 else 1) + 1e-6) for p in self.params]
+        rho = [math.sqrt((p.square().mean() + overall / 16 if p.dim() > 1 else overall) + 1e-6) for p in self.params]
         self.initial = self.initial or rho
         for p, m, v, size, first in zip(self.params, self.m, self.v, rho, self.initial, strict=True):
             m.lerp_(p.grad, 0.1)
@@ -260,22 +260,88 @@ def test_a_tensor_whose_gradients_were_gone_for_long_moves_again():
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_the_size_stays_within_its_bounds_whatever_the_weights(sign):
+def test_the_size_stays_within_its_bounds_whatever_the_weights(sign, monkeypatch):
+    monkeypatch.setattr(directional, "LENGTHENING", 0.0)
     rule = make_rule(DirectionalConfig())
     nn.init.constant_(rule.head.bias, sign * 1e4)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         grads = 3 + torch.randn(300, 6, generator=rng)  # noise alone would make steps fade
         found = list(steered(rule, grads, torch.tensor([[1.0, 6.0]])))
-    usual = 0.015 * math.sqrt(2)  # of ones, beside ones
+    usual = 0.015  # of ones
     assert float(found[-1][0]) / usual == pytest.approx(20 if sign > 0 else 0.25, rel=1e-3)
     assert max(float(row[0]) / usual for row in found) <= 20.01
     assert min(float(row[0]) / usual for row in found) >= 0.2499
     assert all(row[1:].abs().max() <= 1 for row in found)
 
 
-def test_time_alone_changes_nothing():
-    """The same gradients again and again: what it makes of them settles, and stays."""
+@pytest.mark.parametrize(("noise", "longer"), [(0.0, 20.0), (1.0, 20.0), (30.0, 1.0), (math.inf, 1.0)])
+@pytest.mark.parametrize("count", [5, 400])
+def test_steps_lengthen_where_there_is_far_to_go(untrained, noise, longer, count):
+    """Gradients that point on lengthen steps, up to the bound; noise does not, of few coordinates either."""
+    torch.manual_seed(0)
+    param = nn.Parameter(torch.ones(count))
+    optimizer = LearnedOptimizer([param], untrained, schedule="constant", lr=0.1)
+    for _ in range(500):
+        param.grad = torch.randn(count) if math.isinf(noise) else torch.ones(count) + noise * torch.randn(count)
+        optimizer.step()
+    assert float(optimizer.state[param]["tensor_log_longer"].exp()) == pytest.approx(longer, rel=1e-3)
+
+
+def test_they_stay_as_they_are_where_they_lead_to_and_fro(untrained):
+    """On a bowl steps lengthen until they reach its floor."""
+    torch.manual_seed(0)
+    param, far = nn.Parameter(0.01 * torch.randn(100)), 100 * torch.randn(100)
+    optimizer = LearnedOptimizer([param], untrained, schedule="constant")
+    found = []
+    for _ in range(2000):
+        param.grad = param.detach() - far
+        optimizer.step()
+        found.append(float(optimizer.state[param]["tensor_log_longer"].exp()))
+    assert 2 < found[-1] <= 20.001
+    assert found == sorted(found)
+    assert found[-1] == found[-500]
+
+
+def test_lengthening_is_what_agrees_of_a_tensor_and_of_all(untrained):
+    """Beside formulas that keep all of the past."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(7, 3)), nn.Parameter(torch.randn(60))]
+    optimizer = LearnedOptimizer(params, untrained, schedule="constant", lr=0.1)
+    history, kept, logs = [[], []], [[], []], [0.0, 0.0]
+    for t in range(1, 151):
+        for index, param in enumerate(params):
+            param.grad = (index + 0.5) * torch.ones_like(param) + torch.randn_like(param)
+            history[index].append(param.grad.double())
+        optimizer.step()
+        cosines = []
+        for grads, statistics in zip(history, kept, strict=True):
+            m = sum(0.01 * 0.99 ** (t - 2 - i) * grad for i, grad in enumerate(grads[:-1]))
+            v = sum(0.01 * 0.99 ** (t - 1 - i) * grad.square() for i, grad in enumerate(grads)) / (1 - 0.99**t)
+            x, before = grads[-1] / v.sqrt(), m / v.sqrt()
+            noise = x.square().mean() * 0.01 / 1.99 * (1 - 0.99 ** (2 * t - 2))
+            found = [float((x * before).mean()), float(before.square().mean()), float(noise), float(x.square().mean())]
+            statistics.append(found if t > 1 else [0.0, 0.0, 0.0, found[3]])
+            weights = [0.05 * 0.95 ** (t - 1 - i) / (1 - 0.95**t) for i in range(t)]
+            product, energy, noise, xx = (
+                sum(w * row[k] for w, row in zip(weights, statistics, strict=True)) for k in range(4)
+            )
+            cosines.append(product / math.sqrt((xx + 1e-6) * (energy + noise / 10 + 1e-6)))
+        everywhere = (21 * cosines[0] + 60 * cosines[1]) / 81
+        for index in range(2):
+            agreement = min(cosines[index], everywhere) * (1 - 0.99**t) ** 2
+            logs[index] += 0.05 * max(0.0, agreement - max(0.05, 0.5 / 9))
+    found = [float(optimizer.state[param]["tensor_log_longer"]) for param in params]
+    assert found == pytest.approx(logs, rel=1e-3)
+    assert 0.1 < logs[0] < logs[1] < math.log(20)
+
+
+def test_time_alone_changes_nothing(monkeypatch):
+    """The same gradients again and again: what it makes of them settles, and stays.
+
+    Their mean is not zero, so steps would lengthen up to their bound.
+    """
+    monkeypatch.setattr(directional, "LENGTHENING", 0.0)
     torch.manual_seed(0)
     rule = make_rule(DirectionalConfig())
     nn.init.normal_(rule.head.weight)

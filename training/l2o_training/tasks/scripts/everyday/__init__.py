@@ -29,6 +29,7 @@ RECIPES = {
         Recipe("diamond-cuts", "MLP of 2 layers, 5 classes", tables.cuts, "diamonds"),
         Recipe("diabetes", "MLP with dropout, regression, scikit-learn's diabetes", tables.diabetes),
         Recipe("logistic", "logistic regression, features not centred, breast cancer", tables.logistic),
+        Recipe("softmax", "softmax regression, scikit-learn's digits", tables.softmax),
         Recipe("word-vectors", "GloVe: word co-occurrences factorised, Shakespeare", texts.glove, "tinyshakespeare"),
         Recipe("conv-autoencoder", "convolutions, code of 32, Fashion-MNIST", images.autoencoder, "fashion-mnist"),
         Recipe("mnist-vae", "variational autoencoder 784-200-20, MNIST", images.vae, "mnist"),

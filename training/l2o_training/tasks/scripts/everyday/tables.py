@@ -103,3 +103,11 @@ def logistic(_: Load) -> Script:
     features, target = shuffled(*arrays(*load_breast_cancer(return_X_y=True)))
     data = features / features.amax(0), target
     return Script(partial(nn.Linear, 30, 1), binary, *split(data, 113), 32)
+
+
+def softmax(_: Load) -> Script:
+    """Digits of 8 × 8 pixels, which a linear model can nearly tell apart, with weights that have far to go."""
+    from sklearn.datasets import load_digits
+
+    pixels, target = arrays(*load_digits(return_X_y=True))
+    return Script(partial(nn.Linear, 64, 10), cross_entropy, *split(shuffled(pixels / 16, target.long()), 297), 64)
