@@ -207,8 +207,9 @@ class DirectionalRule(Rule):
     d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
-    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ is the root mean square of all parameters; of a matrix that of its own
-    and a quarter of all (`relative_size`); it is at most twice what it was before the first step. The
+    u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ² is the mean square of the tensor, and that of all parameters, of which
+    matrices take a quarter of the root (`relative_size`); of vectors, such as the gains of norms, the tensor's counts
+    for no more than that of all. ρ is at most twice what it was before the first step. The
     weights w in ± `mix` and the correction c are the network's; it sees how far gradients agree over 10 and 100 steps,
     a tensor's size, and the context. log c follows what it says with an average over 20 steps. The network has no
     memory and no clock, so nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
@@ -287,7 +288,8 @@ class DirectionalRule(Rule):
         count = own.size.clamp_min(1)
         mean_theta = (own.theta.sum(-1) / own.size.sum(-1).clamp_min(1)).unsqueeze(-1)
         matrix = shapes[..., 0] > 1
-        mean_square = torch.where(matrix, own.theta / count, 0.0)
+        mean_square = own.theta / count
+        mean_square = torch.where(matrix, mean_square, torch.minimum(mean_square, mean_theta))
         everything = torch.where(matrix, SHARE**2, 1.0) * mean_theta
         rho, initial = relative_size(mean_square, everything, state["tensor_initial_rho"], GROWTH, free=0.0)
         steps = state["tensor_steps"] + 1
