@@ -243,9 +243,9 @@ class DirectionalRule(Rule):
 
     @property
     def spec(self) -> Spec:
-        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, log a, steps, ρ before the first."""
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, a, steps, ρ before the first."""
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
-        tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "log_longer", "initial_rho")]
+        tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "initial_rho")]
         return Spec(
             coordinate | self.context.coordinate_spec,
             dict.fromkeys(tensor, ((), torch.float32)),
@@ -302,12 +302,12 @@ class DirectionalRule(Rule):
         said = self.head(seen.relu())
         log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
         fading = (energy.sqrt() / SPENT).clamp_max(1.0)
-        log_longer = state["tensor_log_longer"] + LENGTHENING * (agreement - noise).clamp_min(0)
-        log_longer = log_longer.clamp_max(math.log(self.config.grow))
-        size = (log_size + log_longer).clamp_max(math.log(self.config.grow)).exp()
+        longer = torch.where(state["tensor_longer"] > 0, state["tensor_longer"], 1.0)
+        longer = (longer * (LENGTHENING * (agreement - noise).clamp_min(0)).exp()).clamp_max(self.config.grow)
+        size = (longer * log_size.exp()).clamp_max(self.config.grow)
         length = self.config.output_scale * size * rho * fading
         weights = self.config.mix * said[..., 1:].tanh()
-        kept = {"steps": steps, "log_size": log_size, "log_longer": log_longer, "initial_rho": initial}
+        kept = {"steps": steps, "log_size": log_size, "longer": longer, "initial_rho": initial}
         new |= {f"tensor_{key}": value for key, value in kept.items()}
         return torch.cat([length.unsqueeze(-1), weights], dim=-1), new | context_state
 
