@@ -146,7 +146,8 @@ class Ranks:
             self.store.wait([summary], span(limit + 1))
             return [str(word) for word in json.loads(self.store.get(summary))]
         except RuntimeError as error:
-            missing = [rank for rank, key in enumerate(keys) if not self._has(key)]
+            # Where all have given theirs, rank 0 has not put them together.
+            missing = [rank for rank, key in enumerate(keys) if not self._has(key)] or [0]
             self._judge(f"{name_ranks(missing)} gave no answer within {limit:g} s: hangs, or was not started", error)
 
     def agree(self, action: Callable[[], T], timeout: float | None = None) -> T:
