@@ -238,6 +238,13 @@ def test_a_killed_rank_is_started_again_and_the_rule_is_the_same(tmp_path):
     assert len(rows) == 40
 
 
+def test_rank_0_is_named_where_it_hangs_after_all_have_said_their_word():
+    store = HashStore()
+    store.set("say/1/0", "")
+    with pytest.raises(RunError, match=r"rank 0 gave no answer within 0\.2 s"):
+        Ranks(store, rank=1, size=2).exchange("", timeout=0.2)
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds ranks in /proc")
 def test_a_rank_that_hangs_is_named(tmp_path):
     code, said = disturb(tmp_path, "hangs", 2, signal.SIGSTOP, "--timeout=3")
