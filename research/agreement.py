@@ -37,13 +37,13 @@ def watched(task: str, at: set[int]) -> Iterator[None]:
         energy: Tensor,
         mean_theta: Tensor,
         shapes: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         found = plain(rule, averages, steps, own, energy, mean_theta, shapes)
         step = int(steps.max())
         if step in at:
-            slow, everywhere = found[0][..., 2] / 4, found[0][0, 4] / 4
-            matrices = slow[shapes[..., 0] > 1]
-            print(f"{task}\tstep {step}\t{matrices.min():.2f} … {matrices.max():.2f}\tall {everywhere:.2f}", flush=True)
+            _, slow, everywhere = found
+            matrices, all_ = slow[shapes[..., 0] > 1], everywhere[0]
+            print(f"{task}\tstep {step}\t{matrices.min():.2f} … {matrices.max():.2f}\tall {all_:.2f}", flush=True)
         return found
 
     with patch.object(DirectionalRule, "_inputs", inputs):

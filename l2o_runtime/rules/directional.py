@@ -201,21 +201,38 @@ def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
     return {"xx": xx} | {key: torch.where(begun, value, 0.0) for key, value in found.items()}
 
 
+def lengthened(longer: Tensor, slow: Tensor, everywhere: Tensor, steps: Tensor, count: Tensor) -> Tensor:
+    """ℓ after a step, (..., S): ℓ exp(0.05 max(0, min(cos, everywhere) (1 − βᵗ)² − max(0.05, ½/√n))).
+
+    Of few coordinates noise may agree, so that all have to; and an average over 100 steps that has seen but a few of
+    them tells little.
+
+    Args:
+        longer: (..., S) ℓ before it, 0 before the first.
+        slow, everywhere: (..., S) cosine of gradients with their average over 100 steps, of a tensor and of all.
+        steps: (..., S) t ≥ 1.
+        count: (..., 1) n, of all coordinates.
+    """
+    agreement = torch.minimum(slow, everywhere) * (1 - SLOW**steps) ** 2
+    noise = (CHANCE / count.clamp_min(1).sqrt()).float().clamp_min(AGREEING)
+    return torch.where(longer > 0, longer, 1.0) * (LENGTHENING * (agreement - noise).clamp_min(0)).exp()
+
+
 class DirectionalRule(Rule):
-    """Δ = −scale · a · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
+    """Δ = −scale · ℓ · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
 
     d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
     u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ² is the mean square of the tensor, and that of all parameters, of which
     matrices take a quarter of the root (`relative_size`); of vectors, such as the gains of norms, the tensor's counts
-    for no more than that of all. ρ is at most twice what it was before the first step. The
-    weights w in ± `mix` and the correction c are the network's; it sees how far gradients agree over 10 and 100 steps,
-    a tensor's size, and the context. log c follows what it says with an average over 20 steps. The network has no
-    memory and no clock, so nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
+    for no more than that of all. ρ is at most twice what it was before the first step. The weights w in ± `mix` and the
+    correction c are the network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the
+    context. log c follows what it says with an average over 20 steps. The network has no memory and no clock, so
+    nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
 
-    Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go: log a
-    grows by 0.05 (cos − 0.05) in every step, up to `grow`. Once steps are long enough, gradients agree no longer, and a
+    Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go, and ℓ
+    grows (`lengthened`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ
     stays as it is; it never falls.
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
@@ -243,7 +260,7 @@ class DirectionalRule(Rule):
 
     @property
     def spec(self) -> Spec:
-        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, a, steps, ρ before the first."""
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, steps, ρ before the first."""
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
         tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "initial_rho")]
         return Spec(
@@ -296,14 +313,13 @@ class DirectionalRule(Rule):
         found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
         new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}
         energy = (own.uu / count).float()
-        inputs, agreement = self._inputs(new, steps, own, energy, mean_theta, shapes)
-        noise = (CHANCE / own.size.sum(-1, keepdim=True).clamp_min(1).sqrt()).float().clamp_min(AGREEING)
+        inputs, slow, everywhere = self._inputs(new, steps, own, energy, mean_theta, shapes)
         seen = self.into(inputs) + (context @ self.weight_context.mT).unsqueeze(-2)
         said = self.head(seen.relu())
         log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
         fading = (energy.sqrt() / SPENT).clamp_max(1.0)
-        longer = torch.where(state["tensor_longer"] > 0, state["tensor_longer"], 1.0)
-        longer = (longer * (LENGTHENING * (agreement - noise).clamp_min(0)).exp()).clamp_max(self.config.grow)
+        longer = lengthened(state["tensor_longer"], slow, everywhere, steps, own.size.sum(-1, keepdim=True))
+        longer = longer.clamp_max(self.config.grow)
         size = (longer * log_size.exp()).clamp_max(self.config.grow)
         length = self.config.output_scale * size * rho * fading
         weights = self.config.mix * said[..., 1:].tanh()
@@ -313,12 +329,8 @@ class DirectionalRule(Rule):
 
     def _inputs(
         self, averages: State, steps: Tensor, own: Sums, energy: Tensor, mean_theta: Tensor, shapes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the network sees of each tensor, (..., S, INPUTS), and how far gradients agree over 100 steps, (..., S).
-
-        The latter is the cosine for a tensor or that for all, if lower: of few coordinates noise may agree. It counts
-        less at first, where an average over 100 steps has seen but a few.
-        """
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network sees of each tensor, (..., S, INPUTS), and the cosines of `lengthened`, (..., S) each."""
         known = 1 - (1 - 1 / MEMORY) ** steps
         mean = {key: averages[f"tensor_{key}"] / known for key in KEPT}
         cosines, signals = [], []
@@ -343,7 +355,7 @@ class DirectionalRule(Rule):
             size,
             (shapes[..., 0] / 4).expand_as(size),
         ]
-        return torch.stack(inputs, dim=-1), torch.minimum(slow, everywhere) * (1 - SLOW**steps) ** 2
+        return torch.stack(inputs, dim=-1), slow, everywhere
 
     def _correction(self, said: Tensor) -> Tensor:
         """What log c is drawn to: smooth, with slope 1 at zero, in −log shrink … log grow."""
