@@ -51,6 +51,12 @@ GROWTH = 2.0
 SHARE = 0.25
 """Of the size of all parameters in that of a matrix, so that those that are zero move too."""
 
+DRAWN = 1 / 12
+"""Mean square of weights that are drawn, times the side of their matrix: a quarter of PyTorch's, whose root is half."""
+
+ALONE = 10.0
+"""A scalar moves as if all parameters were at most so many times its size."""
+
 LENGTHENING = 0.05
 """What is added to the logarithm of a tensor's steps for every step in which its gradients agree fully over 100."""
 
@@ -201,6 +207,41 @@ def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
     return {"xx": xx} | {key: torch.where(begun, value, 0.0) for key, value in found.items()}
 
 
+def mean_squares(theta: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each tensor and of all, (..., S) and (..., 1), of parameters that may not be drawn yet.
+
+    Had PyTorch drawn them, as square matrices, a quarter of their mean square would be Σ √n_s / 12n. What that of all
+    lacks of this is added to all: where all begin with zero, nothing else says how large they will be.
+
+    Args:
+        theta: (..., S) Σ θ² of each.
+        size: (..., S) n_s, their coordinates.
+
+    >>> mean_squares(torch.tensor([0.0, 0.0]), torch.tensor([36.0, 12.0]))[1].sqrt()
+    tensor([0.1283])
+    """
+    count = size.sum(-1, keepdim=True).clamp_min(1)
+    everything = theta.sum(-1, keepdim=True) / count
+    lacking = (DRAWN * size.sqrt().sum(-1, keepdim=True) / count - everything).clamp_min(0)
+    return theta / size.clamp_min(1) + lacking, everything + lacking
+
+
+def shared(own: Tensor, everything: Tensor, size: Tensor, dimensions: Tensor) -> tuple[Tensor, Tensor]:
+    """What ρ² has of a tensor's mean square and of that of all, (..., S) each.
+
+    Of a matrix its own, and a sixteenth of all. Of a vector, such as the gains of norms, its own counts for no more
+    than that of all; of a scalar that of all for no more than a hundredfold its own, as it may have a unit of its own.
+
+    Args:
+        own, everything: (..., S) and (..., 1), see `mean_squares`.
+        size, dimensions: (..., S) number of coordinates and of dimensions.
+    """
+    matrix = dimensions > 1
+    bound = torch.where((size == 1) & (own > 0), ALONE**2 * own, math.inf)
+    share = torch.minimum(torch.where(matrix, SHARE**2, 1.0) * everything, bound)
+    return torch.where(matrix, own, torch.minimum(own, everything)), share
+
+
 def lengthened(longer: Tensor, slow: Tensor, everywhere: Tensor, steps: Tensor, count: Tensor) -> Tensor:
     """ℓ after a step, (..., S): ℓ exp(0.05 max(0, min(cos, everywhere) (1 − βᵗ)² − max(0.05, ½/√n))).
 
@@ -225,11 +266,12 @@ class DirectionalRule(Rule):
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
     u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ² is the mean square of the tensor, and that of all parameters, of which
-    matrices take a quarter of the root (`relative_size`); of vectors, such as the gains of norms, the tensor's counts
-    for no more than that of all. ρ is at most twice what it was before the first step. The weights w in ± `mix` and the
-    correction c are the network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the
-    context. log c follows what it says with an average over 20 steps. The network has no memory and no clock, so
-    nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
+    matrices take a quarter of the root (`shared`), and more where parameters are smaller than they would be had they
+    been drawn (`mean_squares`), as those of a model that begins with zeros. ρ is at most twice what it was before the
+    first step, and of scalars at least that. The weights w in ± `mix` and the correction c are the network's; it sees
+    how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c follows what it says with an
+    average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows because time passes.
+    Before meta-training w = 0 and c = 1.
 
     Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go, and ℓ
     grows (`lengthened`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ
@@ -303,12 +345,10 @@ class DirectionalRule(Rule):
         own = Sums(*sums[..., :SUMS].unbind(-1))
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
         count = own.size.clamp_min(1)
-        mean_theta = (own.theta.sum(-1) / own.size.sum(-1).clamp_min(1)).unsqueeze(-1)
-        matrix = shapes[..., 0] > 1
-        mean_square = own.theta / count
-        mean_square = torch.where(matrix, mean_square, torch.minimum(mean_square, mean_theta))
-        everything = torch.where(matrix, SHARE**2, 1.0) * mean_theta
-        rho, initial = relative_size(mean_square, everything, state["tensor_initial_rho"], GROWTH, free=0.0)
+        mean_square, mean_theta = mean_squares(own.theta, own.size)
+        parts = shared(mean_square, mean_theta, own.size, shapes[..., 0])
+        rho, initial = relative_size(*parts, state["tensor_initial_rho"], GROWTH, free=0.0)
+        rho = torch.where(own.size == 1, torch.maximum(rho, initial), rho)  # a scalar may pass through zero
         steps = state["tensor_steps"] + 1
         found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
         new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}

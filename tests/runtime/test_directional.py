@@ -341,6 +341,53 @@ def test_lengthening_is_what_agrees_of_a_tensor_and_of_all(untrained):
     assert 0.1 < logs[0] < logs[1] < math.log(20)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.01, 1.0])
+def test_parameters_that_are_smaller_than_drawn_ones_move_as_if_they_were_not(untrained, value):
+    params = [nn.Parameter(torch.full(shape, value)) for shape in ((6, 5), (7,), (2, 2))]
+    before = [param.detach().clone() for param in params]
+    optimizer = LearnedOptimizer(params, untrained, schedule="constant")
+    torch.manual_seed(0)
+    for param in params:
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    square = max(value**2, (math.sqrt(30) + math.sqrt(7) + 2) / 12 / 41)
+    moved = [(param - old).square().mean().sqrt().item() / 0.015 for param, old in zip(params, before, strict=True)]
+    wanted = [math.sqrt(share * square + 1e-6) for share in (1 + 1 / 16, 2, 1 + 1 / 16)]
+    assert moved == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("started", [0.0, 0.001, 0.03])
+def test_a_model_of_zeros_or_nearly_gets_as_far_as_one_that_is_drawn(untrained, started):
+    """Weights that are drawn are of 0.07 here, and 0.03 is about half of it."""
+    ends = []
+    for deviation in (started, 0.03):
+        torch.manual_seed(0)
+        layer, x = nn.Linear(64, 10), torch.randn(256, 64)
+        target = (x @ torch.randn(64, 10)).argmax(1)
+        for param in layer.parameters():
+            nn.init.normal_(param, std=deviation)
+        optimizer = LearnedOptimizer(layer.parameters(), untrained, total_steps=200)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(layer(x), target)
+            loss.backward()
+            optimizer.step()
+        ends.append(loss.item())
+    assert ends[0] < 1.3 * ends[1] < 0.1
+
+
+@pytest.mark.parametrize(("start", "size"), [(0.02, 0.2), (100.0, 100.0), (0.0, 70.7), (-0.02, 0.2)])
+def test_a_scalar_may_have_a_unit_of_its_own(untrained, start, size):
+    """Beside one of 100 it moves by ten times its own size, and by no less once it passes through zero."""
+    scalar, other = nn.Parameter(torch.tensor(start)), nn.Parameter(torch.tensor(100.0))
+    optimizer = LearnedOptimizer([scalar, other], untrained, schedule="constant")
+    for _ in range(20):
+        before = scalar.item()
+        scalar.grad, other.grad = torch.tensor(0.5 if start >= 0 else -0.5), torch.tensor(0.0)
+        optimizer.step()
+        assert 0.99 < abs(scalar.item() - before) / (0.015 * size) < 2.02, "it grows at most twofold"
+
+
 def test_time_alone_changes_nothing(monkeypatch):
     """The same gradients again and again: what it makes of them settles, and stays.
 

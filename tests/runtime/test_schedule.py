@@ -32,7 +32,7 @@ def moves(optimizer, param, steps, after=lambda: None):
     found = []
     for _ in range(steps):
         before = param.detach().clone()
-        size = math.sqrt(2 * float(before.square().mean()) + 1e-6)
+        size = math.sqrt(2 * max(float(before.square().mean()), 1 / 12 / math.sqrt(before.numel())) + 1e-6)
         param.grad = torch.ones_like(param)
         optimizer.step()
         after()

@@ -30,11 +30,18 @@ RECIPES = {
         Recipe("diabetes", "MLP with dropout, regression, scikit-learn's diabetes", tables.diabetes),
         Recipe("logistic", "logistic regression, features not centred, breast cancer", tables.logistic),
         Recipe("softmax", "softmax regression, scikit-learn's digits", tables.softmax),
+        Recipe(
+            "trigrams",
+            "linear model of three characters, all zero at first, Shakespeare",
+            texts.trigrams,
+            "tinyshakespeare",
+        ),
         Recipe("word-vectors", "GloVe: word co-occurrences factorised, Shakespeare", texts.glove, "tinyshakespeare"),
         Recipe("conv-autoencoder", "convolutions, code of 32, Fashion-MNIST", images.autoencoder, "fashion-mnist"),
         Recipe("mnist-vae", "variational autoencoder 784-200-20, MNIST", images.vae, "mnist"),
         Recipe("bandit", "REINFORCE on guessed classes, Fashion-MNIST 14 × 14", images.bandit, "fashion-mnist"),
         Recipe("siren", "sines fit to a photograph of 64 × 64", fields.siren),
+        Recipe("oscillation", "four scalars of a damped oscillation, each in its unit", fields.oscillation),
         Recipe("heat-pinn", "physics-informed network, heat equation", fields.heat),
     )
 }

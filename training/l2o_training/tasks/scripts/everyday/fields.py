@@ -1,4 +1,4 @@
-"""Everyday scripts whose networks are functions of space: a photograph, and the heat equation."""
+"""Everyday scripts that fit functions: of space, a photograph and the heat equation, and of time, an oscillation."""
 
 import math
 from functools import partial
@@ -58,6 +58,14 @@ def residuals(model: nn.Module, batch: Batch) -> Tensor:
     start = model(torch.stack([x, torch.zeros_like(t)], -1)).squeeze(-1) - torch.sin(math.pi * x)
     edge = model(torch.stack([(x > 0.5).float(), t], -1))
     return equation.square().mean() + start.square().mean() + edge.square().mean()  # type: ignore[no-any-return]
+
+
+def oscillation(_: Load) -> Script:
+    """400 noisy readings of 800 exp(−0.05 t) cos 0.6 t + 30, from t = 0 to 50."""
+    rng = torch.Generator().manual_seed(0)
+    time = 50 * torch.rand(450, 1, generator=rng)
+    reading = 800 * torch.exp(-0.05 * time) * torch.cos(0.6 * time) + 30 + 5 * torch.randn(450, 1, generator=rng)
+    return Script(networks.Oscillation, squared_error, *split((time, reading), 50), 100)
 
 
 def heat(_: Load) -> Script:

@@ -24,6 +24,34 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
+class Oscillation(nn.Module):
+    """a exp(−b t) cos ω t + c: four scalars, each with a unit of its own, beginning with a guess."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.amplitude, self.decay, self.frequency, self.offset = (
+            nn.Parameter(torch.tensor(value)) for value in (500.0, 0.02, 0.58, 0.0)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B, 1) → (B, 1)."""
+        return self.amplitude * torch.exp(-self.decay * t) * torch.cos(self.frequency * t) + self.offset
+
+
+class NGrams(nn.Module):
+    """Logits of what comes after a few characters: a weight for each pair of characters and place, zero at first."""
+
+    def __init__(self, characters: int, length: int):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(characters, characters) for _ in range(length))
+        for table in self.parameters():
+            nn.init.zeros_(table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, length) characters → (B, characters)."""
+        return torch.stack([table(x[:, place]) for place, table in enumerate(self.tables)]).sum(0)
+
+
 def lenet() -> nn.Sequential:
     """LeNet-5 with tanh and average pooling, as it is usually written (LeCun et al. 1998)."""
     return nn.Sequential(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2o_training.tasks.data import Datasets
@@ -68,6 +69,18 @@ def transformer(load: Datasets) -> Script:
 def larger_transformer(load: Datasets) -> Script:
     """810,000 parameters."""
     return language_model(load, lambda characters: networks.Decoder(characters, LENGTH, 128, 4, 4, 0.1), 4)
+
+
+def last_character(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of the last character, given those before it."""
+    (piece,) = batch
+    return F.cross_entropy(model(piece[:, :-1]), piece[:, -1])
+
+
+def trigrams(load: Datasets) -> Script:
+    """A linear model of the next character after three, whose weights begin with zero."""
+    codes, characters = encoded(load.text(SOURCE))
+    return Script(partial(networks.NGrams, characters, 3), last_character, *pieces(codes, 3), 64)
 
 
 def co_occurrences(text: str) -> Tensor:
