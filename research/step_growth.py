@@ -31,18 +31,18 @@ def main() -> None:
     )
     found.add_argument("--lengthening", nargs="+", type=float, default=[directional.LENGTHENING])
     found.add_argument("--drawn", nargs="+", type=float, default=[directional.DRAWN], help="see there")
-    found.add_argument("--alone", nargs="+", type=float, default=[directional.ALONE], help="see there")
+    found.add_argument("--foreign", nargs="+", type=float, default=[directional.FOREIGN], help="see there")
     found.add_argument("--anytime", action="store_true", help="runs are not told their length")
     found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
     found.add_argument("--longest", type=float, default=1.0, help="how much longer steps may be in short runs")
     options = found.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = untrained(Path(folder) / "untrained.safetensors", DirectionalConfig())
-        for growth, share, lengthening, drawn, alone in itertools.product(
-            options.growth, options.share, options.lengthening, options.drawn, options.alone
+        for growth, share, lengthening, drawn, foreign in itertools.product(
+            options.growth, options.share, options.lengthening, options.drawn, options.foreign
         ):
             setting = (
-                f"growth {growth:g}, share {share:g}, lengthening {lengthening:g}, drawn {drawn:g}, alone {alone:g}"
+                f"growth {growth:g}, share {share:g}, lengthening {lengthening:g}, drawn {drawn:g}, foreign {foreign:g}"
             )
             names = [(f"{setting}, lr {lr:g}", lr) for lr in options.lr]
             under = None if options.anytime else "total"
@@ -51,7 +51,7 @@ def main() -> None:
                 patch.object(directional, "SHARE", share),
                 patch.object(directional, "LENGTHENING", lengthening),
                 patch.object(directional, "DRAWN", drawn),
-                patch.object(directional, "ALONE", alone),
+                patch.object(directional, "FOREIGN", foreign),
                 patch.object(schedule, "LONGEST", options.longest),
             ):
                 measure(options, [(name, contenders.of_rule(name, path, under), lr) for name, lr in names])

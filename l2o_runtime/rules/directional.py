@@ -54,8 +54,8 @@ SHARE = 0.25
 DRAWN = 1 / 12
 """Mean square of weights that are drawn, times the side of their matrix: a quarter of PyTorch's, whose root is half."""
 
-ALONE = 10.0
-"""A scalar moves as if all parameters were at most so many times its size."""
+FOREIGN = 10.0
+"""Parameters that are so many times larger, or smaller, are in another unit."""
 
 LENGTHENING = 0.05
 """What is added to the logarithm of a tensor's steps for every step in which its gradients agree fully over 100."""
@@ -207,39 +207,36 @@ def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
     return {"xx": xx} | {key: torch.where(begun, value, 0.0) for key, value in found.items()}
 
 
-def mean_squares(theta: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each tensor and of all, (..., S) and (..., 1), of parameters that may not be drawn yet.
+def mean_squares(theta: Tensor, size: Tensor, dimensions: Tensor) -> tuple[Tensor, Tensor]:
+    """The two of which ρ² is the sum: a tensor's mean square, and what counts of that of all; (..., S) each.
 
-    Had PyTorch drawn them, as square matrices, a quarter of their mean square would be Σ √n_s / 12n. What that of all
-    lacks of this is added to all: where all begin with zero, nothing else says how large they will be.
+    Of a matrix the second is a sixteenth. Of a vector, such as the gains of norms, the first counts for no more than
+    that of all. Scalars may have units of their own: that of all leaves them out where there is anything else.
 
-    Args:
-        theta: (..., S) Σ θ² of each.
-        size: (..., S) n_s, their coordinates.
-
-    >>> mean_squares(torch.tensor([0.0, 0.0]), torch.tensor([36.0, 12.0]))[1].sqrt()
-    tensor([0.1283])
-    """
-    count = size.sum(-1, keepdim=True).clamp_min(1)
-    everything = theta.sum(-1, keepdim=True) / count
-    lacking = (DRAWN * size.sqrt().sum(-1, keepdim=True) / count - everything).clamp_min(0)
-    return theta / size.clamp_min(1) + lacking, everything + lacking
-
-
-def shared(own: Tensor, everything: Tensor, size: Tensor, dimensions: Tensor) -> tuple[Tensor, Tensor]:
-    """What ρ² has of a tensor's mean square and of that of all, (..., S) each.
-
-    Of a matrix its own, and a sixteenth of all. Of a vector, such as the gains of norms, its own counts for no more
-    than that of all; of a scalar that of all for no more than a hundredfold its own, as it may have a unit of its own.
+    Had PyTorch drawn the parameters, as square matrices, a quarter of their mean square would be q = Σ √n_s / 12n. What
+    that of all lacks of it is added to it and to a tensor's own: where all begin with zero, nothing else says how large
+    they will be. That of all counts for no more than 100 q or a tensor's own if that is more, and of a scalar that is
+    not zero for no more than a hundredfold its own: what is larger has another unit.
 
     Args:
-        own, everything: (..., S) and (..., 1), see `mean_squares`.
-        size, dimensions: (..., S) number of coordinates and of dimensions.
+        theta: (..., S) Σ θ² of each tensor.
+        size, dimensions: (..., S) n_s, their coordinates, and how many dimensions they have.
+
+    >>> of_zeros = mean_squares(torch.tensor([0.0, 0.0, 100.0]), torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
+    >>> sum(of_zeros).sqrt()
+    tensor([ 0.1813,  0.1813, 10.0008])
     """
-    matrix = dimensions > 1
-    bound = torch.where((size == 1) & (own > 0), ALONE**2 * own, math.inf)
-    share = torch.minimum(torch.where(matrix, SHARE**2, 1.0) * everything, bound)
-    return torch.where(matrix, own, torch.minimum(own, everything)), share
+    counted = (size > 1) | ~(size > 1).any(-1, keepdim=True)
+    count = torch.where(counted, size, 0.0).sum(-1, keepdim=True).clamp_min(1)
+    drawn = DRAWN * torch.where(counted, size.sqrt(), 0.0).sum(-1, keepdim=True) / count
+    everything = torch.where(counted, theta, 0.0).sum(-1, keepdim=True) / count
+    lacking = (drawn - everything).clamp_min(0)
+    everything, own = everything + lacking, theta / size.clamp_min(1)
+    alone, matrix = (size == 1) & (own > 0), dimensions > 1
+    own = torch.where(alone, own, own + lacking)
+    bound = torch.where(alone, FOREIGN**2 * own, torch.maximum(FOREIGN**2 * drawn, own))
+    first = torch.where(matrix | alone, own, torch.minimum(own, everything))
+    return first, torch.where(matrix, SHARE**2, 1.0) * torch.minimum(everything, bound)
 
 
 def lengthened(longer: Tensor, slow: Tensor, everywhere: Tensor, steps: Tensor, count: Tensor) -> Tensor:
@@ -266,12 +263,11 @@ class DirectionalRule(Rule):
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
     and of those that are sharded, it is u.
     u, s and x are m̂₁₀, m̂₁₀₀ and g over √v̂₁₀₀. ρ² is the mean square of the tensor, and that of all parameters, of which
-    matrices take a quarter of the root (`shared`), and more where parameters are smaller than they would be had they
-    been drawn (`mean_squares`), as those of a model that begins with zeros. ρ is at most twice what it was before the
-    first step, and of scalars at least that. The weights w in ± `mix` and the correction c are the network's; it sees
-    how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c follows what it says with an
-    average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows because time passes.
-    Before meta-training w = 0 and c = 1.
+    matrices take a quarter of the root (`mean_squares`, which see for zeros and scalars). ρ is at most twice what it
+    was before the first step, and of scalars at least that. The weights w in ± `mix` and the correction c are the
+    network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c follows
+    what it says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows
+    because time passes. Before meta-training w = 0 and c = 1.
 
     Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go, and ℓ
     grows (`lengthened`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ
@@ -345,8 +341,8 @@ class DirectionalRule(Rule):
         own = Sums(*sums[..., :SUMS].unbind(-1))
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
         count = own.size.clamp_min(1)
-        mean_square, mean_theta = mean_squares(own.theta, own.size)
-        parts = shared(mean_square, mean_theta, own.size, shapes[..., 0])
+        mean_theta = own.theta.sum(-1, keepdim=True) / own.size.sum(-1, keepdim=True).clamp_min(1)
+        parts = mean_squares(own.theta, own.size, shapes[..., 0])
         rho, initial = relative_size(*parts, state["tensor_initial_rho"], GROWTH, free=0.0)
         rho = torch.where(own.size == 1, torch.maximum(rho, initial), rho)  # a scalar may pass through zero
         steps = state["tensor_steps"] + 1
