@@ -29,6 +29,7 @@ RECIPES = {
         Recipe("diamond-cuts", "MLP of 2 layers, 5 classes", tables.cuts, "diamonds"),
         Recipe("diabetes", "MLP with dropout, regression, scikit-learn's diabetes", tables.diabetes),
         Recipe("logistic", "logistic regression, features not centred, breast cancer", tables.logistic),
+        Recipe("deep-relu", "18 plain ReLU layers, He's initialisation, scikit-learn's digits", tables.deep),
         Recipe("softmax", "softmax regression, scikit-learn's digits", tables.softmax),
         Recipe(
             "trigrams",

@@ -24,6 +24,16 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
+def plain(sizes: tuple[int, ...]) -> nn.Sequential:
+    """`mlp` with ReLU, weights that keep the size of signals (He et al. 2015) and no biases at first."""
+    network = mlp(sizes, nn.ReLU)
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return network
+
+
 class Oscillation(nn.Module):
     """a exp(−b t) cos ω t + c: four scalars, each with a unit of its own, beginning with a guess."""
 

@@ -1,5 +1,6 @@
 """Everyday scripts on tables: diamonds, scikit-learn's bundled sets, and Friedman's function."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -105,9 +106,19 @@ def logistic(_: Load) -> Script:
     return Script(partial(nn.Linear, 30, 1), binary, *split(data, 113), 32)
 
 
-def softmax(_: Load) -> Script:
-    """Digits of 8 × 8 pixels, which a linear model can nearly tell apart, with weights that have far to go."""
+def digits(make: Callable[[], nn.Module]) -> Script:
+    """Digits of 8 × 8 pixels."""
     from sklearn.datasets import load_digits
 
     pixels, target = arrays(*load_digits(return_X_y=True))
-    return Script(partial(nn.Linear, 64, 10), cross_entropy, *split(shuffled(pixels / 16, target.long()), 297), 64)
+    return Script(make, cross_entropy, *split(shuffled(pixels / 16, target.long()), 297), 64)
+
+
+def softmax(_: Load) -> Script:
+    """A linear model can nearly tell digits apart, with weights that have far to go."""
+    return digits(partial(nn.Linear, 64, 10))
+
+
+def deep(_: Load) -> Script:
+    """Eighteen layers without norms or shortcuts: what weights gain in each multiplies."""
+    return digits(partial(networks.plain, (64, *[48] * 17, 10)))
