@@ -35,10 +35,9 @@ def watched(task: str, at: set[int]) -> Iterator[None]:
         steps: Tensor,
         own: Sums,
         energy: Tensor,
-        mean_theta: Tensor,
         shapes: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = plain(rule, averages, steps, own, energy, mean_theta, shapes)
+        found = plain(rule, averages, steps, own, energy, shapes)
         step = int(steps.max())
         if step in at:
             _, slow, everywhere = found

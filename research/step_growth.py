@@ -3,7 +3,8 @@
 Verdict: at most twofold. Then they may be three times as long, and shorter runs want longer ones, up to 2,500 steps:
 docs/decisions/0096-steps-are-in-proportion-to-initial-parameters.md. `--growth 10 --share 1 --lr 0.333` is nearly the
 step of before. They should lengthen where gradients go on agreeing:
-docs/decisions/0098-steps-lengthen-where-gradients-agree.md; `--lengthening 0` is without that.
+docs/decisions/0098-steps-lengthen-where-gradients-agree.md; `--lengthening 0` is without that. Zeros and scalars need
+sizes of their own: docs/decisions/0099-zeros-and-scalars-have-steps-too.md; `--drawn 0 --foreign 1e9` is without that.
 
     python research/step_growth.py --data-root data --tasks lenet diabetes --growth 2 10 --share 0.25 1 --lr 0.333 1 2
 
@@ -30,8 +31,10 @@ def main() -> None:
         "--share", nargs="+", type=float, default=[0.25, 1.0], help="of all parameters in a matrix's size"
     )
     found.add_argument("--lengthening", nargs="+", type=float, default=[directional.LENGTHENING])
-    found.add_argument("--drawn", nargs="+", type=float, default=[directional.DRAWN], help="see there")
-    found.add_argument("--foreign", nargs="+", type=float, default=[directional.FOREIGN], help="see there")
+    found.add_argument("--drawn", nargs="+", type=float, default=[directional.DRAWN], help="what weights are at least")
+    found.add_argument(
+        "--foreign", nargs="+", type=float, default=[directional.FOREIGN], help="from where on units differ"
+    )
     found.add_argument("--anytime", action="store_true", help="runs are not told their length")
     found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
     found.add_argument("--longest", type=float, default=1.0, help="how much longer steps may be in short runs")

@@ -341,7 +341,6 @@ class DirectionalRule(Rule):
         own = Sums(*sums[..., :SUMS].unbind(-1))
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
         count = own.size.clamp_min(1)
-        mean_theta = own.theta.sum(-1, keepdim=True) / own.size.sum(-1, keepdim=True).clamp_min(1)
         parts = mean_squares(own.theta, own.size, shapes[..., 0])
         rho, initial = relative_size(*parts, state["tensor_initial_rho"], GROWTH, free=0.0)
         rho = torch.where(own.size == 1, torch.maximum(rho, initial), rho)  # a scalar may pass through zero
@@ -349,7 +348,7 @@ class DirectionalRule(Rule):
         found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
         new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}
         energy = (own.uu / count).float()
-        inputs, slow, everywhere = self._inputs(new, steps, own, energy, mean_theta, shapes)
+        inputs, slow, everywhere = self._inputs(new, steps, own, energy, shapes)
         seen = self.into(inputs) + (context @ self.weight_context.mT).unsqueeze(-2)
         said = self.head(seen.relu())
         log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
@@ -364,7 +363,7 @@ class DirectionalRule(Rule):
         return torch.cat([length.unsqueeze(-1), weights], dim=-1), new | context_state
 
     def _inputs(
-        self, averages: State, steps: Tensor, own: Sums, energy: Tensor, mean_theta: Tensor, shapes: Tensor
+        self, averages: State, steps: Tensor, own: Sums, energy: Tensor, shapes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the network sees of each tensor, (..., S, INPUTS), and the cosines of `lengthened`, (..., S) each."""
         known = 1 - (1 - 1 / MEMORY) ** steps
@@ -378,6 +377,7 @@ class DirectionalRule(Rule):
             signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
         (fast, slow), (fast_log, slow_log) = cosines, signals
         share = (own.size / own.size.sum(-1, keepdim=True).clamp_min(1)).float()  # 0 without a gradient on any rank
+        mean_theta = own.theta.sum(-1, keepdim=True) / own.size.sum(-1, keepdim=True).clamp_min(1)
         size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
         everywhere = (slow * share).sum(-1, keepdim=True).expand_as(slow)
         inputs = [
