@@ -13,39 +13,31 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from everyday_loop import measure, parser, untrained
-from torch import Tensor
 
-from l2o_runtime.rules import DirectionalConfig, DirectionalRule, directional
-from l2o_runtime.rules.directional import Sums
-from l2o_runtime.state import State
+from l2o_runtime.rules import DirectionalConfig, steering
+from l2o_runtime.rules.steering import Sums
 from l2o_training.compare import contenders
 
 
 @contextmanager
 def watched(task: str, at: set[int]) -> Iterator[None]:
     """Print what the network sees of agreement over a hundred steps."""
-    plain = DirectionalRule._inputs
+    plain = steering.seen
 
-    def inputs(
-        rule: DirectionalRule,
-        averages: State,
-        steps: Tensor,
-        own: Sums,
-        energy: Tensor,
-        shapes: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        found = plain(rule, averages, steps, own, energy, shapes)
+    def inputs(averages: Any, steps: Any, sums: Sums, energy: Any, dimensions: Any) -> tuple[Any, Any, Any]:
+        found = plain(averages, steps, sums, energy, dimensions)
         step = int(steps.max())
         if step in at:
             _, slow, everywhere = found
-            matrices, all_ = slow[shapes[..., 0] > 1], everywhere[0]
+            matrices, all_ = slow[dimensions > 1], everywhere[0]
             print(f"{task}\tstep {step}\t{matrices.min():.2f} … {matrices.max():.2f}\tall {all_:.2f}", flush=True)
         return found
 
-    with patch.object(DirectionalRule, "_inputs", inputs):
+    with patch.object(steering, "seen", inputs):
         yield
 
 
@@ -54,7 +46,7 @@ def main() -> None:
     found = parser(__doc__)
     found.add_argument("--at", nargs="+", type=int, default=[30, 100, 300, 800, 1500, 2300])
     options = found.parse_args()
-    with tempfile.TemporaryDirectory() as folder, patch.object(directional, "LENGTHENING", 0.0):
+    with tempfile.TemporaryDirectory() as folder, patch.object(steering, "LENGTHENING", 0.0):
         path = untrained(Path(folder) / "untrained.safetensors", DirectionalConfig())
         tasks = options.tasks
         for options.tasks in ([task] for task in tasks):

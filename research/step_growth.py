@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from everyday_loop import measure, parser, untrained
 
-from l2o_runtime.rules import DirectionalConfig, directional
+from l2o_runtime.rules import DirectionalConfig, steering
 from l2o_runtime.stepping import schedule
 from l2o_training.compare import contenders
 
@@ -30,10 +30,10 @@ def main() -> None:
     found.add_argument(
         "--share", nargs="+", type=float, default=[0.25, 1.0], help="of all parameters in a matrix's size"
     )
-    found.add_argument("--lengthening", nargs="+", type=float, default=[directional.LENGTHENING])
-    found.add_argument("--drawn", nargs="+", type=float, default=[directional.DRAWN], help="what weights are at least")
+    found.add_argument("--lengthening", nargs="+", type=float, default=[steering.LENGTHENING])
+    found.add_argument("--drawn", nargs="+", type=float, default=[steering.DRAWN], help="what weights are at least")
     found.add_argument(
-        "--foreign", nargs="+", type=float, default=[directional.FOREIGN], help="from where on units differ"
+        "--foreign", nargs="+", type=float, default=[steering.FOREIGN], help="from where on units differ"
     )
     found.add_argument("--anytime", action="store_true", help="runs are not told their length")
     found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
@@ -50,11 +50,11 @@ def main() -> None:
             names = [(f"{setting}, lr {lr:g}", lr) for lr in options.lr]
             under = None if options.anytime else "total"
             with (
-                patch.object(directional, "GROWTH", growth),
-                patch.object(directional, "SHARE", share),
-                patch.object(directional, "LENGTHENING", lengthening),
-                patch.object(directional, "DRAWN", drawn),
-                patch.object(directional, "FOREIGN", foreign),
+                patch.object(steering, "GROWTH", growth),
+                patch.object(steering, "SHARE", share),
+                patch.object(steering, "LENGTHENING", lengthening),
+                patch.object(steering, "DRAWN", drawn),
+                patch.object(steering, "FOREIGN", foreign),
                 patch.object(schedule, "LONGEST", options.longest),
             ):
                 measure(options, [(name, contenders.of_rule(name, path, under), lr) for name, lr in names])

@@ -8,8 +8,9 @@ from llvmlite import ir
 
 from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, store
 from l2o_runtime.kernels.pieces_code import F64, add_up, module_of_pieces, observing, pointers
-from l2o_runtime.rules.directional import MIXED, SUMS, mixture, relative, terms
+from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
+from l2o_runtime.rules.steering import MIXED, SUMS
 
 TOTALS = 1 + SUMS
 """Σ|g|, then `l2o_runtime.rules.directional.Sums`."""

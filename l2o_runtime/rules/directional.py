@@ -8,7 +8,7 @@ directions in and corrects the size within bounds.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,61 +18,15 @@ from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_each, sides
-from l2o_runtime.rules.statistics import AVERAGES, SPANS, Averages, averages_of, relative_size
+from l2o_runtime.rules.statistics import AVERAGES, Averages, averages_of
+from l2o_runtime.rules.steering import FAST, INPUTS, MIXED, STATES, SUMS, TINY, Network, Sums, steered
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 MOMENTUM = "m10"
 """The average that is orthogonalised."""
 
-FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
-"""β of the two averages of gradients."""
-
-MIXED = 4
-"""Directions that the network may mix in: Adam's, the slow average's, the gradient's, and what agrees with it."""
-
-INPUTS = 9
-"""Numbers per tensor that the network sees."""
-
-SUMS = 7
-"""Over a tensor's coordinates: see `Sums`."""
-
-MEMORY = 20
-"""Steps over which statistics and the size's correction are averaged."""
-
-KEPT = ("xx", *(f"{kind}{span}" for span in SPANS["m"] for kind in ("product", "energy", "noise")))
-"""Statistics of a tensor of which averages are kept: see `agreements`."""
-
-SPENT = 0.1
-"""Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
-
-GROWTH = 2.0
-"""Steps grow with a tensor's parameters until these are so many times the initial ones: else large steps run away."""
-
-SHARE = 0.25
-"""Of the size of all parameters in that of a matrix, so that those that are zero move too."""
-
-DRAWN = 1 / 12
-"""Mean square of weights that are drawn, times the side of their matrix: a quarter of PyTorch's, whose root is half."""
-
-FOREIGN = 10.0
-"""Parameters that are so many times larger, or smaller, are in another unit."""
-
-LENGTHENING = 0.05
-"""What is added to the logarithm of a tensor's steps for every step in which its gradients agree fully over 100."""
-
-AGREEING = 0.05
-"""Cosine above which gradients agree: below it steps are long enough."""
-
-CHANCE = 0.5
-"""In networks of n parameters that cosine is at least this over √n: so much may be noise."""
-
 DECAY_UNIT = 0.005
 """What weight decay is multiplied by: AdamW's values mean about what they mean there."""
-
-SMALLEST_ENERGY = 1e-6
-"""Beside squares of gradients that are divided by the root of their mean square."""
-
-TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,22 +92,6 @@ class DirectionalConfig(RuleConfig):
         return DECAY_UNIT
 
 
-class Sums(NamedTuple):
-    """Sums over a tensor, (..., S) float64 each.
-
-    With r = √v̂₁₀₀, x = g/r, u = m̂₁₀/r and s = m̂₁₀₀/r, all with the newest gradient in: the number of coordinates, θ²,
-    x², x u, u², x s and s².
-    """
-
-    size: Tensor
-    theta: Tensor
-    xx: Tensor
-    xu: Tensor
-    uu: Tensor
-    xs: Tensor
-    ss: Tensor
-
-
 def relative(averages: Averages) -> tuple[Any, Any, Any]:
     """x, u and s of `Sums`; zero where there was no gradient yet."""
     inverse = averages.root.reciprocal().where(averages.root > 0, 0.0)
@@ -181,79 +119,6 @@ def nesterov(grad: Tensor, fast: Tensor) -> Tensor:
     """
     momentum: Tensor = FAST * FAST * fast + (1 - FAST * FAST) * grad.clamp(-LARGEST, LARGEST)
     return momentum
-
-
-def agreements(sums: Sums, steps: Tensor) -> dict[str, Tensor]:
-    """How far this step's gradient agrees with those before it, per coordinate, (..., S) float64 each, by `KEPT`.
-
-    m̂ = m / (1 − βᵗ) has the newest x in; without it m' = (m − (1 − β) x) / β. So the sums give `product` x·m', `energy`
-    m'², and the energy that m' would have if gradients were nothing but noise,
-    `noise` x² (1 − β) (1 − β^(2 (t − 1))) / (1 + β).
-
-    Args:
-        sums: of this step.
-        steps: (..., S) t ≥ 1.
-    """
-    found: dict[str, Tensor] = {}
-    count = sums.size.clamp_min(1)
-    xx, t, begun = sums.xx / count, steps.double(), steps > 1
-    for span, beta, xm, mm in zip(SPANS["m"], (FAST, SLOW), (sums.xu, sums.xs), (sums.uu, sums.ss), strict=True):
-        seen, new = 1 - beta**t, 1 - beta
-        product = (xm / count * seen - new * xx) / beta
-        energy = (mm / count * seen * seen - 2 * new * xm / count * seen + new * new * xx) / beta**2
-        noise = xx * new / (1 + beta) * (1 - beta ** (2 * (t - 1)))
-        found |= {f"product{span}": product, f"energy{span}": energy.clamp_min(0), f"noise{span}": noise}
-    # Before the first step there was no gradient: what the differences leave is rounding.
-    return {"xx": xx} | {key: torch.where(begun, value, 0.0) for key, value in found.items()}
-
-
-def mean_squares(theta: Tensor, size: Tensor, dimensions: Tensor) -> tuple[Tensor, Tensor]:
-    """The two of which ρ² is the sum: a tensor's mean square, and what counts of that of all; (..., S) each.
-
-    Of a matrix the second is a sixteenth. Of a vector, such as the gains of norms, the first counts for no more than
-    that of all. Scalars may have units of their own: that of all leaves them out where there is anything else.
-
-    Had PyTorch drawn the parameters, as square matrices, a quarter of their mean square would be q = Σ √n_s / 12n. What
-    that of all lacks of it is added to it and to a tensor's own: where all begin with zero, nothing else says how large
-    they will be. That of all counts for no more than 100 q or a tensor's own if that is more, and of a scalar that is
-    not zero for no more than a hundredfold its own: what is larger has another unit.
-
-    Args:
-        theta: (..., S) Σ θ² of each tensor.
-        size, dimensions: (..., S) n_s, their coordinates, and how many dimensions they have.
-
-    >>> of_zeros = mean_squares(torch.tensor([0.0, 0.0, 100.0]), torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
-    >>> sum(of_zeros).sqrt()
-    tensor([ 0.1813,  0.1813, 10.0008])
-    """
-    counted = (size > 1) | ~(size > 1).any(-1, keepdim=True)
-    count = torch.where(counted, size, 0.0).sum(-1, keepdim=True).clamp_min(1)
-    drawn = DRAWN * torch.where(counted, size.sqrt(), 0.0).sum(-1, keepdim=True) / count
-    everything = torch.where(counted, theta, 0.0).sum(-1, keepdim=True) / count
-    lacking = (drawn - everything).clamp_min(0)
-    everything, own = everything + lacking, theta / size.clamp_min(1)
-    alone, matrix = (size == 1) & (own > 0), dimensions > 1
-    own = torch.where(alone, own, own + lacking)
-    bound = torch.where(alone, FOREIGN**2 * own, torch.maximum(FOREIGN**2 * drawn, own))
-    first = torch.where(matrix | alone, own, torch.minimum(own, everything))
-    return first, torch.where(matrix, SHARE**2, 1.0) * torch.minimum(everything, bound)
-
-
-def lengthened(longer: Tensor, slow: Tensor, everywhere: Tensor, steps: Tensor, count: Tensor) -> Tensor:
-    """ℓ after a step, (..., S): ℓ exp(0.05 max(0, min(cos, everywhere) (1 − βᵗ)² − max(0.05, ½/√n))).
-
-    Of few coordinates noise may agree, so that all have to; and an average over 100 steps that has seen but a few of
-    them tells little.
-
-    Args:
-        longer: (..., S) ℓ before it, 0 before the first.
-        slow, everywhere: (..., S) cosine of gradients with their average over 100 steps, of a tensor and of all.
-        steps: (..., S) t ≥ 1.
-        count: (..., 1) n, of all coordinates.
-    """
-    agreement = torch.minimum(slow, everywhere) * (1 - SLOW**steps) ** 2
-    noise = (CHANCE / count.clamp_min(1).sqrt()).float().clamp_min(AGREEING)
-    return torch.where(longer > 0, longer, 1.0) * (LENGTHENING * (agreement - noise).clamp_min(0)).exp()
 
 
 class DirectionalRule(Rule):
@@ -300,10 +165,9 @@ class DirectionalRule(Rule):
     def spec(self) -> Spec:
         """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, steps, ρ before the first."""
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
-        tensor = [f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "initial_rho")]
         return Spec(
             coordinate | self.context.coordinate_spec,
-            dict.fromkeys(tensor, ((), torch.float32)),
+            dict.fromkeys(STATES, ((), torch.float32)),
             self.context.context_spec,
         )
 
@@ -340,63 +204,10 @@ class DirectionalRule(Rule):
         assert shapes is not None
         own = Sums(*sums[..., :SUMS].unbind(-1))
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
-        count = own.size.clamp_min(1)
-        parts = mean_squares(own.theta, own.size, shapes[..., 0])
-        rho, initial = relative_size(*parts, state["tensor_initial_rho"], GROWTH, free=0.0)
-        rho = torch.where(own.size == 1, torch.maximum(rho, initial), rho)  # a scalar may pass through zero
-        steps = state["tensor_steps"] + 1
-        found = {f"tensor_{key}": value.float() for key, value in agreements(own, steps).items()}
-        new = {key: torch.lerp(state[key], value, 1 / MEMORY) for key, value in found.items()}
-        energy = (own.uu / count).float()
-        inputs, slow, everywhere = self._inputs(new, steps, own, energy, shapes)
-        seen = self.into(inputs) + (context @ self.weight_context.mT).unsqueeze(-2)
-        said = self.head(seen.relu())
-        log_size = torch.lerp(state["tensor_log_size"], self._correction(said[..., 0]), 1 / MEMORY)
-        fading = (energy.sqrt() / SPENT).clamp_max(1.0)
-        longer = lengthened(state["tensor_longer"], slow, everywhere, steps, own.size.sum(-1, keepdim=True))
-        longer = longer.clamp_max(self.config.grow)
-        size = (longer * log_size.exp()).clamp_max(self.config.grow)
-        length = self.config.output_scale * size * rho * fading
-        weights = self.config.mix * said[..., 1:].tanh()
-        kept = {"steps": steps, "log_size": log_size, "longer": longer, "initial_rho": initial}
-        new |= {f"tensor_{key}": value for key, value in kept.items()}
+        seen = (context @ self.weight_context.mT).unsqueeze(-2) + self.into.bias
+        network = Network(self.into.weight, seen, self.head.weight, self.head.bias)
+        length, weights, new = steered(self.config, network, own, shapes[..., 0], state)
         return torch.cat([length.unsqueeze(-1), weights], dim=-1), new | context_state
-
-    def _inputs(
-        self, averages: State, steps: Tensor, own: Sums, energy: Tensor, shapes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees of each tensor, (..., S, INPUTS), and the cosines of `lengthened`, (..., S) each."""
-        known = 1 - (1 - 1 / MEMORY) ** steps
-        mean = {key: averages[f"tensor_{key}"] / known for key in KEPT}
-        cosines, signals = [], []
-        for span in SPANS["m"]:
-            product, before, noise = (mean[f"{kind}{span}"] for kind in ("product", "energy", "noise"))
-            # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
-            sizes = (mean["xx"] + SMALLEST_ENERGY) * (before + noise / 10 + SMALLEST_ENERGY)
-            cosines.append(product / sizes.sqrt())
-            signals.append(((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)).log())
-        (fast, slow), (fast_log, slow_log) = cosines, signals
-        share = (own.size / own.size.sum(-1, keepdim=True).clamp_min(1)).float()  # 0 without a gradient on any rank
-        mean_theta = own.theta.sum(-1, keepdim=True) / own.size.sum(-1, keepdim=True).clamp_min(1)
-        size = ((own.theta / own.size.clamp_min(1) + TINY) / (mean_theta + TINY)).log().float().clamp(-8, 8) / 8
-        everywhere = (slow * share).sum(-1, keepdim=True).expand_as(slow)
-        inputs = [
-            2 * fast,
-            fast_log / 2,
-            4 * slow,
-            slow_log / 3,
-            4 * everywhere,
-            (slow_log * share).sum(-1, keepdim=True).expand_as(slow) / 3,
-            (energy + SMALLEST_ENERGY).log() / 3,
-            size,
-            (shapes[..., 0] / 4).expand_as(size),
-        ]
-        return torch.stack(inputs, dim=-1), slow, everywhere
-
-    def _correction(self, said: Tensor) -> Tensor:
-        """What log c is drawn to: smooth, with slope 1 at zero, in −log shrink … log grow."""
-        low, high = math.log(self.config.shrink), math.log(self.config.grow)
-        return torch.where(said > 0, high * (said / high).tanh(), low * (said / low).tanh())
 
     def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:
         """As in `Rule`: the orthogonalised momentum of a matrix."""

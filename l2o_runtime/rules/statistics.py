@@ -7,9 +7,9 @@ code.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from l2o_runtime.arrays import at_least, library, single
 from l2o_runtime.state import LARGEST, State
 
 SPANS = {"m": (10, 100), "v": (100,)}
@@ -73,11 +73,11 @@ def averages_of(grad: Tensor, state: State) -> tuple[Averages, State]:
 
 
 def relative_size(
-    own: Tensor, everything: Tensor, initial: Tensor, growth: float = LARGEST_GROWTH, free: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    own: Any, everything: Any, initial: Any, growth: float = LARGEST_GROWTH, free: float = 1.0
+) -> tuple[Any, Any]:
     """ρ = √(own + everything + 10⁻⁶), at most the larger of 1 and ten times what it was before the first step.
 
-    So steps are in proportion to parameters, but do not grow with them exponentially.
+    So steps are in proportion to parameters, but do not grow with them exponentially. For tensors and arrays.
 
     Args:
         own: (..., S) mean square of each tensor's parameters.
@@ -89,6 +89,7 @@ def relative_size(
     Returns:
         ρ and its initial value, (..., S) float32.
     """
-    present = (own + everything + SMALLEST_SIZE**2).sqrt().float()
-    initial = torch.where(initial > 0, initial, present)
-    return torch.minimum(present, (growth * initial).clamp_min(free)), initial
+    xp = library(own)
+    present = single(xp.sqrt(own + everything + SMALLEST_SIZE**2))
+    initial = xp.where(initial > 0, initial, present)
+    return xp.minimum(present, at_least(growth * initial, free)), initial

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
-from l2o_runtime.rules import DirectionalConfig, directional
+from l2o_runtime.rules import DirectionalConfig, steering
 from l2o_runtime.rules.orthogonal import (
     grid_of,
     orthogonalise,
@@ -266,7 +266,7 @@ def test_a_tensor_whose_gradients_were_gone_for_long_moves_again():
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_the_size_stays_within_its_bounds_whatever_the_weights(sign, monkeypatch):
-    monkeypatch.setattr(directional, "LENGTHENING", 0.0)
+    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
     rule = make_rule(DirectionalConfig())
     nn.init.constant_(rule.head.bias, sign * 1e4)
     rng = torch.Generator().manual_seed(0)
@@ -393,7 +393,7 @@ def test_time_alone_changes_nothing(monkeypatch):
 
     Their mean is not zero, so steps would lengthen up to their bound.
     """
-    monkeypatch.setattr(directional, "LENGTHENING", 0.0)
+    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
     torch.manual_seed(0)
     rule = make_rule(DirectionalConfig())
     nn.init.normal_(rule.head.weight)
