@@ -20,13 +20,17 @@ def library(x: Any) -> Any:
 
 
 def at_least(x: Any, low: float) -> Any:
-    """The larger of both, of a tensor or an array and a number."""
-    return x.clamp_min(low) if isinstance(x, Tensor) else np.maximum(x, low)
+    """The larger of both, of a tensor, an array or a number, and a number."""
+    if isinstance(x, Tensor):
+        return x.clamp_min(low)
+    return np.maximum(x, low) if isinstance(x, np.ndarray) else max(x, low)
 
 
 def at_most(x: Any, high: float) -> Any:
     """The smaller of both."""
-    return x.clamp_max(high) if isinstance(x, Tensor) else np.minimum(x, high)
+    if isinstance(x, Tensor):
+        return x.clamp_max(high)
+    return np.minimum(x, high) if isinstance(x, np.ndarray) else min(x, high)
 
 
 def single(x: Any) -> Any:

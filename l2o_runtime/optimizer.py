@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,10 +19,11 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping import average
 from l2o_runtime.stepping.advice import Advice, outside
+from l2o_runtime.stepping.collect import Collector
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, advance_exported, diagnose, observe
 from l2o_runtime.stepping.losses import common_loss, evaluate
-from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, acts, check_state, kept_in, make_part
+from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, check_state, kept_in
 from l2o_runtime.stepping.schedule import Schedule
 from l2o_runtime.stepping.whole import around_load, count, counters, listed, saved_states, share, whole
 from l2o_runtime.wrappers.guard import STATE, Guard
@@ -150,6 +150,7 @@ class LearnedOptimizer(Optimizer):
         self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
         coordinate, self._tensor_spec, self._context_spec = self._rule.spec
         self._coordinate_spec = kept_in(state_dtype, coordinate)
+        self._collector = Collector(self._coordinate_spec, self._tensor_spec, self._rule.config.decay_unit)
         self._replicas = Replicas(self._rule) if isinstance(self._rule, Rule) else None
         check_process_group(process_group)
         self._process_group = process_group
@@ -329,18 +330,15 @@ class LearnedOptimizer(Optimizer):
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
-        start = 0
-        for group in self.param_groups:
-            factor = self._schedule.factor(group, self._steps)
-            for param in group["params"]:
-                if acts(param):
-                    part = make_part(group, param, self.state[param], self._coordinate_spec, self._tensor_spec, start)
-                    yield replace(part, factor=factor, unit=self._rule.config.decay_unit)
-                start += param.numel()
+        return self._collector.collect(
+            self.param_groups, self.state, lambda group: self._schedule.factor(group, self._steps)
+        )
 
     def _advance(self, parts: list[Part], loss: Tensor, found: State) -> tuple[Tensor, list[Tensor]]:
         """A step of the rule, where `found` belongs to the whole; whether it was taken, and the reasons why not."""
         context_state = {key: found[CONTEXT + key] for key in self._context_spec}
+        if self._replicas is not None and (kernel := self._replicas.whole(parts, loss)) is not None:
+            return kernel.step(parts, loss)
         sums, pulse = observe(parts, self._replicas)
         good, reasons = diagnose(pulse, loss, sums)
         if self._replicas is not None:
@@ -397,7 +395,7 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """torch keeps only defaults, state and groups; a copy needs its rule as well."""
         specs = ("_coordinate_spec", "_tensor_spec", "_context_spec")
-        own = ("_rule", "_name", "_replicas", *specs, "guard", "_advice", "_schedule", "_averaging")
+        own = ("_rule", "_name", "_collector", "_replicas", *specs, "guard", "_advice", "_schedule", "_averaging")
         copied = {key: getattr(self, key) for key in own}
         group = self._process_group if self._process_group == ALONE else None
         return super().__getstate__() | copied | {"_process_group": group}

@@ -15,11 +15,29 @@ from torch import Tensor
 
 from l2o_runtime.contexts.passes import turned_off
 from l2o_runtime.rules import DirectionalRule, LSTMRule, Rule, TieredRule
-from l2o_runtime.stepping.parts import STATE_DTYPES, Part
+from l2o_runtime.stepping.parts import Part
 
 
 class Kernel(ABC):
-    """A fast implementation of one rule, for many parts at once."""
+    """A fast implementation of one rule, for many parts at once.
+
+    Attributes:
+        whole: whether it has a `step`.
+    """
+
+    whole: bool = False
+
+    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """A whole step of all parts, as `observe`, `diagnose` and `advance` of `l2o_runtime.stepping.engine` take it.
+
+        Args:
+            parts: of which `fits` holds, all on one device.
+            loss: (), on that device.
+
+        Returns:
+            Whether it was taken, () bool, and what was against it.
+        """
+        raise NotImplementedError
 
     def observe(self, parts: list[Part]) -> Tensor | None:
         """Σ|g| and the rule's own sums over every part, those of its context aside: (parts, 1 + k) float64.
@@ -66,7 +84,4 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
 
 def fits(part: Part) -> bool:
     """Whether a part is what kernels expect: plain tensors, its state contiguous and in float32 or bfloat16."""
-    tensors = [part.theta, part.grad, *part.state.values()]
-    return all(type(t) is Tensor for t in tensors) and all(
-        t.dtype in STATE_DTYPES and t.is_contiguous() for t in part.state.values()
-    )
+    return part.plain and type(part.grad) is Tensor

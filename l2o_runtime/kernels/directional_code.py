@@ -1,12 +1,12 @@
 """LLVM code of the directional rule: its sums, and its directions with the sum of their squares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, store
+from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, loop, store
 from l2o_runtime.kernels.pieces_code import F64, add_up, module_of_pieces, observing, pointers
 from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
@@ -26,6 +26,9 @@ def directional_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module
     gradients, then for `observe` of parameters, of states, each of one of `dtypes`, for `update` of the orthogonalised
     momentum, and of the sums, vectors of float64 that are added to: `TOTALS`, or one. `update` writes states, and
     directions where the momentum was.
+
+    `move(rows, table)` takes the addresses of what is left of θ after decay and of the length, of directions and of θ,
+    which it writes; `copy(rows, table)` those of numbers and of their copies.
     """
     states, sums = pointers(dtypes), F64.as_pointer()
     return module_of_pieces(
@@ -33,6 +36,8 @@ def directional_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module
         {
             "observe": ([POINTER, POINTER, POINTER, *states, sums], observing(TOTALS, _seen)),
             "update": ([POINTER, POINTER, *states, POINTER, sums], _update),
+            "move": ([POINTER, POINTER, POINTER], _move),
+            "copy": ([POINTER, POINTER], _copy),
         },
     )
 
@@ -61,3 +66,36 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
         return [direction.square()]
 
     add_up(builder, sums, 1, size, start, blocks, width, squares)
+
+
+def _each(builder: Any, size: int, start: Any, blocks: Any, body: Callable[[list[Any]], None]) -> None:
+    """Do something with all coordinates, `size` at a time; it is given their place."""
+
+    def one(index: Any, _: list[Any]) -> list[Any]:
+        body([builder.add(start, builder.mul(index, I64(size)))])
+        return []
+
+    loop(builder, blocks, [], one)
+
+
+def _move(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+    """θ ← left · θ + length · d."""
+    numbers, direction, theta = arguments
+    left, length = (broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(2))
+
+    def body(at: list[Any]) -> None:
+        place = builder.gep(theta, at)
+        moved = load(builder, place, size) * left
+        store(builder, load(builder, builder.gep(direction, at), size).fma(length, moved), place)
+
+    _each(builder, size, start, blocks, body)
+
+
+def _copy(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
+    """Copy numbers."""
+    source, target = arguments
+
+    def body(at: list[Any]) -> None:
+        store(builder, load(builder, builder.gep(source, at), size), builder.gep(target, at))
+
+    _each(builder, size, start, blocks, body)

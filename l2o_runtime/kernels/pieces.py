@@ -93,46 +93,56 @@ class PieceKernel(Kernel):
         """Functions by name, for states of these types."""
 
     @abstractmethod
-    def numbers(self, parts: list[Part], steering: Tensor | None) -> np.ndarray:
-        """What the code reads besides the coordinates, a row of float32 for each part; `observe` has no steering."""
+    def numbers(self, parts: list[Part], corrected: np.ndarray, steering: np.ndarray | None) -> np.ndarray:
+        """What the code reads besides the coordinates, a row of float32 for each part; `observe` has no steering.
+
+        Args:
+            parts: of the step.
+            corrected: from `corrections`.
+            steering: (parts, c).
+        """
 
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the rule's sums: (parts, totals) float64, whichever thread adds up which piece."""
-        numbers = self.numbers(parts, None)
+        return torch.from_numpy(self.looked(batches_of(parts), self.numbers(parts, corrections(parts), None)))
+
+    def looked(self, batches: list[Batch], numbers: np.ndarray) -> np.ndarray:
+        """`observe` of batches."""
 
         def inputs(batch: Batch, scratch: Scratch) -> list[list[int]]:
             return reading(batch, columns(batch, scratch))
 
-        return self.summed("observe", parts, numbers, inputs, self.totals)
+        return self.summed("observe", batches, numbers, inputs, self.totals)
 
     def summed(
         self,
         name: str,
-        parts: list[Part],
+        batches: list[Batch],
         numbers: np.ndarray,
         inputs: Callable[[Batch, Scratch], list[list[int]]],
         totals: int,
-    ) -> Tensor:
+    ) -> np.ndarray:
         """Run code that adds up: (parts, totals) float64.
 
         Args:
             name: of the function.
-            parts: whose coordinates.
+            batches: of the parts.
             numbers: from `numbers`.
             inputs: the addresses that it takes of each piece.
             totals: sums that it gives.
         """
-        batches = batches_of(parts)
-        owners = torch.tensor([piece.index for batch in batches for piece in batch.pieces], dtype=torch.int64)
-        sums = torch.zeros(len(owners), totals, self.width, dtype=torch.float64)
-        place, size = sums.data_ptr(), sums.element_size() * totals * self.width
+        owners = [piece.index for batch in batches for piece in batch.pieces]
+        sums = np.zeros((len(owners), totals, self.width))
+        place, size = sums.ctypes.data, sums.strides[0]
 
         def work(batch: Batch, thread: int) -> None:
             results = [place + size * (batch.first + index) for index in range(len(batch.pieces))]
             self.call(name, batch, numbers, inputs(batch, self.scratch[thread]), results)
 
         self.share(work, batches)
-        return torch.zeros(len(parts), totals, dtype=torch.float64).index_add_(0, owners, sums.sum(-1))
+        found = np.zeros((len(numbers), totals))
+        np.add.at(found, owners, sums.sum(-1))
+        return found
 
     def share(self, work: Callable[[Batch, int], None], batches: list[Batch]) -> None:
         """Deal batches out to threads, each with scratch of its own."""
@@ -155,11 +165,11 @@ class PieceKernel(Kernel):
         self.code(batch.dtypes)[name](len(table), table.ctypes.data)
 
 
-def compiled(module: Any) -> tuple[Code, Compiled]:
-    """The functions of a module of pieces, and what keeps them alive."""
+def compiled(module: Any, names: Sequence[str] = ("observe", "update")) -> tuple[Code, Compiled]:
+    """Functions of a module of pieces, and what keeps them alive."""
     made = Compiled(module)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
-    return {name: kind(made.address(name)) for name in ("observe", "update")}, made
+    return {name: kind(made.address(name)) for name in names}, made
 
 
 def reading(batch: Batch, pairs: Sequence[Pair]) -> list[list[int]]:
@@ -170,9 +180,10 @@ def reading(batch: Batch, pairs: Sequence[Pair]) -> list[list[int]]:
     ]
 
 
-def corrections(parts: list[Part]) -> np.ndarray:
-    """1 − βᵗ of every average, (parts, 3) float32, t with this step in."""
-    steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
+def corrections(parts: list[Part], steps: np.ndarray | None = None) -> np.ndarray:
+    """1 − βᵗ of every average, (parts, 3) float32, t with this step in; `steps` (parts,) are those before it."""
+    if steps is None:
+        steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
     found: np.ndarray = 1 - DECAYS ** (steps[:, None] + 1)
     return found
 

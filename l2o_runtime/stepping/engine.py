@@ -47,6 +47,13 @@ class Replicas:
                 found.setdefault(kernel, []).append(index)
         return found
 
+    def whole(self, parts: list[Part], loss: Tensor) -> Kernel | None:
+        """The kernel that takes the whole step of all parts by itself, if there is one."""
+        kernels = {self._kernel(part) for part in parts}
+        kernel = next(iter(kernels)) if len(kernels) == 1 else None
+        near = all(part.param.device == loss.device for part in parts)
+        return kernel if kernel is not None and kernel.whole and near else None
+
     def _kernel(self, part: Part) -> Kernel | None:
         # A direction's size is known when all ranks have summed it up, in between of what kernels do in one go.
         if torch.compiler.is_compiling() or not fits(part) or (self.rule.normalizes and part.groups):

@@ -62,6 +62,8 @@ class Part:
         groups: the process groups over which the parameter is split.
         factor: of the schedule, on lr.
         unit: the part of itself that a parameter loses in a step of lr = 1 and weight decay 1.
+        plain: whether kernels may have it, if its gradient is a plain tensor too: plain tensors, states contiguous and
+            in one of `STATE_DTYPES`.
     """
 
     group: dict[str, Any]
@@ -75,13 +77,20 @@ class Part:
     groups: Groups
     factor: Tensor | float = 1.0
     unit: float = ADAM_LR
+    plain: bool = False
+
+    def again(self, grad: Tensor, factor: Tensor | float) -> "Part":
+        """The same in another step. `dataclasses.replace` takes as long as all that is checked in every step."""
+        part = object.__new__(Part)
+        part.__dict__.update(self.__dict__, grad=grad, factor=factor)
+        return part
 
     @property
     def lr(self) -> Tensor | float:
         """What Δ is multiplied by: the group's lr times the schedule's factor."""
         lr: Tensor | float = self.group["lr"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
-        return lr * self.factor.to(self.param.device) if isinstance(self.factor, Tensor) else lr
+        return lr * (self.factor.to(self.param.device) if isinstance(self.factor, Tensor) else self.factor)
 
     @property
     def decay(self) -> Tensor | float:
@@ -127,6 +136,10 @@ class Part:
     def finish(self, good: Tensor) -> None:
         """Count the step, and write back what was computed on a copy."""
         self.state["step"].add_(good)
+        self.write_back()
+
+    def write_back(self) -> None:
+        """Put parameters where they belong, if the flat ones are a copy."""
         if not self.param.is_contiguous():
             self.param.copy_(self.theta.view(self.param.shape))
 
@@ -162,7 +175,13 @@ def acts(param: Tensor) -> bool:
 
 
 def make_part(
-    group: dict[str, Any], param: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec, start: int
+    group: dict[str, Any],
+    param: Tensor,
+    state: dict[str, Any],
+    spec: StateSpec,
+    own: StateSpec,
+    start: int,
+    unit: float = ADAM_LR,
 ) -> Part:
     """Look at a parameter that has a gradient, or is `awaited`: then it is a part without coordinates.
 
@@ -172,12 +191,11 @@ def make_part(
         state: its optimizer state; what `spec` and `own` ask for is added where it is missing.
         spec, own: the rule's state per coordinate, and per tensor.
         start: global index of the parameter's first coordinate.
+        unit: of weight decay, see `Part`.
 
     Raises:
         RuntimeError: the gradient is sparse, or gradient or states do not fit the parameter.
     """
-    if param.grad is not None and param.grad.is_sparse:
-        raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
     spec = {"step": ((), torch.float32)} | spec
     for key, (shape, dtype) in spec.items():
         if key not in state:
@@ -187,33 +205,50 @@ def make_part(
         if key not in state:
             state[key] = torch.zeros(shape, dtype=dtype, device=param.device)
     part = local(param).detach()
-    _check_fit(param, part, state, spec, own)
+    check_gradient(param)
+    _check_states(param, part, state, spec, own)
+    views = {key: local(state[key]).view(-1, *shape) for key, (shape, _) in spec.items()}
     whole = Part(
         group=group,
         param=part,
         theta=part.reshape(-1),
         grad=(part if param.grad is None else local(param.grad, like=param)).reshape(-1),
-        state={key: local(state[key]).view(-1, *shape) for key, (shape, _) in spec.items()},
+        state=views,
         own={key: state[key] for key in own},
         shape=param.shape,
         offset=start + first_index(param),
         groups=shard_groups(param),
+        unit=unit,
+        plain=all(type(kept) is Tensor for kept in (part, *views.values()))
+        and all(kept.dtype in STATE_DTYPES and kept.is_contiguous() for kept in views.values()),
     )
     return _without_coordinates(whole) if param.grad is None else whole
 
 
-def _check_fit(param: Tensor, part: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec) -> None:
-    """Do gradient and states fit a parameter, which may have got another size, type or place? Kernels rely on it.
+def check_gradient(param: Tensor) -> None:
+    """Does the gradient, if there is one, fit a parameter, which may have got another size or place?
 
     Raises:
-        RuntimeError: they do not.
+        RuntimeError: it does not, or is sparse.
     """
     grad = param.grad
-    if grad is not None and (grad.shape != param.shape or grad.device != param.device):
+    if grad is None:
+        return
+    if grad.is_sparse:
+        raise RuntimeError("LearnedOptimizer does not support sparse gradients: use sparse=False")
+    if grad.shape != param.shape or grad.device != param.device:
         raise RuntimeError(
             f"the gradient is {tuple(grad.shape)} on {grad.device}, the parameter {tuple(param.shape)} on "
             f"{param.device}: call backward() after a parameter has changed, before step()"
         )
+
+
+def _check_states(param: Tensor, part: Tensor, state: dict[str, Any], spec: StateSpec, own: StateSpec) -> None:
+    """Do states fit a parameter, which may have got another size, type or place? Kernels rely on it.
+
+    Raises:
+        RuntimeError: they do not.
+    """
     for key, (trailing, dtype) in (spec | own).items():
         each = key in spec and key != "step"
         kept = local(state[key]) if each else state[key]

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2o_runtime.arrays import at_least, at_most
+
 WARM_UP = 0.02
 """Share of a run of known length in which steps grow."""
 
@@ -30,32 +32,32 @@ FADING = 25.0
 """Steps after which they begin to fall with the root of their number."""
 
 
-def linear(step: Tensor, total: int | Tensor) -> Tensor:
+def linear(step: Any, total: int | Tensor) -> Any:
     """min(1, t / 0.02 T) (1 − t/T), and 0 from T on.
 
     >>> linear(torch.tensor([1, 10, 250, 500, 501]), 500)
     tensor([0.0998, 0.9800, 0.5000, 0.0000, 0.0000])
     """
-    rising = (step / torch.as_tensor(WARM_UP * total).clamp_min(1.0)).clamp_max(1.0)
-    return rising * (1 - step / total).clamp_min(0.0)
+    return at_most(step / at_least(WARM_UP * total, 1.0), 1.0) * at_least(1 - step / total, 0.0)
 
 
-def told(step: Tensor, total: int | Tensor) -> Tensor:
+def told(step: Any, total: int | Tensor) -> Any:
     """`linear`, times √(2500 / T) in shorter runs than 2,500 steps, but at most 3.
 
     >>> told(torch.tensor(50), 100), told(torch.tensor(500), 625), told(torch.tensor(5000), 10_000)
     (tensor(1.5000), tensor(0.4000), tensor(0.5000))
     """
-    return (LENGTH / torch.as_tensor(total)).sqrt().clamp(1.0, LONGEST) * linear(step, total)
+    longer = at_most(at_least(LENGTH / total, 1.0), LONGEST**2) ** 0.5
+    return longer * linear(step, total)
 
 
-def anytime(step: Tensor) -> Tensor:
+def anytime(step: Any) -> Any:
     """4/3 min(1, t/20) / √(1 + t/25): falls for ever, as in stochastic approximation.
 
     >>> anytime(torch.tensor([1, 75, 375]))
     tensor([0.0654, 0.6667, 0.3333])
     """
-    return ANYTIME * (step / RISE).clamp_max(1.0) / (1 + step / FADING).sqrt()
+    return ANYTIME * at_most(step / RISE, 1.0) / (1 + step / FADING) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,19 @@ class Schedule:
             group: of parameters.
             done: gives the number () of steps so far; it is asked only where that matters.
         """
-        if self.total is not None:
-            return (told if self.fades else linear)(done().double() + 1, self.total)
-        return anytime(done().double() + 1) if self.fades and "initial_lr" not in group else 1.0
+        if self.total is None and not (self.fades and "initial_lr" not in group):
+            return 1.0
+        step = done().double() + 1
+        # Python takes a tenth of the time that operators take, where nothing has to be waited for.
+        here = step.device.type == "cpu" and not torch.compiler.is_compiling()
+        at: Tensor | float = step.item() if here else step
+        found: Tensor | float = anytime(at) if self.total is None else self._length(at, self.total)
+        return found
+
+    @property
+    def _length(self) -> Callable[[Tensor | float, int], Tensor | float]:
+        """Of the steps of a run of known length."""
+        return told if self.fades else linear
 
     def fall(self, done: Callable[[], Tensor]) -> float:
         """For optimizers that have their own size: `linear` in a run of known length, else 1."""

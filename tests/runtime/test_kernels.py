@@ -422,9 +422,10 @@ def test_a_long_run_does_not_grow():
 def test_what_kernels_are_not_for():
     rule = make_rule(RULES["none-log_sign"])
     assert fits(random_part(rule, 5))
-    part = random_part(rule, 5)
-    part.state["h0"] = part.state["h0"].double()
-    assert not fits(part)
+    param, spec = nn.Parameter(torch.ones(5), requires_grad=True), rule.spec.coordinate
+    param.grad = torch.ones(5)
+    state = {key: torch.zeros(5, *shape, dtype=torch.float64) for key, (shape, _) in spec.items() if key != "step"}
+    assert not fits(make_part(group(), param, state, spec, {}, 0))
     assert select(make_rule(LSTMConfig(hidden=cpu.LARGEST + 4)), CPU) is None
     assert select(rule.double(), CPU) is None
     assert select(rule, torch.device("meta")) is None

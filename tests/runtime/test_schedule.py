@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
-from l2o_runtime.rules import DirectionalConfig, directional
+from l2o_runtime.rules import DirectionalConfig, steering
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def rule(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _nothing_lengthens(monkeypatch):
     """Gradients here go on pointing the same way, which makes steps longer."""
-    monkeypatch.setattr(directional, "LENGTHENING", 0.0)
+    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
 
 
 def moves(optimizer, param, steps, after=lambda: None):
