@@ -1,6 +1,6 @@
-"""The CPU kernel of the directional rule: whole steps, on several threads; see `directional_code` for the code.
+"""The CPU kernel of the directional rule: whole steps, on several threads.
 
-Matrices are orthogonalised by torch in between, whose matrix products are as fast as they get.
+The code is in `directional_code` and, for matrices, in `orthogonal_code`.
 """
 
 import functools
@@ -14,7 +14,8 @@ from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels.directional_code import SCALARS, TOTALS, directional_module
 from l2o_runtime.kernels.emit import Compiled
-from l2o_runtime.kernels.lstm import Scratch, push
+from l2o_runtime.kernels.lstm import SMALLEST, Scratch, push
+from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module, room
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, batches_of, columns, compiled, corrections
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each, sides
@@ -33,6 +34,12 @@ FLOAT = 4
 def compile_directional(width: int, dtypes: Dtypes) -> tuple[Code, Compiled]:
     """The functions of `directional_code.directional_module`, and what keeps them alive; once per process."""
     return compiled(directional_module(width, dtypes), ("observe", "update", "move", "copy"))
+
+
+@functools.cache
+def compile_orthogonal(rank: int, width: int) -> tuple[Code, Compiled]:
+    """The function of `orthogonal_code.orthogonal_module`, and what keeps it alive; once per process."""
+    return compiled(orthogonal_module(rank, width), ("orthogonalise",))
 
 
 class DirectionalKernel(PieceKernel):
@@ -149,14 +156,36 @@ class DirectionalKernel(PieceKernel):
 
     def _orthogonalise(self, parts: list[Part], directions: Sequence[Tensor]) -> None:
         """Write the orthogonalised momentum of matrices."""
-        found = [
-            (nesterov(part.gradient, part.state[MOMENTUM].float()).view(matrix), direction.view(matrix))
+        matrices = [
+            (part.gradient.contiguous(), part.state[MOMENTUM].float(), direction, *matrix)
             for part, direction in zip(parts, directions, strict=True)
             if (matrix := self._matrix(part)) is not None
         ]
-        if found:
-            momenta, places = zip(*found, strict=True)
-            torch._foreach_copy_(list(places), orthogonalise_each(momenta, self.rule.config.rank))
+        rank = self.rule.config.rank
+        if rank > LARGEST_RANK:
+            for grad, momentum, direction, rows, columns in matrices:
+                found = orthogonalise_each([nesterov(grad, momentum).view(rows, columns)], rank)[0]
+                direction.view(rows, columns).copy_(found)
+            return
+        code = compile_orthogonal(rank, self.width)[0]["orthogonalise"]
+        free = max((room(rank, min(row[3:]), max(row[3:])) for row in matrices), default=0)
+
+        def work(items: Sequence[tuple[Tensor, Tensor, Tensor, int, int]], thread: int) -> None:
+            place = self.scratch[thread].room(free)
+            table = np.array(
+                [
+                    [min(sides), max(sides), sides[0] <= sides[1], *(t.data_ptr() for t in tensors), place.data_ptr()]
+                    for *tensors, rows, columns in items
+                    for sides in [(rows, columns)]
+                ],
+                dtype=np.int64,
+            )
+            code(len(table), table.ctypes.data)
+
+        # Small ones all in one call, for Python would take longer than the arithmetic.
+        items = [[row] for row in matrices if len(row[0]) > SMALLEST]
+        items.append([row for row in matrices if len(row[0]) <= SMALLEST])
+        self.share(work, sorted(filter(None, items), key=lambda item: -sum(len(row[0]) for row in item)))
 
 
 def make_kernel(rule: DirectionalRule) -> DirectionalKernel | None:

@@ -1,4 +1,4 @@
-"""Vectors of float32 as Python values: what is computed with them becomes LLVM code.
+"""Vectors of float32, or float64, as Python values: what is computed with them becomes LLVM code.
 
 LLVM turns the vectors into whatever registers the machine has, so the code that is written with them is portable.
 """
@@ -32,7 +32,7 @@ MAGIC = 1.5 * 2**23
 
 
 class Vector:
-    """A vector of float32, or a single one, with arithmetic under torch's names, so that formulas serve both."""
+    """A vector of float32 or float64, with arithmetic under torch's names, so that formulas serve both."""
 
     def __init__(self, builder: Any, value: Any):
         self.builder = builder
@@ -155,7 +155,7 @@ class Vector:
     def _call(self, name: str, *others: "Vector") -> "Vector":
         """Call an intrinsic, which takes and gives vectors of one type."""
         kind, module = self.value.type, self.builder.module
-        name = f"{name}.v{kind.count}f32"
+        name = f"{name}.v{kind.count}{'f32' if kind.element == F32 else 'f64'}"
         if name not in module.globals:
             ir.Function(module, ir.FunctionType(kind, [kind] * (1 + len(others))), name=name)
         arguments = [self.value, *(other.value for other in others)]
@@ -168,7 +168,7 @@ def constant(kind: Any, number: float) -> Any:
 
 
 def load(builder: Any, pointer: Any, width: int) -> Vector:
-    """`width` numbers, float32 or bfloat16, from an address that need not be aligned to more than one of them."""
+    """`width` numbers, of bfloat16 as float32, from an address that need not be aligned to more than a float32."""
     kind = ir.VectorType(pointer.type.pointee, width)
     narrow = kind.element == BF16
     value = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=2 if narrow else 4)
@@ -176,7 +176,7 @@ def load(builder: Any, pointer: Any, width: int) -> Vector:
 
 
 def store(builder: Any, vector: Vector, pointer: Any) -> None:
-    """Write a vector as what the address holds, float32 or bfloat16."""
+    """Write a vector as what the address holds: it is rounded to bfloat16, and else of that type already."""
     narrow = pointer.type.pointee == BF16
     value = rounded(builder, vector) if narrow else vector.value
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=2 if narrow else 4)
@@ -202,7 +202,7 @@ def rounded(builder: Any, vector: Vector) -> Any:
 
 def broadcast(builder: Any, pointer: Any, width: int) -> Vector:
     """One float from memory, `width` times."""
-    kind = ir.VectorType(F32, width)
+    kind = ir.VectorType(pointer.type.pointee, width)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.load(pointer, align=4), I32(0))
     return shuffle(Vector(builder, first), None, [0] * width)
 

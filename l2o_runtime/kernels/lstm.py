@@ -70,6 +70,13 @@ class Scratch:
         self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
         self.tile = torch.zeros(3, ROWS, dtype=torch.float32)
         self._wide: dict[torch.dtype, Tensor] = {}
+        self._room = torch.empty(0)
+
+    def room(self, count: int) -> Tensor:
+        """Float32 for anything, `count` at least; it is kept."""
+        if len(self._room) < count:
+            self._room = torch.empty(count)
+        return self._room
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         """A chunk of another type."""

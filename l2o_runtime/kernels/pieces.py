@@ -8,7 +8,7 @@ import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.statistics import AVERAGES, BETAS
 from l2o_runtime.stepping.parts import Part
 
+T = TypeVar("T")
 Code = dict[str, Callable[[int, int], None]]
 Dtypes = tuple[torch.dtype, ...]
 Pair = tuple[Tensor, Tensor]
@@ -144,11 +145,11 @@ class PieceKernel(Kernel):
         np.add.at(found, owners, sums.sum(-1))
         return found
 
-    def share(self, work: Callable[[Batch, int], None], batches: list[Batch]) -> None:
-        """Deal batches out to threads, each with scratch of its own."""
+    def share(self, work: Callable[[T, int], None], items: Sequence[T]) -> None:
+        """Deal items out to threads, each with scratch of its own."""
         while len(self.scratch) < torch.get_num_threads():
             self.scratch.append(Scratch([]))
-        share(work, batches)
+        share(work, items)
 
     def call(
         self, name: str, batch: Batch, numbers: np.ndarray, inputs: Sequence[Sequence[int]], results: Sequence[int]

@@ -50,7 +50,7 @@ def module_of_pieces(width: int, functions: dict[str, tuple[Sequence[Any], Write
 
 
 def rows_of(module: ir.Module, name: str, inner: Any) -> None:
-    """Call a function for every row of a table."""
+    """Call a function for every row of a table: its numbers and addresses."""
     function = ir.Function(module, ir.FunctionType(VOID, [I64, I64.as_pointer()]), name=name)
     builder = ir.IRBuilder(function.append_basic_block())
     rows, table = function.args
@@ -61,7 +61,7 @@ def rows_of(module: ir.Module, name: str, inner: Any) -> None:
             builder.load(builder.gep(table, [builder.add(first, I64(field))])) for field in range(len(inner.args))
         )
         pointers = [
-            builder.inttoptr(address, argument.type)
+            address if argument.type == I64 else builder.inttoptr(address, argument.type)
             for address, argument in zip(addresses, inner.args[1:], strict=True)
         ]
         builder.call(inner, [count, *pointers])
