@@ -1,10 +1,10 @@
 """The CPU kernel of the directional rule: whole steps, on several threads.
 
-The code is in `directional_code` and, for matrices, in `orthogonal_code`.
+The code is in `directional_code` and, for matrices, in `orthogonal_code`; where it finds what is in `plan`.
 """
 
 import functools
-from collections.abc import Sequence
+import math
 
 import numpy as np
 import torch
@@ -12,22 +12,21 @@ from torch import Tensor
 
 from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
-from l2o_runtime.kernels.directional_code import SCALARS, TOTALS, directional_module
-from l2o_runtime.kernels.emit import Compiled
-from l2o_runtime.kernels.lstm import SMALLEST, Scratch, push
-from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module, room
-from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, PieceKernel, batches_of, columns, compiled, corrections
+from l2o_runtime.kernels import Kernel
+from l2o_runtime.kernels.directional_code import TOTALS, directional_module
+from l2o_runtime.kernels.emit import Compiled, widest
+from l2o_runtime.kernels.lstm import Scratch, push
+from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
+from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled
+from l2o_runtime.kernels.plan import CORRECTIONS, LEFT, LENGTH, WEIGHTS, Plan, Wave
+from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalRule, nesterov
-from l2o_runtime.rules.orthogonal import orthogonalise_each, sides
+from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.rules.steering import STATES, TINY, Network, Sums, steered
 from l2o_runtime.stepping.parts import Part
 
-KEYS = ("step", *STATES)
-"""Numbers that a whole step reads and writes for every tensor."""
-
-FLOAT = 4
-"""Bytes of a float32."""
+DECAYS = np.array(BETAS, dtype=np.float32)
 
 
 @functools.cache
@@ -42,150 +41,147 @@ def compile_orthogonal(rank: int, width: int) -> tuple[Code, Compiled]:
     return compiled(orthogonal_module(rank, width), ("orthogonalise",))
 
 
-class DirectionalKernel(PieceKernel):
+class DirectionalKernel(Kernel):
     """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`. It is for whole tensors, not for shards.
 
     Args:
         rule: frozen, on the CPU, in float32.
     """
 
-    totals = TOTALS
-
     def __init__(self, rule: DirectionalRule):
-        super().__init__()
         self.rule = rule
+        self.width = widest()
         self.whole = isinstance(rule.config.context, NoneConfig)
         weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
         self.network = Network(*(weight.detach().numpy() for weight in weights))
+        self.scratch: list[Scratch] = []
+        self.plan: Plan | None = None
 
-    def code(self, dtypes: Dtypes) -> Code:
-        """As in `PieceKernel`."""
-        return compile_directional(self.width, dtypes)[0]
-
-    def numbers(self, parts: list[Part], corrected: np.ndarray, steering: np.ndarray | None) -> np.ndarray:
-        """As in `PieceKernel`."""
-        numbers = np.zeros((len(parts), SCALARS), dtype=np.float32)
-        numbers[:, : len(BETAS)] = corrected
-        if steering is not None:
-            numbers[:, len(BETAS)] = [self._matrix(part) is not None for part in parts]
-            numbers[:, len(BETAS) + 1 :] = steering[:, 1:]
-        return numbers
-
-    def _matrix(self, part: Part) -> tuple[int, int] | None:
-        """Sides of what is orthogonalised."""
-        return sides(part.shape) if self.rule.config.rank else None
-
-    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As in `Kernel`: in between of compiled code the few numbers of every tensor are arrays of NumPy."""
-        batches = batches_of(parts)
-        owned = self._owned(parts)
-        before = self._copied(batches, owned)
-        state = dict(zip(KEYS, before, strict=True))
-        corrected = corrections(parts, state["step"])
-        totals = self.looked(batches, self.numbers(parts, corrected, None))
-        pulse, finite = totals[:, 0].sum(), bool(np.isfinite(totals[:, 1:]).all())
-        flags = torch.tensor([not np.isfinite(pulse), not bool(loss.isfinite()), not finite, pulse == 0])
-        good = not bool(flags.any())
-        if good:
-            dimensions = np.array([len(part.shape) for part in parts])
-            length, weights, new = steered(self.rule.config, self.network, Sums(*totals.T[1:]), dimensions, state)
-            new["step"] = state["step"] + 1
-            self._advance(parts, batches, np.concatenate([length[:, None], weights], axis=1), corrected)
-            self._copied(batches, owned, np.stack([new[key] for key in KEYS]))
-            for part in parts:
-                part.write_back()
-        return torch.tensor(good), list(flags.unbind())
-
-    def _owned(self, parts: list[Part]) -> np.ndarray:
-        """Addresses of `KEYS` of all parts, one key after the other."""
-        own = [[part.state["step"], *(part.own[key] for key in STATES)] for part in parts]
-        return np.array([[tensor.data_ptr() for tensor in row] for row in own], dtype=np.int64).T
-
-    def _copied(self, batches: list[Batch], owned: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
-        """The numbers at addresses; or write new ones there."""
-        numbers = np.empty(owned.shape, dtype=np.float32) if new is None else new.astype(np.float32)
-        own = numbers.ctypes.data + FLOAT * np.arange(numbers.size)
-        pair = (owned.ravel(), own) if new is None else (own, owned.ravel())
-        table = np.stack([np.ones(numbers.size, dtype=np.int64), *pair], axis=1)
-        self.code(batches[0].dtypes)["copy"](len(table), table.ctypes.data)
-        return numbers
+    def observe(self, parts: list[Part]) -> Tensor:
+        """Σ|g| and the rule's sums: (parts, totals) float64, whichever thread adds up which piece."""
+        plan = self._planned(parts)
+        self._correct(plan, self._steps(parts))
+        return torch.from_numpy(self._looked(plan))
 
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
         """Advance parts."""
         if bool(good):
-            self._advance(parts, batches_of(parts), torch.cat(steering).numpy(), corrections(parts))
+            plan = self._planned(parts)
+            self._correct(plan, self._steps(parts))
+            told = torch.cat(steering).numpy()
+            self._advance(plan, told[:, 0], told[:, 1:])
 
-    def _advance(self, parts: list[Part], batches: list[Batch], told: np.ndarray, corrected: np.ndarray) -> None:
-        """Advance parts, whose steering is (parts, c)."""
-        sizes = [len(part.theta) for part in parts]
-        room = torch.empty(sum(sizes))
-        directions = room.split(sizes)
-        self._orthogonalise(parts, directions)
-
-        def inputs(batch: Batch, scratch: Scratch) -> list[list[int]]:
-            found = []
-            for piece, (grad, _) in zip(batch.pieces, columns(batch, scratch), strict=True):
-                whole = directions[piece.index].data_ptr() + FLOAT * piece.start
-                found.append([grad.data_ptr(), *piece.addresses, whole])
-                window = piece.part.state.get("window")
-                if window is not None and isinstance(self.rule.context, WindowContext):
-                    push(window[piece.where], self.rule.context.snapshot(piece.part.theta[piece.where], grad))
-            return found
-
-        squares = self.summed("update", batches, self.numbers(parts, corrected, told), inputs, 1)[:, 0]
-        lengths = -told[:, 0] / np.maximum(np.sqrt(squares / sizes), TINY)
-        left = [1 - float(part.lr * part.decay) for part in parts]
-        moves = np.array([left, lengths * [float(part.lr) for part in parts]], dtype=np.float32).T.copy()
-
-        def work(batch: Batch, _: int) -> None:
-            rows = []
-            for piece in batch.pieces:
-                part, direction = piece.part, directions[piece.index]
-                if part.theta.dtype == torch.float32 and part.theta.is_contiguous():
-                    places = (moves[piece.index].ctypes.data, direction.data_ptr(), part.theta.data_ptr())
-                    rows.append([len(piece), places[0], *(place + FLOAT * piece.start for place in places[1:])])
-                else:
-                    at = piece.where
-                    # Half precision is rounded once, at the end.
-                    part.move(part.theta[at], direction[at] * float(lengths[piece.index]), torch.tensor(True))
-            if rows:
-                table = np.array(rows, dtype=np.int64)
-                self.code(batch.dtypes)["move"](len(table), table.ctypes.data)
-
-        self.share(work, batches)
-
-    def _orthogonalise(self, parts: list[Part], directions: Sequence[Tensor]) -> None:
-        """Write the orthogonalised momentum of matrices."""
-        matrices = [
-            (part.gradient.contiguous(), part.state[MOMENTUM].float(), direction, *matrix)
-            for part, direction in zip(parts, directions, strict=True)
-            if (matrix := self._matrix(part)) is not None
+    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As in `Kernel`: in between of compiled code the few numbers of every tensor are arrays of NumPy."""
+        plan = self._planned(parts)
+        code = self._code(plan.batches[0].dtypes)["copy"]
+        code(len(plan.gather), plan.gather.ctypes.data)
+        steps, *owned = plan.owned
+        self._correct(plan, steps)
+        totals = self._looked(plan)
+        pulse = float(totals[:, 0].sum())
+        against = [
+            not math.isfinite(pulse),
+            not math.isfinite(loss.item()),
+            not np.isfinite(totals[:, 1:]).all(),
+            pulse == 0,
         ]
+        if not any(against):
+            state = dict(zip(STATES, owned, strict=True))
+            length, weights, new = steered(self.rule.config, self.network, Sums(*totals.T[1:]), plan.dimensions, state)
+            self._advance(plan, length, weights)
+            steps += 1
+            for key, values in state.items():
+                values[:] = new[key]
+            code(len(plan.scatter), plan.scatter.ctypes.data)
+            for part in parts:
+                part.write_back()
+        good, *reasons = torch.tensor([not any(against), *against]).unbind()
+        return good, reasons
+
+    def _planned(self, parts: list[Part]) -> Plan:
+        """Where everything is; what does not change between steps is kept."""
+        threads = torch.get_num_threads()
+        while len(self.scratch) < threads:
+            self.scratch.append(Scratch([]))
+        if self.plan is None or not self.plan.is_for(parts, threads):
+            self.plan = Plan(parts, self.width, self.rule.config.rank, threads)
+        self.plan.aim(parts)
+        return self.plan
+
+    def _code(self, dtypes: Dtypes) -> Code:
+        """Functions by name, for states of these types."""
+        return compile_directional(self.width, dtypes)[0]
+
+    def _steps(self, parts: list[Part]) -> np.ndarray:
+        return np.array([part.state["step"].item() for part in parts], dtype=np.float32)
+
+    def _correct(self, plan: Plan, steps: np.ndarray) -> None:
+        """1 − βᵗ of every average, t with this step in."""
+        plan.numbers[:, CORRECTIONS] = 1 - DECAYS ** (steps[:, None] + 1)
+
+    def _run(self, name: str, plan: Plan, batch: Batch, thread: int) -> None:
+        """Run code on a batch."""
+        rows = plan.rows(batch)
+        if not plan.regular:
+            rows = rows.copy()
+            pairs = columns(batch, self.scratch[thread])
+            rows[:, 2:4] = [[grad.data_ptr(), param.data_ptr()] for grad, param in pairs]
+            if name == "update" and isinstance(self.rule.context, WindowContext):
+                for piece, (grad, _) in zip(batch.pieces, pairs, strict=True):
+                    theta, window = piece.part.theta[piece.where], piece.part.state["window"]
+                    push(window[piece.where], self.rule.context.snapshot(theta, grad))
+        self._code(batch.dtypes)[name](len(rows), rows.ctypes.data)
+
+    def _looked(self, plan: Plan) -> np.ndarray:
+        """Σ|g| and the rule's sums, (parts, totals) float64."""
+        plan.sums[:] = 0
+        share(functools.partial(self._run, "observe", plan), plan.batches)
+        return plan.total(TOTALS)
+
+    def _advance(self, plan: Plan, length: np.ndarray, weights: np.ndarray) -> None:
+        """Advance parts, whose steering is (parts,) and (parts, 4)."""
+        rates = np.array([float(part.lr) for part in plan.parts])
+        plan.numbers[:, WEIGHTS] = weights
+        plan.numbers[:, LEFT] = 1 - rates * [float(part.decay) for part in plan.parts]
+        plan.sums[:, 0] = 0
+        for wave in plan.waves:
+            self._orthogonalise(plan, wave)
+            share(functools.partial(self._run, "update", plan), wave.batches)
+            squares = plan.total(1, wave.pieces)[:, 0]
+            lengths = -length / np.maximum(np.sqrt(squares / plan.sizes), TINY)
+            plan.numbers[wave.parts, LENGTH] = (lengths * rates)[wave.parts]
+            share(functools.partial(self._move, plan, lengths), wave.batches)
+
+    def _move(self, plan: Plan, lengths: np.ndarray, batch: Batch, thread: int) -> None:
+        """θ ← left · θ + length · d."""
+        if plan.floats:
+            rows = plan.rows(batch)
+            self._code(batch.dtypes)["move"](len(rows), rows.ctypes.data)
+            return
+        for piece in batch.pieces:
+            # Half precision is rounded once, at the end.
+            delta = plan.direction(piece.index)[piece.where] * float(lengths[piece.index])
+            piece.part.move(piece.part.theta[piece.where], delta, torch.tensor(True))
+
+    def _orthogonalise(self, plan: Plan, wave: Wave) -> None:
+        """Write the orthogonalised momentum of matrices where directions will be."""
         rank = self.rule.config.rank
         if rank > LARGEST_RANK:
-            for grad, momentum, direction, rows, columns in matrices:
-                found = orthogonalise_each([nesterov(grad, momentum).view(rows, columns)], rank)[0]
-                direction.view(rows, columns).copy_(found)
-            return
-        code = compile_orthogonal(rank, self.width)[0]["orthogonalise"]
-        free = max((room(rank, min(row[3:]), max(row[3:])) for row in matrices), default=0)
+            for index, matrix in wave.matrices:
+                part = plan.parts[index]
+                momentum = nesterov(part.gradient, part.state[MOMENTUM].float()).view(matrix)
+                plan.direction(index).copy_(orthogonalise_each([momentum], rank)[0].reshape(-1))
+        elif wave.matrices:
+            kept = plan.aim_matrices(wave)
+            code = compile_orthogonal(rank, self.width)[0]["orthogonalise"]
 
-        def work(items: Sequence[tuple[Tensor, Tensor, Tensor, int, int]], thread: int) -> None:
-            place = self.scratch[thread].room(free)
-            table = np.array(
-                [
-                    [min(sides), max(sides), sides[0] <= sides[1], *(t.data_ptr() for t in tensors), place.data_ptr()]
-                    for *tensors, rows, columns in items
-                    for sides in [(rows, columns)]
-                ],
-                dtype=np.int64,
-            )
-            code(len(table), table.ctypes.data)
+            def work(rows: np.ndarray, thread: int) -> None:
+                rows[:, -1] = self.scratch[thread].room(plan.free).data_ptr()
+                code(len(rows), rows.ctypes.data)
 
-        # Small ones all in one call, for Python would take longer than the arithmetic.
-        items = [[row] for row in matrices if len(row[0]) > SMALLEST]
-        items.append([row for row in matrices if len(row[0]) <= SMALLEST])
-        self.share(work, sorted(filter(None, items), key=lambda item: -sum(len(row[0]) for row in item)))
+            share(work, wave.rows)
+            del kept
 
 
 def make_kernel(rule: DirectionalRule) -> DirectionalKernel | None:

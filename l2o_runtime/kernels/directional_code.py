@@ -15,28 +15,27 @@ from l2o_runtime.rules.steering import MIXED, SUMS
 TOTALS = 1 + SUMS
 """Σ|g|, then `l2o_runtime.rules.directional.Sums`."""
 
-SCALARS = len(BETAS) + 1 + MIXED
-"""Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w."""
+SCALARS = len(BETAS) + 1 + MIXED + 2
+"""Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w, what decay leaves of θ, and −length · lr / RMS(d)."""
 
 
 def directional_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
-    """`observe(rows, table)` and `update(rows, table)`, which go through pieces of tensors.
+    """`observe(rows, table)`, `update(rows, table)` and `move(rows, table)`, which go through pieces of tensors.
 
     A row of the table, of int64, is a piece: its number of coordinates, and the addresses of `SCALARS` float32, of
-    gradients, then for `observe` of parameters, of states, each of one of `dtypes`, for `update` of the orthogonalised
-    momentum, and of the sums, vectors of float64 that are added to: `TOTALS`, or one. `update` writes states, and
-    directions where the momentum was.
+    gradients, of parameters, of states, each of one of `dtypes`, of the orthogonalised momentum, and of sums, vectors
+    of float64 that are added to: `TOTALS`, or one. `update` writes states, and directions where the momentum was;
+    `move` takes these and writes parameters.
 
-    `move(rows, table)` takes the addresses of what is left of θ after decay and of the length, of directions and of θ,
-    which it writes; `copy(rows, table)` those of numbers and of their copies.
+    `copy(rows, table)` takes numbers of float32 and the addresses of what is copied and of where it goes.
     """
-    states, sums = pointers(dtypes), F64.as_pointer()
+    kinds = [POINTER, POINTER, POINTER, *pointers(dtypes), POINTER, F64.as_pointer()]
     return module_of_pieces(
         width,
         {
-            "observe": ([POINTER, POINTER, POINTER, *states, sums], observing(TOTALS, _seen)),
-            "update": ([POINTER, POINTER, *states, POINTER, sums], _update),
-            "move": ([POINTER, POINTER, POINTER], _move),
+            "observe": (kinds, observing(TOTALS, _seen)),
+            "update": (kinds, _update),
+            "move": (kinds, _move),
             "copy": ([POINTER, POINTER], _copy),
         },
     )
@@ -49,8 +48,8 @@ def _seen(theta: Vector, old: Sequence[Vector], new: Averages) -> list[Vector]:
 
 def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
     """Write states and directions, and add up squares, `size` coordinates at a time."""
-    numbers, grad, *states, whole, sums = arguments
-    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS)]
+    numbers, grad, _, *states, whole, sums = arguments
+    scalars = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS) + 1 + MIXED)]
     orthogonal, *weights = scalars[len(BETAS) :]
 
     def squares(at: list[Any]) -> list[Vector]:
@@ -80,8 +79,8 @@ def _each(builder: Any, size: int, start: Any, blocks: Any, body: Callable[[list
 
 def _move(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
     """θ ← left · θ + length · d."""
-    numbers, direction, theta = arguments
-    left, length = (broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(2))
+    numbers, _, theta, *_, direction, _ = arguments
+    left, length = (broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS - 2, SCALARS))
 
     def body(at: list[Any]) -> None:
         place = builder.gep(theta, at)

@@ -8,7 +8,7 @@ import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.statistics import AVERAGES, BETAS
 from l2o_runtime.stepping.parts import Part
 
-T = TypeVar("T")
 Code = dict[str, Callable[[int, int], None]]
 Dtypes = tuple[torch.dtype, ...]
 Pair = tuple[Tensor, Tensor]
@@ -94,62 +93,31 @@ class PieceKernel(Kernel):
         """Functions by name, for states of these types."""
 
     @abstractmethod
-    def numbers(self, parts: list[Part], corrected: np.ndarray, steering: np.ndarray | None) -> np.ndarray:
-        """What the code reads besides the coordinates, a row of float32 for each part; `observe` has no steering.
-
-        Args:
-            parts: of the step.
-            corrected: from `corrections`.
-            steering: (parts, c).
-        """
+    def numbers(self, parts: list[Part], steering: Tensor | None) -> np.ndarray:
+        """What the code reads besides the coordinates, a row of float32 for each part; `observe` has no steering."""
 
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the rule's sums: (parts, totals) float64, whichever thread adds up which piece."""
-        return torch.from_numpy(self.looked(batches_of(parts), self.numbers(parts, corrections(parts), None)))
-
-    def looked(self, batches: list[Batch], numbers: np.ndarray) -> np.ndarray:
-        """`observe` of batches."""
-
-        def inputs(batch: Batch, scratch: Scratch) -> list[list[int]]:
-            return reading(batch, columns(batch, scratch))
-
-        return self.summed("observe", batches, numbers, inputs, self.totals)
-
-    def summed(
-        self,
-        name: str,
-        batches: list[Batch],
-        numbers: np.ndarray,
-        inputs: Callable[[Batch, Scratch], list[list[int]]],
-        totals: int,
-    ) -> np.ndarray:
-        """Run code that adds up: (parts, totals) float64.
-
-        Args:
-            name: of the function.
-            batches: of the parts.
-            numbers: from `numbers`.
-            inputs: the addresses that it takes of each piece.
-            totals: sums that it gives.
-        """
+        batches, numbers = batches_of(parts), self.numbers(parts, None)
         owners = [piece.index for batch in batches for piece in batch.pieces]
-        sums = np.zeros((len(owners), totals, self.width))
+        sums = np.zeros((len(owners), self.totals, self.width))
         place, size = sums.ctypes.data, sums.strides[0]
 
         def work(batch: Batch, thread: int) -> None:
             results = [place + size * (batch.first + index) for index in range(len(batch.pieces))]
-            self.call(name, batch, numbers, inputs(batch, self.scratch[thread]), results)
+            pairs = columns(batch, self.scratch[thread])
+            self.call("observe", batch, numbers, reading(batch, pairs), results)
 
         self.share(work, batches)
-        found = np.zeros((len(numbers), totals))
+        found = np.zeros((len(parts), self.totals))
         np.add.at(found, owners, sums.sum(-1))
-        return found
+        return torch.from_numpy(found)
 
-    def share(self, work: Callable[[T, int], None], items: Sequence[T]) -> None:
-        """Deal items out to threads, each with scratch of its own."""
+    def share(self, work: Callable[[Batch, int], None], batches: list[Batch]) -> None:
+        """Deal batches out to threads, each with scratch of its own."""
         while len(self.scratch) < torch.get_num_threads():
             self.scratch.append(Scratch([]))
-        share(work, items)
+        share(work, batches)
 
     def call(
         self, name: str, batch: Batch, numbers: np.ndarray, inputs: Sequence[Sequence[int]], results: Sequence[int]
@@ -181,10 +149,9 @@ def reading(batch: Batch, pairs: Sequence[Pair]) -> list[list[int]]:
     ]
 
 
-def corrections(parts: list[Part], steps: np.ndarray | None = None) -> np.ndarray:
-    """1 − βᵗ of every average, (parts, 3) float32, t with this step in; `steps` (parts,) are those before it."""
-    if steps is None:
-        steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
+def corrections(parts: list[Part]) -> np.ndarray:
+    """1 − βᵗ of every average, (parts, 3) float32, t with this step in."""
+    steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
     found: np.ndarray = 1 - DECAYS ** (steps[:, None] + 1)
     return found
 

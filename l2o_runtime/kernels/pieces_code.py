@@ -72,7 +72,9 @@ def rows_of(module: ir.Module, name: str, inner: Any) -> None:
 
 
 def observing(totals: int, see: See) -> Write:
-    """Code that adds Σ|g| and sums of what is seen; its addresses are numbers, g, θ, averages and the sums.
+    """Code that adds Σ|g| and sums of what is seen.
+
+    Its addresses are numbers, g, θ, averages, what else there may be, and the sums.
 
     Args:
         totals: sums altogether.
@@ -80,7 +82,8 @@ def observing(totals: int, see: See) -> Write:
     """
 
     def write(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
-        numbers, grad, param, *states, sums = arguments
+        numbers, grad, param, *others, sums = arguments
+        states = others[: len(BETAS)]
         corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS))]
 
         def seen(at: list[Any]) -> list[Vector]:

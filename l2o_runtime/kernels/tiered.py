@@ -60,7 +60,7 @@ class TieredKernel(PieceKernel):
         """Advance parts."""
         if not bool(good):
             return
-        numbers = self.numbers(parts, corrections(parts), torch.cat(steering).numpy())
+        numbers = self.numbers(parts, torch.cat(steering))
 
         def work(batch: Batch, thread: int) -> None:
             scratch = self.scratch[thread]
@@ -75,19 +75,19 @@ class TieredKernel(PieceKernel):
 
         self.share(work, batches_of(parts))
 
-    def numbers(self, parts: list[Part], corrected: np.ndarray, steering: np.ndarray | None) -> np.ndarray:
+    def numbers(self, parts: list[Part], steering: Tensor | None) -> np.ndarray:
         """As in `PieceKernel`: the weights of the network have the gains and biases of their tensor in them.
 
         In NumPy, whose calls on a handful of numbers take a fraction of torch's.
         """
         numbers = np.zeros((len(parts), SCALARS + WEIGHTS), dtype=np.float32)
-        numbers[:, : len(BETAS)] = corrected
+        numbers[:, : len(BETAS)] = corrections(parts)
         if steering is not None:
-            size_root, size_fast, rho, noise, longest, magnitude = steering[:, :IN_STEERING].T
-            lowest = lowest_root(torch.from_numpy(steering[:, 0])).numpy()
+            size_root, size_fast, rho, noise, longest, magnitude = steering[:, :IN_STEERING].numpy().T
+            lowest = lowest_root(steering[:, 0]).numpy()
             scalars = [lowest, size_root, 1 / rho, np.exp(-size_fast), noise, longest, magnitude]
             numbers[:, len(BETAS) : SCALARS] = np.stack(scalars, axis=1)
-            gain, bias = steering[:, IN_STEERING:].reshape(len(parts), 2, -1).swapaxes(0, 1)
+            gain, bias = steering[:, IN_STEERING:].numpy().reshape(len(parts), 2, -1).swapaxes(0, 1)
             first = self.first * (1 + gain)[:, :, None]
             first[:, :, -1] += bias
             numbers[:, SCALARS : SCALARS + self.first.size] = first.reshape(len(parts), -1)

@@ -1,7 +1,7 @@
 """The parts of every step; what does not change between steps is looked at once."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from l2o_runtime.stepping.parts import Part, acts, check_gradient, make_part
 from l2o_runtime.stepping.whole import States
 
 
-@dataclass
+@dataclass(eq=False)
 class Known:
     """A part of an earlier step, and where its tensors lay then.
 
@@ -93,7 +93,9 @@ class Collector:
         if part.plain and not part.groups and part.param.is_contiguous():
             kept = [(key, state[key]) for key in (*part.state, *part.own)]
             places = [(key, tensor, tensor.data_ptr(), tensor.numel()) for key, tensor in kept]
-            self.known[param] = Known(part.again(part.theta, 1.0), start, places)
+            known = Known(part.again(part.theta, 1.0), start, places)
+            known.part = replace(known.part, origin=known)
+            self.known[param] = known
         return part.again(part.grad, factor)
 
     def __getstate__(self) -> dict[str, Any]:

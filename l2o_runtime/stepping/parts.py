@@ -64,6 +64,7 @@ class Part:
         unit: the part of itself that a parameter loses in a step of lr = 1 and weight decay 1.
         plain: whether kernels may have it, if its gradient is a plain tensor too: plain tensors, states contiguous and
             in one of `STATE_DTYPES`.
+        origin: parts of two steps with the same one are at the same place; None says nothing.
     """
 
     group: dict[str, Any]
@@ -78,6 +79,7 @@ class Part:
     factor: Tensor | float = 1.0
     unit: float = ADAM_LR
     plain: bool = False
+    origin: object = None
 
     def again(self, grad: Tensor, factor: Tensor | float) -> "Part":
         """The same in another step. `dataclasses.replace` takes as long as all that is checked in every step."""

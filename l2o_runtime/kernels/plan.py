@@ -1,0 +1,216 @@
+"""Where the code of the directional rule finds what: tables of addresses, most of which stay from step to step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2o_runtime.kernels.directional_code import SCALARS, TOTALS
+from l2o_runtime.kernels.lstm import SMALLEST
+from l2o_runtime.kernels.orthogonal_code import room
+from l2o_runtime.kernels.pieces import Batch, batches_of
+from l2o_runtime.rules.directional import MOMENTUM
+from l2o_runtime.rules.orthogonal import sides
+from l2o_runtime.rules.statistics import BETAS
+from l2o_runtime.rules.steering import MIXED, STATES
+from l2o_runtime.stepping.parts import Part
+
+FLOAT = 4
+"""Bytes of a float32."""
+
+CORRECTIONS = slice(len(BETAS))
+ORTHOGONAL = len(BETAS)
+WEIGHTS = slice(ORTHOGONAL + 1, ORTHOGONAL + 1 + MIXED)
+LEFT, LENGTH = WEIGHTS.stop, WEIGHTS.stop + 1
+"""Columns of a tensor's numbers: see `SCALARS`."""
+
+GRAD, WHOLE = 2, -2
+"""Columns of a table of pieces, and the latter of a table of matrices: see the modules with their code."""
+
+WAVE = 2**20
+"""Coordinates that are advanced together: what is written to them is still in the caches when it is read again."""
+
+
+@dataclass
+class Wave:
+    """Parts that are advanced together: their directions are what a step needs room for.
+
+    Attributes:
+        parts: their numbers.
+        pieces: those of their pieces.
+        batches: of pieces, for threads.
+        matrices: of those that are orthogonalised the number of the part, and their sides.
+        table: of `orthogonalise`, a row for each of them, and
+        rows: its rows for threads.
+    """
+
+    parts: slice
+    pieces: slice
+    batches: list[Batch]
+    matrices: list[tuple[int, tuple[int, int]]]
+    table: np.ndarray
+    rows: list[np.ndarray]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the parts of its matrices."""
+        return [index for index, _ in self.matrices]
+
+
+class Plan:
+    """Of the parts of a step.
+
+    Args:
+        parts: all of a step.
+        width: coordinates of a vector.
+        rank: of what is orthogonalised, 0 for nothing.
+        threads: that share the work.
+
+    Attributes:
+        parts: of the step that is taken, with its gradients.
+        waves: parts that are advanced together.
+        batches: of pieces, of all waves.
+        numbers: (parts, SCALARS) float32, what the code reads of every part.
+        sums: (pieces, TOTALS, width) float64, where it adds up.
+        owned: (1 + STATES, parts) float32, copies of the step counts and of what belongs to whole tensors.
+        gather, scatter: tables that copy from there and back.
+        directions: (n,) room for those of any wave.
+        free: float32 that a thread needs to orthogonalise any matrix.
+        floats: parameters are contiguous float32.
+        regular: nothing has to be converted before it is read.
+    """
+
+    def __init__(self, parts: list[Part], width: int, rank: int, threads: int):
+        self.parts, self.threads = parts, threads
+        self.sizes = np.array([len(part.theta) for part in parts])
+        self.dimensions = np.array([len(part.shape) for part in parts])
+        self.offsets = np.zeros(len(parts), dtype=np.int64)
+        self.numbers = np.zeros((len(parts), SCALARS), dtype=np.float32)
+        self.free = 0
+        self.waves: list[Wave] = []
+        for members in _waves(self.sizes):
+            self.waves.append(self._wave(members, rank))
+        self.batches = [batch for wave in self.waves for batch in wave.batches]
+        self.directions = torch.empty(max(int(self.sizes[wave.parts].sum()) for wave in self.waves))
+        pieces = [piece for batch in self.batches for piece in batch.pieces]
+        self.owners = np.array([piece.index for piece in pieces], dtype=np.int64)
+        starts = FLOAT * np.array([piece.start for piece in pieces], dtype=np.int64)
+        self.starts = starts
+        self.sums = np.zeros((len(pieces), TOTALS, width))
+        places = self.directions.data_ptr() + FLOAT * self.offsets
+        self.table = np.array(
+            [
+                [
+                    len(piece),
+                    self.numbers[piece.index].ctypes.data,
+                    0,
+                    piece.part.theta.data_ptr() + start,
+                    *piece.addresses,
+                    places[piece.index] + start,
+                    self.sums[row].ctypes.data,
+                ]
+                for row, (piece, start) in enumerate(zip(pieces, starts.tolist(), strict=True))
+            ],
+            dtype=np.int64,
+        )
+        for wave in self.waves:
+            wave.table[:, WHOLE] = places[wave.numbers]
+        self._copies()
+        self.floats = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
+        self.windows = any("window" in part.state for part in parts)
+        self.regular = False
+
+    def _wave(self, members: slice, rank: int) -> Wave:
+        """Cut up parts and tabulate their matrices; small ones together, for calls take longer than the arithmetic."""
+        sizes, first = self.sizes[members], members.start
+        self.offsets[members] = np.cumsum(sizes) - sizes
+        begun = sum(len(batch.pieces) for wave in self.waves for batch in wave.batches)
+        batches = [
+            replace(batch, first=begun + batch.first, pieces=[replace(p, index=first + p.index) for p in batch.pieces])
+            for batch in batches_of(self.parts[members])
+        ]
+        pieces = slice(begun, begun + sum(len(batch.pieces) for batch in batches))
+        found = [(first + index, sides(part.shape)) for index, part in enumerate(self.parts[members])] if rank else []
+        matrices = [(index, matrix) for index, matrix in found if matrix is not None]
+        matrices.sort(key=lambda matrix: -int(self.sizes[matrix[0]]))
+        self.numbers[[index for index, _ in matrices], ORTHOGONAL] = 1
+        rows = [[min(matrix), max(matrix), matrix[0] <= matrix[1], 0, 0, 0, 0] for _, matrix in matrices]
+        self.free = max([self.free, *(room(rank, row[0], row[1]) for row in rows)])
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), 7)
+        large = sum(int(self.sizes[index]) > SMALLEST for index, _ in matrices)
+        ends = [*range(large + 1), *([len(rows)] if large < len(rows) else [])]
+        return Wave(members, pieces, batches, matrices, table, [table[a:b] for a, b in pairwise(ends)])
+
+    def _copies(self) -> None:
+        """Make room for what belongs to whole tensors, and the tables that copy it."""
+        own = [[part.state["step"], *(part.own[key] for key in STATES)] for part in self.parts]
+        places = np.array([[tensor.data_ptr() for tensor in row] for row in own], dtype=np.int64).T.ravel()
+        self.owned = np.zeros((1 + len(STATES), len(own)), dtype=np.float32)
+        copies = self.owned.ctypes.data + FLOAT * np.arange(self.owned.size)
+        self.gather, self.scatter = (
+            np.stack([np.ones_like(places), *pair], axis=1) for pair in ((places, copies), (copies, places))
+        )
+
+    def is_for(self, parts: list[Part], threads: int) -> bool:
+        """Whether it holds for the parts of another step: these are where they were, and need no conversion."""
+        return (
+            self.regular
+            and self.threads == threads
+            and len(parts) == len(self.parts)
+            and all(
+                one.origin is other.origin and one.origin is not None
+                for one, other in zip(parts, self.parts, strict=True)
+            )
+            and _regular(parts)
+        )
+
+    def aim(self, parts: list[Part]) -> None:
+        """Take the gradients of a step."""
+        self.parts = parts
+        self.regular = self.floats and not self.windows and _regular(parts)
+        if self.regular:
+            self.grads = np.array([part.grad.data_ptr() for part in parts], dtype=np.int64)
+            self.table[:, GRAD] = self.grads[self.owners] + self.starts
+
+    def aim_matrices(self, wave: Wave) -> list[tuple[Tensor, Tensor]]:
+        """Fill in the addresses of matrices; what lies there has to be kept."""
+        parts = [self.parts[index] for index in wave.numbers]
+        kept = [(part.gradient.contiguous(), part.state[MOMENTUM].float()) for part in parts]
+        wave.table[:, 3:5] = [[grad.data_ptr(), momentum.data_ptr()] for grad, momentum in kept]
+        return kept
+
+    def rows(self, batch: Batch) -> np.ndarray:
+        """Of the table of pieces."""
+        return self.table[batch.first : batch.first + len(batch.pieces)]
+
+    def direction(self, index: int) -> Tensor:
+        """(n,) room for that of a part, as long as its wave goes on."""
+        start = int(self.offsets[index])
+        return self.directions[start : start + int(self.sizes[index])]
+
+    def total(self, count: int, pieces: slice = slice(None)) -> np.ndarray:
+        """Sums over parts, (parts, count); of some pieces alone."""
+        found = np.zeros((len(self.parts), count))
+        np.add.at(found, self.owners[pieces], self.sums[pieces, :count].sum(-1))
+        return found
+
+
+def _waves(sizes: np.ndarray) -> Iterator[slice]:
+    """Parts, in their order, that have about `WAVE` coordinates together."""
+    start, count = 0, 0
+    for index, size in enumerate(sizes.tolist()):
+        if count and count + size > WAVE:
+            yield slice(start, index)
+            start, count = index, 0
+        count += size
+    yield slice(start, len(sizes))
+
+
+def _regular(parts: list[Part]) -> bool:
+    """Whether gradients can be read as they are."""
+    return all(
+        part.grad.dtype == torch.float32 and part.grad.is_contiguous() and not part.group["maximize"] for part in parts
+    )
