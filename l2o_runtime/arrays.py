@@ -41,8 +41,3 @@ def single(x: Any) -> Any:
 def double(x: Any) -> Any:
     """In float64."""
     return x.double() if isinstance(x, Tensor) else x.astype(np.float64)
-
-
-def expanded(x: Any, like: Any) -> Any:
-    """Of the shape of another."""
-    return x.expand_as(like) if isinstance(x, Tensor) else np.broadcast_to(x, like.shape)

@@ -19,7 +19,7 @@ from unittest.mock import patch
 from everyday_loop import measure, parser, untrained
 
 from l2o_runtime.rules import DirectionalConfig, steering
-from l2o_runtime.rules.steering import Sums
+from l2o_runtime.rules.steering import Geometry, Sums
 from l2o_training.compare import contenders
 
 
@@ -28,12 +28,12 @@ def watched(task: str, at: set[int]) -> Iterator[None]:
     """Print what the network sees of agreement over a hundred steps."""
     plain = steering.seen
 
-    def inputs(averages: Any, steps: Any, sums: Sums, energy: Any, dimensions: Any) -> tuple[Any, Any, Any]:
-        found = plain(averages, steps, sums, energy, dimensions)
+    def inputs(averages: Any, steps: Any, sums: Sums, energy: Any, shapes: Geometry) -> tuple[Any, Any, Any]:
+        found = plain(averages, steps, sums, energy, shapes)
         step = int(steps.max())
         if step in at:
             _, slow, everywhere = found
-            matrices, all_ = slow[dimensions > 1], everywhere[0]
+            matrices, all_ = slow[shapes.matrix], everywhere.flatten()[0]
             print(f"{task}\tstep {step}\t{matrices.min():.2f} … {matrices.max():.2f}\tall {all_:.2f}", flush=True)
         return found
 

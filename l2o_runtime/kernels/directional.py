@@ -88,7 +88,7 @@ class DirectionalKernel(Kernel):
         ]
         if not any(against):
             state = dict(zip(STATES, owned, strict=True))
-            length, weights, new = steered(self.rule.config, self.network, Sums(*totals.T[1:]), plan.dimensions, state)
+            length, weights, new = steered(self.rule.config, self.network, Sums.of(totals.T[1:]), plan.shapes, state)
             self._advance(plan, length, weights)
             steps += 1
             for key, values in state.items():

@@ -15,7 +15,7 @@ from l2o_runtime.kernels.pieces import Batch, batches_of
 from l2o_runtime.rules.directional import MOMENTUM
 from l2o_runtime.rules.orthogonal import sides
 from l2o_runtime.rules.statistics import BETAS
-from l2o_runtime.rules.steering import MIXED, STATES
+from l2o_runtime.rules.steering import MIXED, STATES, geometry
 from l2o_runtime.stepping.parts import Part
 
 FLOAT = 4
@@ -71,6 +71,7 @@ class Plan:
 
     Attributes:
         parts: of the step that is taken, with its gradients.
+        shapes: of them, with all their coordinates.
         waves: parts that are advanced together.
         batches: of pieces, of all waves.
         numbers: (parts, SCALARS) float32, what the code reads of every part.
@@ -86,7 +87,7 @@ class Plan:
     def __init__(self, parts: list[Part], width: int, rank: int, threads: int):
         self.parts, self.threads = parts, threads
         self.sizes = np.array([len(part.theta) for part in parts])
-        self.dimensions = np.array([len(part.shape) for part in parts])
+        self.shapes = geometry(self.sizes.astype(np.float64), np.array([len(part.shape) for part in parts]))
         self.offsets = np.zeros(len(parts), dtype=np.int64)
         self.numbers = np.zeros((len(parts), SCALARS), dtype=np.float32)
         self.free = 0

@@ -6,7 +6,7 @@ A row of numbers belongs to a tensor, (..., S), S of them.
 import math
 from typing import Any, NamedTuple, Protocol
 
-from l2o_runtime.arrays import at_least, at_most, double, expanded, library, single
+from l2o_runtime.arrays import at_least, at_most, double, library, single
 from l2o_runtime.rules.statistics import SPANS, relative_size
 
 FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
@@ -24,7 +24,7 @@ SUMS = 7
 MEMORY = 20
 """Steps over which statistics and the size's correction are averaged."""
 
-KEPT = ("xx", *(f"{kind}{span}" for span in SPANS["m"] for kind in ("product", "energy", "noise")))
+KEPT = ("xx", *(f"{kind}{span}" for kind in ("product", "energy", "noise") for span in SPANS["m"]))
 """Statistics of a tensor of which averages are kept: see `agreements`."""
 
 STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "initial_rho"))
@@ -64,16 +64,19 @@ class Sums(NamedTuple):
     """Sums over a tensor, (..., S) float64 each.
 
     With r = √v̂₁₀₀, x = g/r, u = m̂₁₀/r and s = m̂₁₀₀/r, all with the newest gradient in: the number of coordinates, θ²,
-    x², x u, u², x s and s².
+    x², (2, ..., S) x u and x s, and (2, ..., S) u² and s².
     """
 
     size: Any
     theta: Any
     xx: Any
-    xu: Any
-    uu: Any
-    xs: Any
-    ss: Any
+    products: Any
+    squares: Any
+
+    @classmethod
+    def of(cls, columns: Any) -> "Sums":
+        """From (SUMS, ..., S), in the order x², x u, u², x s, s² after the first two."""
+        return cls(columns[0], columns[1], columns[2], columns[3::2], columns[4::2])
 
 
 class Network(NamedTuple):
@@ -111,8 +114,59 @@ class Bounds(Protocol):
         """See there."""
 
 
+class Geometry(NamedTuple):
+    """What sizes and shapes alone say of tensors; as long as all have gradients it stays what it is.
+
+    Attributes:
+        count: (..., S) coordinates of each, at least 1.
+        share: (..., S) float32, of all coordinates; 0 without a gradient on any rank.
+        total: (..., 1) all coordinates, at least 1.
+        counted: (..., S) whether a tensor is in the size of all parameters.
+        everything: (..., 1) coordinates of those, at least 1.
+        drawn: (..., 1) a quarter of the mean square that these would have, had PyTorch drawn them.
+        one, matrix: (..., S) and (S,) whether it is a scalar, or has two dimensions or more.
+        dimensions: (..., S) float32, what the network sees of them.
+        none: (..., S) float32, zero.
+        noise: (..., 1) float32, what a cosine may be by chance.
+    """
+
+    count: Any
+    share: Any
+    total: Any
+    counted: Any
+    everything: Any
+    drawn: Any
+    one: Any
+    matrix: Any
+    dimensions: Any
+    none: Any
+    noise: Any
+
+
+def geometry(size: Any, dimensions: Any) -> Geometry:
+    """Of tensors of so many coordinates (..., S), 0 without a gradient, and dimensions (S,)."""
+    xp = library(size)
+    counted = (size > 1) | ~(size > 1).any(-1)[..., None]
+    everything = at_least(xp.where(counted, size, 0.0).sum(-1)[..., None], 1)
+    total = at_least(size.sum(-1)[..., None], 1)
+    share = single(size / total)
+    return Geometry(
+        count=at_least(size, 1),
+        share=share,
+        total=total,
+        counted=counted,
+        everything=everything,
+        drawn=DRAWN * xp.where(counted, xp.sqrt(size), 0.0).sum(-1)[..., None] / everything,
+        one=size == 1,
+        matrix=dimensions > 1,
+        dimensions=share * 0 + single(dimensions) / 4,
+        none=share * 0,
+        noise=at_least(single(CHANCE / xp.sqrt(total)), AGREEING),
+    )
+
+
 def steered(
-    bounds: Bounds, network: Network, sums: Sums, dimensions: Any, state: dict[str, Any]
+    bounds: Bounds, network: Network, sums: Sums, shapes: Geometry, state: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Of every tensor the length of its step (..., S), the weights w (..., S, 4), and its new state.
 
@@ -120,36 +174,31 @@ def steered(
         bounds: of the rule.
         network: of the rule.
         sums: of this step.
-        dimensions: (S,) of each tensor.
+        shapes: of the tensors.
         state: `STATES`, (..., S) each.
     """
-    xp = library(sums.size)
-    rho, initial = relative_size(
-        *mean_squares(sums.theta, sums.size, dimensions), state["tensor_initial_rho"], GROWTH, free=0.0
-    )
-    rho = xp.where(sums.size == 1, xp.maximum(rho, initial), rho)  # a scalar may pass through zero
+    xp = library(sums.theta)
+    own, all_ = mean_squares(sums.theta, shapes)
+    rho, initial = relative_size(own, all_, state["tensor_initial_rho"], GROWTH, free=0.0)
+    rho = xp.where(shapes.one, xp.maximum(rho, initial), rho)  # a scalar may pass through zero
     steps = state["tensor_steps"] + 1
-    new = {}
-    for key, value in agreements(sums, steps).items():
-        old = state[f"tensor_{key}"]
-        new[f"tensor_{key}"] = old + (single(value) - old) * (1 / MEMORY)
-    energy = single(sums.uu / at_least(sums.size, 1))
-    inputs, slow, everywhere = seen(new, steps, sums, energy, dimensions)
+    known = xp.stack([state[f"tensor_{key}"] for key in KEPT])
+    averages = known + (single(agreements(sums, shapes, steps)) - known) * (1 / MEMORY)
+    energy = single(sums.squares[0] / shapes.count)
+    inputs, slow, everywhere = seen(averages, steps, sums, energy, shapes)
     said = at_least(inputs @ network.into.T + network.seen, 0.0) @ network.head.T + network.bias
     log_size = state["tensor_log_size"]
     log_size = log_size + (correction(said[..., 0], bounds) - log_size) * (1 / MEMORY)
-    longer = lengthened(state["tensor_longer"], slow, everywhere, steps, sums.size.sum(-1)[..., None])
-    longer = at_most(longer, bounds.grow)
+    longer = at_most(lengthened(state["tensor_longer"], slow, everywhere, steps, shapes.noise), bounds.grow)
     size = at_most(longer * xp.exp(log_size), bounds.grow)
     fading = at_most(xp.sqrt(energy) / SPENT, 1.0)
     length = bounds.output_scale * size * rho * fading
-    kept = {"steps": steps, "log_size": log_size, "longer": longer, "initial_rho": initial}
-    new |= {f"tensor_{key}": value for key, value in kept.items()}
+    new = dict(zip(STATES, [*averages, steps, log_size, longer, initial], strict=True))
     return length, bounds.mix * xp.tanh(said[..., 1:]), new
 
 
-def agreements(sums: Sums, steps: Any) -> dict[str, Any]:
-    """How far this step's gradient agrees with those before it, per coordinate, (..., S) float64 each, by `KEPT`.
+def agreements(sums: Sums, shapes: Geometry, steps: Any) -> Any:
+    """How far this step's gradient agrees with those before it, per coordinate: `KEPT`, (7, ..., S) float64.
 
     m̂ = m / (1 − βᵗ) has the newest x in; without it m' = (m − (1 − β) x) / β. So the sums give `product` x·m', `energy`
     m'², and the energy that m' would have if gradients were nothing but noise,
@@ -157,23 +206,24 @@ def agreements(sums: Sums, steps: Any) -> dict[str, Any]:
 
     Args:
         sums: of this step.
+        shapes: of the tensors.
         steps: (..., S) t ≥ 1.
     """
     xp = library(steps)
-    found: dict[str, Any] = {}
-    count = at_least(sums.size, 1)
-    xx, t, begun = sums.xx / count, double(steps), steps > 1
-    for span, beta, xm, mm in zip(SPANS["m"], (FAST, SLOW), (sums.xu, sums.xs), (sums.uu, sums.ss), strict=True):
-        share, new = 1 - beta**t, 1 - beta
-        product = (xm / count * share - new * xx) / beta
-        energy = (mm / count * share * share - 2 * new * xm / count * share + new * new * xx) / beta**2
-        noise = xx * new / (1 + beta) * (1 - beta ** (2 * (t - 1)))
-        found |= {f"product{span}": product, f"energy{span}": at_least(energy, 0), f"noise{span}": noise}
+    xx, t = sums.xx / shapes.count, double(steps)
+    beta = xp.stack([xp.full_like(t, FAST), xp.full_like(t, SLOW)])
+    power, new = beta**t, 1 - beta
+    share = (1 - power) / shapes.count
+    mixed, left = sums.products * share, new * xx
+    product = (mixed - left) / beta
+    energy = at_least(sums.squares * share * (1 - power) + new * (left - 2 * mixed), 0) / (beta * beta)
+    noise = left / (1 + beta) * (1 - (power / beta) ** 2)
     # Before the first step there was no gradient: what the differences leave is rounding.
-    return {"xx": xx} | {key: xp.where(begun, value, 0.0) for key, value in found.items()}
+    found = xp.where(t > 1, xp.stack([product, energy, noise]), 0.0)
+    return xp.concatenate([xx[None], *found])
 
 
-def mean_squares(theta: Any, size: Any, dimensions: Any) -> tuple[Any, Any]:
+def mean_squares(theta: Any, shapes: Geometry) -> tuple[Any, Any]:
     """The two of which ρ² is the sum: a tensor's mean square, and what counts of that of all; (..., S) each.
 
     Of a matrix the second is a sixteenth. Of a vector, such as the gains of norms, the first counts for no more than
@@ -186,28 +236,25 @@ def mean_squares(theta: Any, size: Any, dimensions: Any) -> tuple[Any, Any]:
 
     Args:
         theta: (..., S) Σ θ² of each tensor.
-        size, dimensions: (..., S) n_s, their coordinates, and how many dimensions they have.
+        shapes: of the tensors.
 
     >>> import torch
-    >>> of_zeros = mean_squares(torch.tensor([0.0, 0.0, 100.0]), torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
-    >>> sum(of_zeros).sqrt()
+    >>> shapes = geometry(torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
+    >>> sum(mean_squares(torch.tensor([0.0, 0.0, 100.0]), shapes)).sqrt()
     tensor([ 0.1813,  0.1813, 10.0008])
     """
     xp = library(theta)
-    counted = (size > 1) | ~(size > 1).any(-1)[..., None]
-    count = at_least(xp.where(counted, size, 0.0).sum(-1)[..., None], 1)
-    drawn = DRAWN * xp.where(counted, xp.sqrt(size), 0.0).sum(-1)[..., None] / count
-    everything = xp.where(counted, theta, 0.0).sum(-1)[..., None] / count
-    lacking = at_least(drawn - everything, 0)
-    everything, own = everything + lacking, theta / at_least(size, 1)
-    alone, matrix = (size == 1) & (own > 0), dimensions > 1
+    everything = xp.where(shapes.counted, theta, 0.0).sum(-1)[..., None] / shapes.everything
+    lacking = at_least(shapes.drawn - everything, 0)
+    everything, own = everything + lacking, theta / shapes.count
+    alone = shapes.one & (own > 0)
     own = xp.where(alone, own, own + lacking)
-    bound = xp.where(alone, FOREIGN**2 * own, xp.maximum(FOREIGN**2 * drawn, own))
-    first = xp.where(matrix | alone, own, xp.minimum(own, everything))
-    return first, xp.where(matrix, SHARE**2, 1.0) * xp.minimum(everything, bound)
+    bound = xp.where(alone, FOREIGN**2 * own, xp.maximum(FOREIGN**2 * shapes.drawn, own))
+    first = xp.where(shapes.matrix | alone, own, xp.minimum(own, everything))
+    return first, xp.where(shapes.matrix, SHARE**2, 1.0) * xp.minimum(everything, bound)
 
 
-def lengthened(longer: Any, slow: Any, everywhere: Any, steps: Any, count: Any) -> Any:
+def lengthened(longer: Any, slow: Any, everywhere: Any, steps: Any, noise: Any) -> Any:
     """ℓ after a step, (..., S): ℓ exp(0.05 max(0, min(cos, everywhere) (1 − βᵗ)² − max(0.05, ½/√n))).
 
     Of few coordinates noise may agree, so that all have to; and an average over 100 steps that has seen but a few of
@@ -215,52 +262,46 @@ def lengthened(longer: Any, slow: Any, everywhere: Any, steps: Any, count: Any) 
 
     Args:
         longer: (..., S) ℓ before it, 0 before the first.
-        slow, everywhere: (..., S) cosine of gradients with their average over 100 steps, of a tensor and of all.
+        slow, everywhere: (..., S) and (..., 1) cosine of gradients with their average over 100 steps, of a tensor and
+            of all.
         steps: (..., S) t ≥ 1.
-        count: (..., 1) n, of all coordinates.
+        noise: (..., 1) the maximum.
     """
     xp = library(steps)
     agreement = xp.minimum(slow, everywhere) * (1 - SLOW**steps) ** 2
-    noise = at_least(single(CHANCE / xp.sqrt(at_least(count, 1))), AGREEING)
     return xp.where(longer > 0, longer, 1.0) * xp.exp(LENGTHENING * at_least(agreement - noise, 0))
 
 
-def seen(averages: dict[str, Any], steps: Any, sums: Sums, energy: Any, dimensions: Any) -> tuple[Any, Any, Any]:
-    """What the network sees of each tensor, (..., S, INPUTS), and the cosines of `lengthened`, (..., S) each.
+def seen(averages: Any, steps: Any, sums: Sums, energy: Any, shapes: Geometry) -> tuple[Any, Any, Any]:
+    """What the network sees of each tensor, (..., S, INPUTS), and the cosines of `lengthened`.
 
     Args:
-        averages: of `KEPT`, (..., S) each.
+        averages: of `KEPT`, (7, ..., S).
         steps: (..., S) t ≥ 1.
         sums: of this step.
         energy: (..., S) mean square of Adam's direction.
-        dimensions: (S,).
+        shapes: of the tensors.
     """
     xp = library(steps)
-    known = 1 - (1 - 1 / MEMORY) ** steps
-    mean = {key: averages[f"tensor_{key}"] / known for key in KEPT}
-    cosines, signals = [], []
-    for span in SPANS["m"]:
-        product, before, noise = (mean[f"{kind}{span}"] for kind in ("product", "energy", "noise"))
-        # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
-        sizes = (mean["xx"] + SMALLEST_ENERGY) * (before + noise / 10 + SMALLEST_ENERGY)
-        cosines.append(product / xp.sqrt(sizes))
-        signals.append(xp.log((before + SMALLEST_ENERGY) / (noise + SMALLEST_ENERGY)))
-    (fast, slow), (fast_log, slow_log) = cosines, signals
-    count = at_least(sums.size.sum(-1)[..., None], 1)
-    share = single(sums.size / count)  # 0 without a gradient on any rank
-    mean_theta = sums.theta.sum(-1)[..., None] / count
-    size = single(xp.log((sums.theta / at_least(sums.size, 1) + TINY) / (mean_theta + TINY)))
-    everywhere = expanded((slow * share).sum(-1)[..., None], slow)
+    mean = averages / (1 - (1 - 1 / MEMORY) ** steps)
+    # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
+    product, before, noise = mean[1:3], mean[3:5] + SMALLEST_ENERGY, mean[5:7]
+    fast, slow = product / xp.sqrt((mean[0] + SMALLEST_ENERGY) * (before + noise / 10))
+    signals = before / (noise + SMALLEST_ENERGY)
+    mean_theta = sums.theta.sum(-1)[..., None] / shapes.total
+    sizes = single((sums.theta / shapes.count + TINY) / (mean_theta + TINY))
+    logs = xp.log(xp.stack([*signals, energy + SMALLEST_ENERGY, sizes]))
+    everywhere = (slow * shapes.share).sum(-1)[..., None]
     inputs = [
         2 * fast,
-        fast_log / 2,
+        logs[0] / 2,
         4 * slow,
-        slow_log / 3,
-        4 * everywhere,
-        expanded((slow_log * share).sum(-1)[..., None], slow) / 3,
-        xp.log(energy + SMALLEST_ENERGY) / 3,
-        at_most(at_least(size, -8), 8) / 8,
-        expanded(single(dimensions) / 4, slow),
+        logs[1] / 3,
+        shapes.none + 4 * everywhere,
+        shapes.none + (logs[1] * shapes.share).sum(-1)[..., None] / 3,
+        logs[2] / 3,
+        at_most(at_least(logs[3], -8), 8) / 8,
+        shapes.dimensions,
     ]
     return xp.stack(inputs, -1), slow, everywhere
 
