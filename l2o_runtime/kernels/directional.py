@@ -5,6 +5,8 @@ The code is in `directional_code` and, for matrices, in `orthogonal_code`; where
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -59,21 +61,29 @@ class DirectionalKernel(Kernel):
 
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the rule's sums: (parts, totals) float64, whichever thread adds up which piece."""
-        plan = self._planned(parts)
-        self._correct(plan, self._steps(parts))
-        return torch.from_numpy(self._looked(plan))
+        with self._planned(parts) as plan:
+            self._correct(plan, self._steps(parts))
+            return torch.from_numpy(self._looked(plan))
 
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
         """Advance parts."""
         if bool(good):
-            plan = self._planned(parts)
-            self._correct(plan, self._steps(parts))
             told = torch.cat(steering).numpy()
-            self._advance(plan, told[:, 0], told[:, 1:])
+            with self._planned(parts) as plan:
+                self._correct(plan, self._steps(parts))
+                self._advance(plan, told[:, 0], told[:, 1:])
 
     def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As in `Kernel`: in between of compiled code the few numbers of every tensor are arrays of NumPy."""
-        plan = self._planned(parts)
+        with self._planned(parts) as plan:
+            against = self._stepped(plan, loss.item())
+        for part in () if any(against) else parts:
+            part.write_back()
+        good, *reasons = torch.tensor([not any(against), *against]).unbind()
+        return good, reasons
+
+    def _stepped(self, plan: Plan, loss: float) -> list[bool]:
+        """What is against the step; if nothing is, it was taken."""
         code = self._code(plan.batches[0].dtypes)["copy"]
         code(len(plan.gather), plan.gather.ctypes.data)
         steps, *owned = plan.owned
@@ -82,8 +92,8 @@ class DirectionalKernel(Kernel):
         pulse = float(totals[:, 0].sum())
         against = [
             not math.isfinite(pulse),
-            not math.isfinite(loss.item()),
-            not np.isfinite(totals[:, 1:]).all(),
+            not math.isfinite(loss),
+            not bool(np.isfinite(totals[:, 1:]).all()),
             pulse == 0,
         ]
         if not any(against):
@@ -94,12 +104,10 @@ class DirectionalKernel(Kernel):
             for key, values in state.items():
                 values[:] = new[key]
             code(len(plan.scatter), plan.scatter.ctypes.data)
-            for part in parts:
-                part.write_back()
-        good, *reasons = torch.tensor([not any(against), *against]).unbind()
-        return good, reasons
+        return against
 
-    def _planned(self, parts: list[Part]) -> Plan:
+    @contextmanager
+    def _planned(self, parts: list[Part]) -> Iterator[Plan]:
         """Where everything is; what does not change between steps is kept."""
         threads = torch.get_num_threads()
         while len(self.scratch) < threads:
@@ -107,7 +115,12 @@ class DirectionalKernel(Kernel):
         if self.plan is None or not self.plan.is_for(parts, threads):
             self.plan = Plan(parts, self.width, self.rule.config.rank, threads)
         self.plan.aim(parts)
-        return self.plan
+        try:
+            yield self.plan
+        finally:
+            self.plan.release()
+            if not self.plan.regular:
+                self.plan = None
 
     def _code(self, dtypes: Dtypes) -> Code:
         """Functions by name, for states of these types."""

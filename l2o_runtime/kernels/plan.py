@@ -70,7 +70,7 @@ class Plan:
         threads: that share the work.
 
     Attributes:
-        parts: of the step that is taken, with its gradients.
+        parts: of the step that is taken, with its gradients; none in between.
         shapes: of them, with all their coordinates.
         waves: parts that are advanced together.
         batches: of pieces, of all waves.
@@ -85,7 +85,13 @@ class Plan:
     """
 
     def __init__(self, parts: list[Part], width: int, rank: int, threads: int):
-        self.parts, self.threads = parts, threads
+        self.threads = threads
+        self.origins = [part.origin for part in parts]
+        self.floats = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
+        self.regular = self.floats and _regular(parts) and not any("window" in part.state for part in parts)
+        # Pieces of what is looked at in every step anew have gradients; others would keep them from being freed.
+        self.parts = [part.again(part.theta, 1.0) for part in parts] if self.regular else parts
+        parts = self.parts
         self.sizes = np.array([len(part.theta) for part in parts])
         self.shapes = geometry(self.sizes.astype(np.float64), np.array([len(part.shape) for part in parts]))
         self.offsets = np.zeros(len(parts), dtype=np.int64)
@@ -120,9 +126,6 @@ class Plan:
         for wave in self.waves:
             wave.table[:, WHOLE] = places[wave.numbers]
         self._copies()
-        self.floats = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
-        self.windows = any("window" in part.state for part in parts)
-        self.regular = False
 
     def _wave(self, members: slice, rank: int) -> Wave:
         """Cut up parts and tabulate their matrices; small ones together, for calls take longer than the arithmetic."""
@@ -160,10 +163,9 @@ class Plan:
         return (
             self.regular
             and self.threads == threads
-            and len(parts) == len(self.parts)
+            and len(parts) == len(self.origins)
             and all(
-                one.origin is other.origin and one.origin is not None
-                for one, other in zip(parts, self.parts, strict=True)
+                part.origin is origin and origin is not None for part, origin in zip(parts, self.origins, strict=True)
             )
             and _regular(parts)
         )
@@ -171,10 +173,13 @@ class Plan:
     def aim(self, parts: list[Part]) -> None:
         """Take the gradients of a step."""
         self.parts = parts
-        self.regular = self.floats and not self.windows and _regular(parts)
         if self.regular:
-            self.grads = np.array([part.grad.data_ptr() for part in parts], dtype=np.int64)
-            self.table[:, GRAD] = self.grads[self.owners] + self.starts
+            grads = np.array([part.grad.data_ptr() for part in parts], dtype=np.int64)
+            self.table[:, GRAD] = grads[self.owners] + self.starts
+
+    def release(self) -> None:
+        """Keep no gradients once a step is over."""
+        self.parts = []
 
     def aim_matrices(self, wave: Wave) -> list[tuple[Tensor, Tensor]]:
         """Fill in the addresses of matrices; what lies there has to be kept."""
@@ -194,7 +199,7 @@ class Plan:
 
     def total(self, count: int, pieces: slice = slice(None)) -> np.ndarray:
         """Sums over parts, (parts, count); of some pieces alone."""
-        found = np.zeros((len(self.parts), count))
+        found = np.zeros((len(self.sizes), count))
         np.add.at(found, self.owners[pieces], self.sums[pieces, :count].sum(-1))
         return found
 

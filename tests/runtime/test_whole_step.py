@@ -1,0 +1,323 @@
+"""A whole step in compiled code is that of the plain loop, whatever happens to parameters, states and gradients."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from l2o_runtime import LearnedOptimizer, make_rule, save_rule
+from l2o_runtime.kernels import Kernel
+from l2o_runtime.rules import DirectionalConfig, steering
+from l2o_runtime.rules.steering import STATES, Network, Sums, geometry, steered
+from l2o_runtime.state import zeros
+
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+
+from l2o_runtime.kernels import directional, plan
+
+SHAPES = [(5, 7), (40, 3), (4, 3, 3, 3), (9,), (1,), (), (30, 50), (2, 2)]
+
+
+def random_rule(seed=1, **config):
+    """No weight is zero, so that every formula counts."""
+    rule = make_rule(DirectionalConfig(**({"hidden": 4, "rank": 3} | config)))
+    torch.manual_seed(seed)
+    for p in rule.parameters():
+        nn.init.normal_(p, std=0.3)
+    return rule
+
+
+@pytest.fixture(scope="module")
+def rule(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rules") / "rule.safetensors"
+    save_rule(path, random_rule())
+    return path
+
+
+def parameters(dtype=torch.float32):
+    rng = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=rng).to(dtype)) for shape in SHAPES]
+
+
+def gradients(params, step, leave_out=()):
+    rng = torch.Generator().manual_seed(100 + step)
+    for index, p in enumerate(params):
+        p.grad = torch.randn(p.shape, generator=rng).to(p.dtype)
+        if index in leave_out:
+            p.grad = None
+
+
+def both(rule, monkeypatch, script, **options):
+    """A script with the compiled step, and with the plain loop: its parameters and optimizer."""
+    found = []
+    for kernels in ("", "plain"):
+        monkeypatch.setenv("L2O_KERNELS", kernels)
+        params = parameters()
+        optimizer = LearnedOptimizer(params, rule, **options)
+        taken = script(params, optimizer)
+        found.append((params, taken or optimizer))
+    return found
+
+
+def assert_same(found, rtol=2e-4, atol=2e-6):
+    (fast, optimizer), (slow, other) = found
+    for p, q in zip(fast, slow, strict=True):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
+    torch.testing.assert_close(optimizer.state_dict()["state"], other.state_dict()["state"], rtol=rtol, atol=atol)
+    assert optimizer.health() == other.health()
+    assert any(kernel is not None for kernel in optimizer._replicas.kernels.values())
+    assert not any(kernel is not None for kernel in other._replicas.kernels.values())
+
+
+def takes_whole_steps(optimizer):
+    kernel = next(iter(optimizer._replicas.kernels.values()))
+    return kernel is not None and kernel.whole
+
+
+@pytest.mark.parametrize("wave", [1, 40, 2**20])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_changing_sets_of_gradients(rule, monkeypatch, wave, threads):
+    monkeypatch.setattr(plan, "WAVE", wave)
+    monkeypatch.setattr(plan, "SMALLEST", 20)
+
+    def script(params, optimizer):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        for step in range(9):
+            gradients(params, step, leave_out={step % 4, 6} if step % 3 else ())
+            optimizer.step()
+        torch.set_num_threads(before)
+
+    assert_same(both(rule, monkeypatch, script, weight_decay=0.1, total_steps=20))
+
+
+def test_groups_that_are_added_and_rates_that_change(rule, monkeypatch):
+    def script(params, optimizer):
+        for step in range(8):
+            gradients(params, step)
+            if step == 3:
+                more = nn.Parameter(torch.ones(6, 5))
+                optimizer.add_param_group({"params": [more], "lr": 0.3, "weight_decay": 0.5})
+                params.append(more)
+            if step == 5:
+                optimizer.param_groups[0]["lr"] = torch.tensor(0.2)
+                optimizer.param_groups[0]["weight_decay"] = 0.3
+            if step == 6:
+                optimizer.param_groups[0]["maximize"] = True
+            if len(params) > len(SHAPES):
+                params[-1].grad = torch.full((6, 5), 0.1) + torch.eye(6)[:, :5]
+            optimizer.step()
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+def test_parameters_that_are_swapped_under_it(rule, monkeypatch):
+    def script(params, optimizer):
+        for step in range(8):
+            if step == 2:
+                params[0].data = params[0].data.clone() + 1
+            if step == 4:  # not contiguous any more, and then again
+                params[1].data = params[1].data.t().contiguous().t()
+            if step == 5:
+                optimizer.state[params[3]]["m10"] = optimizer.state[params[3]]["m10"] * 2
+            if step == 6:
+                del optimizer.state[params[2]]
+                optimizer.state[params[6]]["tensor_longer"].fill_(1.5)
+            gradients(params, step)
+            if step == 7:
+                params[0].grad = params[0].grad.t().contiguous().t()
+            optimizer.step()
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+def test_parameters_of_another_type(rule, monkeypatch):
+    def script(params, optimizer):
+        for step in range(6):
+            if step == 3:
+                for p in params[:4]:
+                    p.data = p.data.double()
+            gradients(params, step)
+            optimizer.step()
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_copies_look_for_themselves(rule, monkeypatch, copied):
+    def script(params, optimizer):
+        for step in range(6):
+            gradients(params, step)
+            optimizer.step()
+            if step == 2:
+                before = [p.detach().clone() for p in params]
+                twins, optimizer = copied((params, optimizer))
+                originals, params[:] = list(params), twins
+        for p, q in zip(originals, before, strict=True):
+            assert torch.equal(p, q), "the copy stepped the original"
+        return optimizer
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+def test_a_state_that_is_loaded(rule, monkeypatch):
+    def script(params, optimizer):
+        for step in range(6):
+            gradients(params, step)
+            optimizer.step()
+            if step == 2:
+                saved = copy.deepcopy(optimizer.state_dict())
+            if step == 4:
+                optimizer.load_state_dict(saved)
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+@pytest.mark.parametrize("bad", ["nan gradient", "inf gradient", "no gradient", "nan parameter", "nan loss"])
+def test_a_bad_step_changes_nothing_and_is_counted(rule, monkeypatch, bad):
+    def script(params, optimizer):
+        for step in range(5):
+            gradients(params, step)
+            loss = 1.0
+            if step == 3:
+                left = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state)
+                if bad == "no gradient":
+                    for p in params:
+                        p.grad.zero_()
+                elif bad == "nan parameter":
+                    kept = params[2].detach().clone()
+                    with torch.no_grad():
+                        params[2].view(-1)[1] = torch.nan
+                elif bad == "nan loss":
+                    loss = float("nan")
+                else:
+                    params[0].grad[1, 2] = float(bad.split()[0])
+            optimizer.step(loss=loss)
+            if step == 3:
+                if bad == "nan parameter":
+                    with torch.no_grad():
+                        params[2].copy_(kept)
+                for p, q in zip(params, left[0], strict=True):
+                    assert torch.equal(p, q)
+                for p, q in zip(optimizer.state.values(), left[1].values(), strict=True):
+                    assert all(torch.equal(p[key], q[key]) for key in p if key != "health")
+
+    found = both(rule, monkeypatch, script)
+    assert found[0][1].health()["steps"] == 4
+    assert_same(found)
+
+
+def test_a_gradient_that_does_not_fit_is_refused(rule):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    for step in range(3):
+        gradients(params, step)
+        optimizer.step()
+    params[0].data = torch.zeros(7, 7)
+    with pytest.raises(RuntimeError, match="gradient is"):
+        optimizer.step()
+    params[0].grad = torch.zeros(7, 7)
+    with pytest.raises(RuntimeError, match="needs"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("key", ["m10", "tensor_steps", "step"])
+def test_a_state_of_another_size_is_refused(rule, key):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    for step in range(2):
+        gradients(params, step)
+        optimizer.step()
+    optimizer.state[params[0]][key].resize_(1 if key == "m10" else 3)
+    with pytest.raises(RuntimeError, match=key):
+        optimizer.step()
+
+
+def test_gradients_and_parameters_are_not_kept(rule):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    gradients(params, 0)
+    optimizer.step()
+    optimizer.step()
+    assert takes_whole_steps(optimizer)
+    grads = [weakref.ref(p.grad) for p in params]
+    for p in params:
+        p.grad = None
+    gc.collect()
+    assert not [grad for grad in grads if grad() is not None]
+
+
+def test_steps_are_whole(rule, monkeypatch):
+    calls = []
+    whole = directional.DirectionalKernel.step
+    monkeypatch.setattr(directional.DirectionalKernel, "step", lambda *x: calls.append(1) or whole(*x))
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    plans = []
+    for step in range(4):
+        gradients(params, step)
+        optimizer.step()
+        plans.append(next(iter(optimizer._replicas.kernels.values())).plan)
+    assert len(calls) == 4
+    assert plans[1] is plans[2] is plans[3], "tables are made anew"
+
+
+def test_kernels_have_no_whole_step_unless_they_say_so():
+    class Other(Kernel):
+        def update(self, parts, steering, good):
+            pass
+
+    assert not Other().whole
+    with pytest.raises(NotImplementedError):
+        Other().step([], torch.tensor(0.0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 7), st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 7.0, 500.0]))
+def test_arrays_are_steered_as_tensors_are(count, seed, step):
+    """Some sums are zero, some sizes one; from the first step on."""
+    rng, rule = np.random.default_rng(seed), random_rule(seed % 5)
+    sizes = rng.choice([1.0, 2.0, 10.0, 1000.0], count)
+    dimensions = rng.integers(0, 4, count).astype(np.float32)
+    ages = rng.random(count) < 0.8
+    columns = rng.random((6, count)) * sizes * 10.0 ** rng.integers(-8, 3, count)
+    columns[[0, 1, 3, 5]] = np.abs(columns[[0, 1, 3, 5]])
+    columns[:, rng.random(count) < 0.2] = 0
+    state = {key: rng.random(count).astype(np.float32) * (step > 0) * ages for key in STATES}
+    state["tensor_steps"] = np.full(count, step, dtype=np.float32) * ages
+    weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
+    columns = np.stack([sizes, *columns])
+    with torch.no_grad():
+        one = steered(
+            rule.config,
+            Network(*weights),
+            Sums.of(torch.tensor(columns)),
+            geometry(torch.tensor(sizes), torch.tensor(dimensions)),
+            {key: torch.tensor(value) for key, value in state.items()},
+        )
+    other = steered(
+        rule.config,
+        Network(*(weight.detach().numpy() for weight in weights)),
+        Sums.of(columns),
+        geometry(sizes, dimensions),
+        state,
+    )
+    assert one[2].keys() == other[2].keys() == dict.fromkeys(STATES).keys()
+    pairs = [(one[0], other[0]), (one[1], other[1]), *((one[2][key], other[2][key]) for key in STATES)]
+    for tensor, array in pairs:
+        torch.testing.assert_close(
+            torch.from_numpy(np.ascontiguousarray(array)).to(tensor), tensor, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_table_of_states_is_the_rule_s():
+    assert tuple(random_rule().spec.tensor) == STATES
+    assert len(zeros(random_rule().spec.tensor, (2,))) == len(STATES)
+    assert len(Sums._fields) + 2 == steering.SUMS
