@@ -9,6 +9,8 @@ A line per step of `--at`: the least and the greatest cosine of a matrix, and of
 then the loss at the end.
 """
 
+import itertools
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,27 +19,26 @@ from typing import Any
 from unittest.mock import patch
 
 from everyday_loop import measure, parser, untrained
+from torch import Tensor
 
 from l2o_runtime.rules import DirectionalConfig, steering
-from l2o_runtime.rules.steering import Geometry, Sums
+from l2o_runtime.rules.steering import Geometry, Seen
 from l2o_training.compare import contenders
 
 
 @contextmanager
 def watched(task: str, at: set[int]) -> Iterator[None]:
     """Print what the network sees of agreement over a hundred steps."""
-    plain = steering.seen
+    plain, steps = steering.inputs_of, itertools.count(1)
 
-    def inputs(averages: Any, steps: Any, sums: Sums, energy: Any, shapes: Geometry) -> tuple[Any, Any, Any]:
-        found = plain(averages, steps, sums, energy, shapes)
-        step = int(steps.max())
+    def inputs_of(seen: Seen, everywhere: Tensor, signal: Tensor, shapes: Geometry) -> list[Any]:
+        step = next(steps)
         if step in at:
-            _, slow, everywhere = found
-            matrices, all_ = slow[shapes.matrix], everywhere.flatten()[0]
+            matrices, all_ = seen.slow[shapes.matrix], everywhere.flatten()[0]
             print(f"{task}\tstep {step}\t{matrices.min():.2f} … {matrices.max():.2f}\tall {all_:.2f}", flush=True)
-        return found
+        return plain(seen, everywhere, signal, shapes)
 
-    with patch.object(steering, "seen", inputs):
+    with patch.object(steering, "inputs_of", inputs_of), patch.dict(os.environ, L2O_KERNELS="plain"):
         yield
 
 

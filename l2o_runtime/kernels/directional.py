@@ -1,12 +1,15 @@
 """The CPU kernel of the directional rule: whole steps, on several threads.
 
-The code is in `directional_code` and, for matrices, in `orthogonal_code`; where it finds what is in `plan`.
+The code is in `directional_code`, for matrices in `orthogonal_code`, and for the few numbers of every tensor in
+`steering_code`; where it finds what is in `plan`.
 """
 
+import ctypes
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,11 +24,12 @@ from l2o_runtime.kernels.lstm import Scratch, push
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled
 from l2o_runtime.kernels.plan import CORRECTIONS, LEFT, LENGTH, WEIGHTS, Plan, Wave
+from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.rules.directional import MOMENTUM, DirectionalRule, nesterov
+from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.statistics import BETAS
-from l2o_runtime.rules.steering import STATES, TINY, Network, Sums, steered
+from l2o_runtime.rules.steering import FAST, MEMORY, SLOW, STATES, TINY
 from l2o_runtime.stepping.parts import Part
 
 DECAYS = np.array(BETAS, dtype=np.float32)
@@ -43,6 +47,14 @@ def compile_orthogonal(rank: int, width: int) -> tuple[Code, Compiled]:
     return compiled(orthogonal_module(rank, width), ("orthogonalise",))
 
 
+@functools.cache
+def compile_steering(config: DirectionalConfig, width: int) -> tuple[Callable[..., None], Compiled]:
+    """The function of `steering_code.steering_module`, and what keeps it alive; once per process."""
+    made = Compiled(steering_module(config, width))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 6)
+    return kind(made.address("steer")), made
+
+
 class DirectionalKernel(Kernel):
     """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`. It is for whole tensors, not for shards.
 
@@ -53,9 +65,11 @@ class DirectionalKernel(Kernel):
     def __init__(self, rule: DirectionalRule):
         self.rule = rule
         self.width = widest()
-        self.whole = isinstance(rule.config.context, NoneConfig)
+        config = rule.config
+        self.whole = isinstance(config.context, NoneConfig) and config.hidden <= LARGEST_NETWORK
+        self.architecture = replace(config, horizon=1, needs_loss=False)
         weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
-        self.network = Network(*(weight.detach().numpy() for weight in weights))
+        self.network = torch.cat([weight.detach().reshape(-1) for weight in weights]).numpy()
         self.scratch: list[Scratch] = []
         self.plan: Plan | None = None
 
@@ -74,7 +88,7 @@ class DirectionalKernel(Kernel):
                 self._advance(plan, told[:, 0], told[:, 1:])
 
     def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As in `Kernel`: in between of compiled code the few numbers of every tensor are arrays of NumPy."""
+        """As in `Kernel`."""
         with self._planned(parts) as plan:
             against = self._stepped(plan, loss.item())
         for part in () if any(against) else parts:
@@ -86,8 +100,7 @@ class DirectionalKernel(Kernel):
         """What is against the step; if nothing is, it was taken."""
         code = self._code(plan.batches[0].dtypes)["copy"]
         code(len(plan.gather), plan.gather.ctypes.data)
-        steps, *owned = plan.owned
-        self._correct(plan, steps)
+        self._correct(plan, plan.owned[0, : len(plan.sizes)])
         totals = self._looked(plan)
         pulse = float(totals[:, 0].sum())
         against = [
@@ -97,14 +110,22 @@ class DirectionalKernel(Kernel):
             pulse == 0,
         ]
         if not any(against):
-            state = dict(zip(STATES, owned, strict=True))
-            length, weights, new = steered(self.rule.config, self.network, Sums.of(totals.T[1:]), plan.shapes, state)
-            self._advance(plan, length, weights)
-            steps += 1
-            for key, values in state.items():
-                values[:] = new[key]
+            length, *weights = self._steer(plan, totals)
+            self._advance(plan, length, np.stack(weights, axis=1))
+            plan.owned[0] += 1
             code(len(plan.scatter), plan.scatter.ctypes.data)
         return against
+
+    def _steer(self, plan: Plan, totals: np.ndarray) -> np.ndarray:
+        """The length of a step and the weights w of every part, (1 + 4, parts); its states are written."""
+        count = len(totals)
+        steps = plan.owned[1 + STATES.index("tensor_steps"), :count].astype(np.float64) + 1
+        plan.doubles[:6, :count] = totals.T[2:]
+        plan.doubles[6, :count], plan.doubles[7, :count] = FAST**steps, SLOW**steps
+        plan.floats[0, :count] = 1 - (1 - 1 / MEMORY) ** steps
+        arrays = (plan.doubles, plan.floats, plan.scalars, plan.owned[1:], self.network, plan.told)
+        compile_steering(self.architecture, self.width)[0](plan.blocks, *(array.ctypes.data for array in arrays))
+        return plan.told[:TOLD, :count]
 
     @contextmanager
     def _planned(self, parts: list[Part]) -> Iterator[Plan]:
@@ -168,7 +189,7 @@ class DirectionalKernel(Kernel):
 
     def _move(self, plan: Plan, lengths: np.ndarray, batch: Batch, thread: int) -> None:
         """θ ← left · θ + length · d."""
-        if plan.floats:
+        if plan.direct:
             rows = plan.rows(batch)
             self._code(batch.dtypes)["move"](len(rows), rows.ctypes.data)
             return

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, loop, store
-from l2o_runtime.kernels.pieces_code import F64, add_up, module_of_pieces, observing, pointers
+from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, load, loop, store
+from l2o_runtime.kernels.pieces_code import add_up, module_of_pieces, observing, pointers
 from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
 from l2o_runtime.rules.steering import MIXED, SUMS
@@ -15,14 +15,14 @@ from l2o_runtime.rules.steering import MIXED, SUMS
 TOTALS = 1 + SUMS
 """Σ|g|, then `l2o_runtime.rules.directional.Sums`."""
 
-SCALARS = len(BETAS) + 1 + MIXED + 2
+NUMBERS = len(BETAS) + 1 + MIXED + 2
 """Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w, what decay leaves of θ, and −length · lr / RMS(d)."""
 
 
 def directional_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
     """`observe(rows, table)`, `update(rows, table)` and `move(rows, table)`, which go through pieces of tensors.
 
-    A row of the table, of int64, is a piece: its number of coordinates, and the addresses of `SCALARS` float32, of
+    A row of the table, of int64, is a piece: its number of coordinates, and the addresses of `NUMBERS` float32, of
     gradients, of parameters, of states, each of one of `dtypes`, of the orthogonalised momentum, and of sums, vectors
     of float64 that are added to: `TOTALS`, or one. `update` writes states, and directions where the momentum was;
     `move` takes these and writes parameters.
@@ -80,7 +80,7 @@ def _each(builder: Any, size: int, start: Any, blocks: Any, body: Callable[[list
 def _move(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
     """θ ← left · θ + length · d."""
     numbers, _, theta, *_, direction, _ = arguments
-    left, length = (broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(SCALARS - 2, SCALARS))
+    left, length = (broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(NUMBERS - 2, NUMBERS))
 
     def body(at: list[Any]) -> None:
         place = builder.gep(theta, at)

@@ -11,13 +11,14 @@ from typing import Any, Literal, TypeAlias, Union
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-F32, I32, I64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
+F32, F64, I32, I64, VOID = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 POINTER = F32.as_pointer()
 
 BF16 = ir.IntType(16)
 """bfloat16 by its bits, the upper half of a float32's: every processor rounds them alike."""
 
-Number: TypeAlias = Union["Vector", float]
+Real: TypeAlias = float
+Number: TypeAlias = Union["Vector", Real]
 Body: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
 
 BOUND = 8.2
@@ -62,11 +63,11 @@ class Vector:
     def __neg__(self) -> "Vector":
         return self * -1.0
 
-    def __lt__(self, other: Number) -> Any:
+    def __lt__(self, other: Number) -> "Mask":
         """Condition for `where`; false where either is NaN."""
-        return self.builder.fcmp_ordered("<", self.value, self.like(other).value)
+        return Mask(self.builder, self.builder.fcmp_ordered("<", self.value, self.like(other).value))
 
-    def __gt__(self, other: Number) -> Any:
+    def __gt__(self, other: Number) -> "Mask":
         """Condition for `where`; false where either is NaN."""
         return self.like(other) < self
 
@@ -90,9 +91,27 @@ class Vector:
         """Magnitude."""
         return self._call("llvm.fabs")
 
-    def where(self, condition: Any, other: Number) -> "Vector":
+    def where(self, condition: "Mask", other: Number) -> "Vector":
         """This where the condition holds, `other` elsewhere."""
-        return Vector(self.builder, self.builder.select(condition, self.value, self.like(other).value))
+        return Vector(self.builder, self.builder.select(condition.value, self.value, self.like(other).value))
+
+    def maximum(self, other: "Vector") -> "Vector":
+        """The larger of both; NaN stays NaN if it is here."""
+        return self.clamp_min(other)
+
+    def minimum(self, other: "Vector") -> "Vector":
+        """The smaller of both; NaN stays NaN if it is here."""
+        return self.clamp_max(other)
+
+    def float(self) -> "Vector":
+        """In float32."""
+        narrow = ir.VectorType(F32, self.value.type.count)
+        return self if self.value.type == narrow else Vector(self.builder, self.builder.fptrunc(self.value, narrow))
+
+    def double(self) -> "Vector":
+        """In float64."""
+        wide = ir.VectorType(F64, self.value.type.count)
+        return self if self.value.type == wide else Vector(self.builder, self.builder.fpext(self.value, wide))
 
     def clamp_min(self, low: Number) -> "Vector":
         """The larger of both; NaN stays NaN."""
@@ -110,7 +129,7 @@ class Vector:
         """The larger of this and zero; NaN stays NaN."""
         return self.clamp_min(0.0)
 
-    def polynomial(self, coefficients: Sequence[float]) -> "Vector":
+    def polynomial(self, coefficients: Sequence[Real]) -> "Vector":
         """Σ c_k selfᵏ, by Horner's rule."""
         total = self.like(coefficients[-1])
         for coefficient in reversed(coefficients[:-1]):
@@ -160,6 +179,20 @@ class Vector:
             ir.Function(module, ir.FunctionType(kind, [kind] * (1 + len(others))), name=name)
         arguments = [self.value, *(other.value for other in others)]
         return Vector(self.builder, self.builder.call(module.globals[name], arguments))
+
+
+class Mask:
+    """Conditions, one for every number of a vector."""
+
+    def __init__(self, builder: Any, value: Any):
+        self.builder = builder
+        self.value = value
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return Mask(self.builder, self.builder.and_(self.value, other.value))
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Mask(self.builder, self.builder.or_(self.value, other.value))
 
 
 def constant(kind: Any, number: float) -> Any:

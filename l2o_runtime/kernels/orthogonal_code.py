@@ -11,10 +11,12 @@ from llvmlite import ir
 
 from l2o_runtime.kernels.emit import (
     F32,
+    F64,
     I32,
     I64,
     POINTER,
     VOID,
+    Mask,
     Vector,
     broadcast,
     constant,
@@ -23,7 +25,7 @@ from l2o_runtime.kernels.emit import (
     shuffle,
     store,
 )
-from l2o_runtime.kernels.pieces_code import F64, rows_of
+from l2o_runtime.kernels.pieces_code import rows_of
 from l2o_runtime.rules.orthogonal import (
     COEFFICIENTS,
     ITERATIONS,
@@ -431,7 +433,9 @@ class _Code:
             place, block = builder.urem(row, I64(self.rank)), builder.udiv(row, I64(self.rank))
             mixed = builder.add(builder.add(builder.mul(I64(31), block), builder.mul(I64(17), place)), I64(30))
             positive = builder.icmp_signed("<", builder.urem(builder.mul(mixed, block), I64(97)), I64(48))
-            self._store(builder, self._unit(builder, place, inverse.where(positive, -inverse)), result, row)
+            self._store(
+                builder, self._unit(builder, place, inverse.where(Mask(builder, positive), -inverse)), result, row
+            )
             return []
 
         loop(builder, count, [], body)

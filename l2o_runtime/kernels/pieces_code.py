@@ -6,10 +6,8 @@ from typing import Any, TypeAlias
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import BF16, I64, POINTER, VOID, Vector, broadcast, constant, load, loop
+from l2o_runtime.kernels.emit import BF16, F64, I64, POINTER, VOID, Vector, broadcast, constant, load, loop
 from l2o_runtime.rules.statistics import BETAS, Averages, average
-
-F64 = ir.DoubleType()
 
 Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
 """Writes the code for some coordinates of a piece; see `module_of_pieces`."""

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2o_runtime.kernels.directional_code import SCALARS, TOTALS
+from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
 from l2o_runtime.kernels.lstm import SMALLEST
 from l2o_runtime.kernels.orthogonal_code import room
 from l2o_runtime.kernels.pieces import Batch, batches_of
+from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, SCALARS, TOLD
 from l2o_runtime.rules.directional import MOMENTUM
 from l2o_runtime.rules.orthogonal import sides
 from l2o_runtime.rules.statistics import BETAS
@@ -25,7 +26,7 @@ CORRECTIONS = slice(len(BETAS))
 ORTHOGONAL = len(BETAS)
 WEIGHTS = slice(ORTHOGONAL + 1, ORTHOGONAL + 1 + MIXED)
 LEFT, LENGTH = WEIGHTS.stop, WEIGHTS.stop + 1
-"""Columns of a tensor's numbers: see `SCALARS`."""
+"""Columns of a tensor's numbers: see `NUMBERS`."""
 
 GRAD, WHOLE = 2, -2
 """Columns of a table of pieces, and the latter of a table of matrices: see the modules with their code."""
@@ -71,31 +72,32 @@ class Plan:
 
     Attributes:
         parts: of the step that is taken, with its gradients; none in between.
-        shapes: of them, with all their coordinates.
         waves: parts that are advanced together.
         batches: of pieces, of all waves.
-        numbers: (parts, SCALARS) float32, what the code reads of every part.
+        numbers: (parts, NUMBERS) float32, what the code reads of every part.
         sums: (pieces, TOTALS, width) float64, where it adds up.
-        owned: (1 + STATES, parts) float32, copies of the step counts and of what belongs to whole tensors.
+        owned: (1 + STATES, parts) float32, copies of the step counts and of what belongs to whole tensors; there, and
+            in what follows, parts are filled up to whole vectors.
+        doubles, floats, scalars: what `l2o_runtime.kernels.steering_code` reads.
+        told: and what it makes.
         gather, scatter: tables that copy from there and back.
         directions: (n,) room for those of any wave.
         free: float32 that a thread needs to orthogonalise any matrix.
-        floats: parameters are contiguous float32.
+        direct: parameters are contiguous float32.
         regular: nothing has to be converted before it is read.
     """
 
     def __init__(self, parts: list[Part], width: int, rank: int, threads: int):
         self.threads = threads
         self.origins = [part.origin for part in parts]
-        self.floats = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
-        self.regular = self.floats and _regular(parts) and not any("window" in part.state for part in parts)
+        self.direct = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
+        self.regular = self.direct and _regular(parts) and not any("window" in part.state for part in parts)
         # Pieces of what is looked at in every step anew have gradients; others would keep them from being freed.
         self.parts = [part.again(part.theta, 1.0) for part in parts] if self.regular else parts
         parts = self.parts
         self.sizes = np.array([len(part.theta) for part in parts])
-        self.shapes = geometry(self.sizes.astype(np.float64), np.array([len(part.shape) for part in parts]))
         self.offsets = np.zeros(len(parts), dtype=np.int64)
-        self.numbers = np.zeros((len(parts), SCALARS), dtype=np.float32)
+        self.numbers = np.zeros((len(parts), NUMBERS), dtype=np.float32)
         self.free = 0
         self.waves: list[Wave] = []
         for members in _waves(self.sizes):
@@ -125,7 +127,8 @@ class Plan:
         )
         for wave in self.waves:
             wave.table[:, WHOLE] = places[wave.numbers]
-        self._copies()
+        self._steering(width)
+        self._copies(width)
 
     def _wave(self, members: slice, rank: int) -> Wave:
         """Cut up parts and tabulate their matrices; small ones together, for calls take longer than the arithmetic."""
@@ -148,12 +151,29 @@ class Plan:
         ends = [*range(large + 1), *([len(rows)] if large < len(rows) else [])]
         return Wave(members, pieces, batches, matrices, table, [table[a:b] for a, b in pairwise(ends)])
 
-    def _copies(self) -> None:
+    def _steering(self, width: int) -> None:
+        """Make room for what tensors are steered by, and fill in what sizes and shapes say."""
+        count = len(self.parts)
+        self.blocks = -(-count // width)
+        dimensions = torch.tensor([len(part.shape) for part in self.parts], dtype=torch.float32)
+        shapes = geometry(torch.from_numpy(self.sizes).double(), dimensions)._asdict()
+        self.doubles = np.zeros((len(DOUBLES), self.blocks * width))
+        self.floats = np.zeros((len(FLOATS), self.blocks * width), dtype=np.float32)
+        self.doubles[DOUBLES.index("count")] = self.floats[FLOATS.index("known")] = 1
+        for names, rows in ((DOUBLES, self.doubles), (FLOATS, self.floats)):
+            for row, name in enumerate(names):
+                if name in shapes:
+                    rows[row, :count] = shapes[name].numpy()
+        self.scalars = np.array([float(shapes[name]) for name in SCALARS])
+        self.told = np.zeros((TOLD + len(KEPT), self.blocks * width), dtype=np.float32)
+
+    def _copies(self, width: int) -> None:
         """Make room for what belongs to whole tensors, and the tables that copy it."""
         own = [[part.state["step"], *(part.own[key] for key in STATES)] for part in self.parts]
         places = np.array([[tensor.data_ptr() for tensor in row] for row in own], dtype=np.int64).T.ravel()
-        self.owned = np.zeros((1 + len(STATES), len(own)), dtype=np.float32)
-        copies = self.owned.ctypes.data + FLOAT * np.arange(self.owned.size)
+        self.owned = np.zeros((1 + len(STATES), self.blocks * width), dtype=np.float32)
+        numbers = np.arange(self.owned.size).reshape(self.owned.shape)[:, : len(own)].ravel()
+        copies = self.owned.ctypes.data + FLOAT * numbers
         self.gather, self.scatter = (
             np.stack([np.ones_like(places), *pair], axis=1) for pair in ((places, copies), (copies, places))
         )

@@ -11,8 +11,8 @@ import torch
 from llvmlite import ir
 
 from l2o_runtime.contexts.progress import Progress, normalized_products
-from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, loop, store
-from l2o_runtime.kernels.pieces_code import F64, module_of_pieces, observing, pointers
+from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, load, loop, store
+from l2o_runtime.kernels.pieces_code import module_of_pieces, observing, pointers
 from l2o_runtime.rules.base import OUTPUTS
 from l2o_runtime.rules.features import combine
 from l2o_runtime.rules.restraint import restrain

@@ -19,7 +19,7 @@ from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_each, sides
 from l2o_runtime.rules.statistics import AVERAGES, Averages, averages_of
-from l2o_runtime.rules.steering import FAST, INPUTS, MIXED, STATES, SUMS, TINY, Network, Sums, geometry, steered
+from l2o_runtime.rules.steering import FAST, INPUTS, MIXED, STATES, SUMS, TINY, Sums, steered
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 MOMENTUM = "m10"
@@ -202,12 +202,16 @@ class DirectionalRule(Rule):
     def steer(self, sums: Tensor, shapes: Tensor | None, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Of every tensor the length of its step, then w: (..., S, 1 + 4)."""
         assert shapes is not None
-        own = Sums.of(sums[..., :SUMS].movedim(-1, 0))
+        own = Sums(*sums[..., :SUMS].unbind(-1))
         context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
-        seen = (context @ self.weight_context.mT).unsqueeze(-2) + self.into.bias
-        network = Network(self.into.weight, seen, self.head.weight, self.head.bias)
-        length, weights, new = steered(self.config, network, own, geometry(own.size, shapes[..., 0]), state)
-        return torch.cat([length.unsqueeze(-1), weights], dim=-1), new | context_state
+        seen = (context @ self.weight_context.mT).unsqueeze(-2)
+
+        def network(inputs: Tensor) -> Tensor:
+            said: Tensor = self.head((self.into(inputs) + seen).relu())
+            return said
+
+        steering, new = steered(self.config, network, own, shapes[..., 0], state)
+        return steering, new | context_state
 
     def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:
         """As in `Rule`: the orthogonalised momentum of a matrix."""

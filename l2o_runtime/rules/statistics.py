@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from l2o_runtime.arrays import at_least, library, single
 from l2o_runtime.state import LARGEST, State
 
 SPANS = {"m": (10, 100), "v": (100,)}
@@ -77,7 +76,7 @@ def relative_size(
 ) -> tuple[Any, Any]:
     """ρ = √(own + everything + 10⁻⁶), at most the larger of 1 and ten times what it was before the first step.
 
-    So steps are in proportion to parameters, but do not grow with them exponentially. For tensors and arrays.
+    So steps are in proportion to parameters, but do not grow with them exponentially.
 
     Args:
         own: (..., S) mean square of each tensor's parameters.
@@ -89,7 +88,6 @@ def relative_size(
     Returns:
         ρ and its initial value, (..., S) float32.
     """
-    xp = library(own)
-    present = single(xp.sqrt(own + everything + SMALLEST_SIZE**2))
-    initial = xp.where(initial > 0, initial, present)
-    return xp.minimum(present, at_least(growth * initial, free)), initial
+    present = (own + everything + SMALLEST_SIZE**2).sqrt().float()
+    initial = initial.where(initial > 0.0, present)
+    return present.minimum((initial * growth).clamp_min(free)), initial

@@ -1,13 +1,18 @@
-"""What the directional rule makes of what it has summed up over each tensor, for tensors and for NumPy's arrays.
+"""What the directional rule makes of what it has summed up over each tensor of parameters.
 
-A row of numbers belongs to a tensor, (..., S), S of them.
+Formulas are written once, for torch's tensors (..., S), of S tensors of parameters, and for the vectors of compiled
+code; so they are all in methods that both have, and what is summed over all of them is given.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from l2o_runtime.arrays import at_least, at_most, double, library, single
+import torch
+from torch import Tensor
+
 from l2o_runtime.rules.statistics import SPANS, relative_size
+from l2o_runtime.state import State
 
 FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
 """β of the two averages of gradients."""
@@ -24,7 +29,7 @@ SUMS = 7
 MEMORY = 20
 """Steps over which statistics and the size's correction are averaged."""
 
-KEPT = ("xx", *(f"{kind}{span}" for kind in ("product", "energy", "noise") for span in SPANS["m"]))
+KEPT = ("xx", *(f"{kind}{span}" for span in SPANS["m"] for kind in ("product", "energy", "noise")))
 """Statistics of a tensor of which averages are kept: see `agreements`."""
 
 STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "initial_rho"))
@@ -64,34 +69,107 @@ class Sums(NamedTuple):
     """Sums over a tensor, (..., S) float64 each.
 
     With r = √v̂₁₀₀, x = g/r, u = m̂₁₀/r and s = m̂₁₀₀/r, all with the newest gradient in: the number of coordinates, θ²,
-    x², (2, ..., S) x u and x s, and (2, ..., S) u² and s².
+    x², x u, u², x s and s².
     """
 
     size: Any
     theta: Any
     xx: Any
-    products: Any
-    squares: Any
-
-    @classmethod
-    def of(cls, columns: Any) -> "Sums":
-        """From (SUMS, ..., S), in the order x², x u, u², x s, s² after the first two."""
-        return cls(columns[0], columns[1], columns[2], columns[3::2], columns[4::2])
+    xu: Any
+    uu: Any
+    xs: Any
+    ss: Any
 
 
-class Network(NamedTuple):
-    """Of every tensor: head · relu(into · inputs + seen) + bias.
+class Geometry(NamedTuple):
+    """What sizes and shapes alone say of tensors; as long as all have gradients it stays what it is.
 
     Attributes:
-        into: (hidden, INPUTS).
-        seen: (..., 1, hidden) or (hidden,): what is added to it, its bias and what there is of the context.
-        head, bias: (1 + MIXED, hidden) and (1 + MIXED,).
+        count: (..., S) coordinates of each, at least 1.
+        share: (..., S) float32, of all coordinates; 0 without a gradient on any rank.
+        one, matrix: (..., S) and (S,) whether it is a scalar, or has two dimensions or more.
+        part: (S,) float64, of the mean square of all parameters in its own.
+        dimensions: (S,) float32, what the network sees of them.
+        drawn: (..., 1) a quarter of the mean square that parameters would have, had PyTorch drawn them.
+        noise: (..., 1) float32, what a cosine may be by chance.
+        weight, mean: (..., S) what Σ θ² of each is multiplied by in the mean square of all, without scalars, and in the
+            mean of all.
     """
 
-    into: Any
-    seen: Any
-    head: Any
-    bias: Any
+    count: Any
+    share: Any
+    one: Any
+    matrix: Any
+    part: Any
+    dimensions: Any
+    drawn: Any
+    noise: Any
+    weight: Any
+    mean: Any
+
+
+def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
+    """Of tensors of so many coordinates (..., S) float64, 0 without a gradient, and dimensions (S,) float32."""
+    counted = (size > 1) | ~(size > 1).any(-1, keepdim=True)
+    everything = size.where(counted, 0.0).sum(-1, keepdim=True).clamp_min(1)
+    total = size.sum(-1, keepdim=True).clamp_min(1)
+    matrix = dimensions > 1
+    return Geometry(
+        count=size.clamp_min(1),
+        share=(size / total).float(),
+        one=size == 1,
+        matrix=matrix,
+        part=torch.where(matrix, SHARE**2, 1.0),
+        dimensions=dimensions / 4,
+        drawn=DRAWN * size.sqrt().where(counted, 0.0).sum(-1, keepdim=True) / everything,
+        noise=(CHANCE / total.sqrt()).float().clamp_min(AGREEING),
+        weight=counted / everything,
+        mean=(1 / total).expand_as(size),
+    )
+
+
+class Ages(NamedTuple):
+    """What the number of steps t, with this one in, says of averages.
+
+    Attributes:
+        steps: t, float32.
+        fast, slow: βᵗ of both averages of gradients, float64.
+        known: 1 − (1 − 1/20)ᵗ, float32.
+    """
+
+    steps: Any
+    fast: Any
+    slow: Any
+    known: Any
+
+
+def ages(steps: Tensor) -> Ages:
+    """Of t (..., S)."""
+    t = steps.double()
+    return Ages(steps, FAST**t, SLOW**t, (1 - (1 - 1 / MEMORY) ** t).float())
+
+
+class Seen(NamedTuple):
+    """What a step sees of a tensor, float32.
+
+    Attributes:
+        rho, initial: ρ, and what it was before the first step.
+        averages: of `KEPT`.
+        energy: mean square of Adam's direction.
+        fast, slow: cosines of gradients with their averages.
+        fast_log, slow_log: how much larger these averages are than those of noise, as logarithms.
+        size: logarithm of its mean square beside that of all.
+    """
+
+    rho: Any
+    initial: Any
+    averages: list[Any]
+    energy: Any
+    fast: Any
+    slow: Any
+    fast_log: Any
+    slow_log: Any
+    size: Any
 
 
 class Bounds(Protocol):
@@ -114,91 +192,105 @@ class Bounds(Protocol):
         """See there."""
 
 
-class Geometry(NamedTuple):
-    """What sizes and shapes alone say of tensors; as long as all have gradients it stays what it is.
+def look(sums: Sums, shapes: Geometry, age: Ages, everything: Any, mean: Any, state: dict[str, Any]) -> Seen:
+    """What a step sees of a tensor.
 
-    Attributes:
-        count: (..., S) coordinates of each, at least 1.
-        share: (..., S) float32, of all coordinates; 0 without a gradient on any rank.
-        total: (..., 1) all coordinates, at least 1.
-        counted: (..., S) whether a tensor is in the size of all parameters.
-        everything: (..., 1) coordinates of those, at least 1.
-        drawn: (..., 1) a quarter of the mean square that these would have, had PyTorch drawn them.
-        one, matrix: (..., S) and (S,) whether it is a scalar, or has two dimensions or more.
-        dimensions: (..., S) float32, what the network sees of them.
-        none: (..., S) float32, zero.
-        noise: (..., 1) float32, what a cosine may be by chance.
+    Args:
+        sums: of this step.
+        shapes: of the tensors.
+        age: of their averages.
+        everything, mean: (..., 1) float64, mean squares of all parameters: without scalars, and of all.
+        state: `STATES`, (..., S) each.
     """
-
-    count: Any
-    share: Any
-    total: Any
-    counted: Any
-    everything: Any
-    drawn: Any
-    one: Any
-    matrix: Any
-    dimensions: Any
-    none: Any
-    noise: Any
-
-
-def geometry(size: Any, dimensions: Any) -> Geometry:
-    """Of tensors of so many coordinates (..., S), 0 without a gradient, and dimensions (S,)."""
-    xp = library(size)
-    counted = (size > 1) | ~(size > 1).any(-1)[..., None]
-    everything = at_least(xp.where(counted, size, 0.0).sum(-1)[..., None], 1)
-    total = at_least(size.sum(-1)[..., None], 1)
-    share = single(size / total)
-    return Geometry(
-        count=at_least(size, 1),
-        share=share,
-        total=total,
-        counted=counted,
-        everything=everything,
-        drawn=DRAWN * xp.where(counted, xp.sqrt(size), 0.0).sum(-1)[..., None] / everything,
-        one=size == 1,
-        matrix=dimensions > 1,
-        dimensions=share * 0 + single(dimensions) / 4,
-        none=share * 0,
-        noise=at_least(single(CHANCE / xp.sqrt(total)), AGREEING),
-    )
+    own, all_ = mean_squares(sums.theta, everything, shapes)
+    rho, initial = relative_size(own, all_, state["tensor_initial_rho"], GROWTH, free=0.0)
+    rho = rho.maximum(initial).where(shapes.one, rho)  # a scalar may pass through zero
+    averages = []
+    for key, value in zip(KEPT, agreements(sums, shapes, age), strict=True):
+        old = state[f"tensor_{key}"]
+        averages.append(old + (value.float() - old) * (1 / MEMORY))
+    xx, *mean_values = (average / age.known for average in averages)
+    cosines, signals = [], []
+    for product, before, noise in (mean_values[:3], mean_values[3:]):
+        # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
+        before = before + SMALLEST_ENERGY
+        cosines.append(product / ((xx + SMALLEST_ENERGY) * (before + noise * 0.1)).sqrt())
+        signals.append((before / (noise + SMALLEST_ENERGY)).log())
+    size = ((sums.theta / shapes.count + TINY) / (mean + TINY)).float().log()
+    energy = (sums.uu / shapes.count).float()
+    (fast, slow), (fast_log, slow_log) = cosines, signals
+    return Seen(rho, initial, averages, energy, fast, slow, fast_log, slow_log, size)
 
 
-def steered(
-    bounds: Bounds, network: Network, sums: Sums, shapes: Geometry, state: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Of every tensor the length of its step (..., S), the weights w (..., S, 4), and its new state.
+def inputs_of(seen: Seen, everywhere: Any, signal: Any, shapes: Geometry) -> list[Any]:
+    """What the network sees of a tensor.
+
+    Args:
+        seen: of it.
+        everywhere, signal: (..., 1) means over all coordinates of `slow` and `slow_log`.
+        shapes: of the tensors.
+    """
+    return [
+        seen.fast * 2,
+        seen.fast_log * 0.5,
+        seen.slow * 4,
+        seen.slow_log * (1 / 3),
+        everywhere * 4,
+        signal * (1 / 3),
+        (seen.energy + SMALLEST_ENERGY).log() * (1 / 3),
+        seen.size.clamp(-8.0, 8.0) * 0.125,
+        shapes.dimensions,
+    ]
+
+
+def conclude(
+    bounds: Bounds, seen: Seen, said: Sequence[Any], everywhere: Any, age: Ages, noise: Any, state: dict[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """The length of a tensor's step with the weights w, and its new state by `STATES`.
 
     Args:
         bounds: of the rule.
-        network: of the rule.
-        sums: of this step.
-        shapes: of the tensors.
+        seen: of the tensor.
+        said: what the network says, 1 + 4 numbers.
+        everywhere: (..., 1) mean over all coordinates of `seen.slow`.
+        age: of its averages.
+        noise: (..., 1) what a cosine may be by chance.
         state: `STATES`, (..., S) each.
     """
-    xp = library(sums.theta)
-    own, all_ = mean_squares(sums.theta, shapes)
-    rho, initial = relative_size(own, all_, state["tensor_initial_rho"], GROWTH, free=0.0)
-    rho = xp.where(shapes.one, xp.maximum(rho, initial), rho)  # a scalar may pass through zero
-    steps = state["tensor_steps"] + 1
-    known = xp.stack([state[f"tensor_{key}"] for key in KEPT])
-    averages = known + (single(agreements(sums, shapes, steps)) - known) * (1 / MEMORY)
-    energy = single(sums.squares[0] / shapes.count)
-    inputs, slow, everywhere = seen(averages, steps, sums, energy, shapes)
-    said = at_least(inputs @ network.into.T + network.seen, 0.0) @ network.head.T + network.bias
     log_size = state["tensor_log_size"]
-    log_size = log_size + (correction(said[..., 0], bounds) - log_size) * (1 / MEMORY)
-    longer = at_most(lengthened(state["tensor_longer"], slow, everywhere, steps, shapes.noise), bounds.grow)
-    size = at_most(longer * xp.exp(log_size), bounds.grow)
-    fading = at_most(xp.sqrt(energy) / SPENT, 1.0)
-    length = bounds.output_scale * size * rho * fading
-    new = dict(zip(STATES, [*averages, steps, log_size, longer, initial], strict=True))
-    return length, bounds.mix * xp.tanh(said[..., 1:]), new
+    log_size = log_size + (correction(said[0], bounds) - log_size) * (1 / MEMORY)
+    longer = lengthened(state["tensor_longer"], seen.slow, everywhere, age, noise).clamp_max(bounds.grow)
+    size = (longer * log_size.exp()).clamp_max(bounds.grow)
+    fading = (seen.energy.sqrt() * (1 / SPENT)).clamp_max(1.0)
+    length = size * seen.rho * fading * bounds.output_scale
+    weights = [word.tanh() * bounds.mix for word in said[1:]]
+    return [length, *weights], [*seen.averages, age.steps, log_size, longer, seen.initial]
 
 
-def agreements(sums: Sums, shapes: Geometry, steps: Any) -> Any:
-    """How far this step's gradient agrees with those before it, per coordinate: `KEPT`, (7, ..., S) float64.
+def steered(
+    bounds: Bounds, network: Callable[[Tensor], Tensor], sums: Sums, dimensions: Tensor, state: State
+) -> tuple[Tensor, State]:
+    """Of every tensor the length of its step and the weights w, (..., S, 1 + 4), and its new state.
+
+    Args:
+        bounds: of the rule.
+        network: from (..., S, INPUTS) to (..., S, 1 + 4).
+        sums: of this step, tensors.
+        dimensions: (S,) of each tensor, float32.
+        state: `STATES`, (..., S) each.
+    """
+    shapes, age = geometry(sums.size, dimensions), ages(state["tensor_steps"] + 1)
+    everything, mean = ((sums.theta * weight).sum(-1, keepdim=True) for weight in (shapes.weight, shapes.mean))
+    seen = look(sums, shapes, age, everything, mean, state)
+    everywhere, signal = ((x * shapes.share).sum(-1, keepdim=True) for x in (seen.slow, seen.slow_log))
+    inputs = [x.expand_as(seen.slow) for x in inputs_of(seen, everywhere, signal, shapes)]
+    said = network(torch.stack(inputs, dim=-1)).unbind(-1)
+    told, new = conclude(bounds, seen, said, everywhere, age, shapes.noise, state)
+    return torch.stack(told, dim=-1), dict(zip(STATES, new, strict=True))
+
+
+def agreements(sums: Sums, shapes: Geometry, age: Ages) -> list[Any]:
+    """How far this step's gradient agrees with those before it, per coordinate: `KEPT`, float64 each.
 
     m̂ = m / (1 − βᵗ) has the newest x in; without it m' = (m − (1 − β) x) / β. So the sums give `product` x·m', `energy`
     m'², and the energy that m' would have if gradients were nothing but noise,
@@ -207,23 +299,23 @@ def agreements(sums: Sums, shapes: Geometry, steps: Any) -> Any:
     Args:
         sums: of this step.
         shapes: of the tensors.
-        steps: (..., S) t ≥ 1.
+        age: of their averages.
     """
-    xp = library(steps)
-    xx, t = sums.xx / shapes.count, double(steps)
-    beta = xp.stack([xp.full_like(t, FAST), xp.full_like(t, SLOW)])
-    power, new = beta**t, 1 - beta
-    share = (1 - power) / shapes.count
-    mixed, left = sums.products * share, new * xx
-    product = (mixed - left) / beta
-    energy = at_least(sums.squares * share * (1 - power) + new * (left - 2 * mixed), 0) / (beta * beta)
-    noise = left / (1 + beta) * (1 - (power / beta) ** 2)
-    # Before the first step there was no gradient: what the differences leave is rounding.
-    found = xp.where(t > 1, xp.stack([product, energy, noise]), 0.0)
-    return xp.concatenate([xx[None], *found])
+    xx = sums.xx / shapes.count
+    found = [xx]
+    for beta, power, xm, mm in ((FAST, age.fast, sums.xu, sums.uu), (SLOW, age.slow, sums.xs, sums.ss)):
+        new, seen = 1 - beta, -power + 1.0
+        share, left = seen / shapes.count, xx * new
+        mixed = xm * share
+        energy = (mm * share * seen + (left - mixed * 2) * new).clamp_min(0.0)
+        noise = left * (-(power * (1 / beta)).square() + 1.0)
+        values = [(mixed - left) * (1 / beta), energy * (1 / beta**2), noise * (1 / (1 + beta))]
+        # Before the first step there was no gradient: what the differences leave is rounding.
+        found += [value.where(age.steps > 1.0, 0.0) for value in values]
+    return found
 
 
-def mean_squares(theta: Any, shapes: Geometry) -> tuple[Any, Any]:
+def mean_squares(theta: Any, everything: Any, shapes: Geometry) -> tuple[Any, Any]:
     """The two of which ρ² is the sum: a tensor's mean square, and what counts of that of all; (..., S) each.
 
     Of a matrix the second is a sixteenth. Of a vector, such as the gains of norms, the first counts for no more than
@@ -236,25 +328,23 @@ def mean_squares(theta: Any, shapes: Geometry) -> tuple[Any, Any]:
 
     Args:
         theta: (..., S) Σ θ² of each tensor.
+        everything: (..., 1) mean square of all, without scalars.
         shapes: of the tensors.
 
-    >>> import torch
-    >>> shapes = geometry(torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
-    >>> sum(mean_squares(torch.tensor([0.0, 0.0, 100.0]), shapes)).sqrt()
+    >>> theta, shapes = torch.tensor([0.0, 0.0, 100.0]), geometry(torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
+    >>> sum(mean_squares(theta, (theta * shapes.weight).sum(), shapes)).sqrt()
     tensor([ 0.1813,  0.1813, 10.0008])
     """
-    xp = library(theta)
-    everything = xp.where(shapes.counted, theta, 0.0).sum(-1)[..., None] / shapes.everything
-    lacking = at_least(shapes.drawn - everything, 0)
+    lacking = (shapes.drawn - everything).clamp_min(0.0)
     everything, own = everything + lacking, theta / shapes.count
-    alone = shapes.one & (own > 0)
-    own = xp.where(alone, own, own + lacking)
-    bound = xp.where(alone, FOREIGN**2 * own, xp.maximum(FOREIGN**2 * shapes.drawn, own))
-    first = xp.where(shapes.matrix | alone, own, xp.minimum(own, everything))
-    return first, xp.where(shapes.matrix, SHARE**2, 1.0) * xp.minimum(everything, bound)
+    alone = shapes.one & (own > 0.0)
+    own = own.where(alone, own + lacking)
+    bound = (own * FOREIGN**2).where(alone, own.maximum(shapes.drawn * FOREIGN**2))
+    first = own.where(shapes.matrix | alone, own.minimum(everything))
+    return first, bound.minimum(everything) * shapes.part
 
 
-def lengthened(longer: Any, slow: Any, everywhere: Any, steps: Any, noise: Any) -> Any:
+def lengthened(longer: Any, slow: Any, everywhere: Any, age: Ages, noise: Any) -> Any:
     """ℓ after a step, (..., S): ℓ exp(0.05 max(0, min(cos, everywhere) (1 − βᵗ)² − max(0.05, ½/√n))).
 
     Of few coordinates noise may agree, so that all have to; and an average over 100 steps that has seen but a few of
@@ -264,50 +354,14 @@ def lengthened(longer: Any, slow: Any, everywhere: Any, steps: Any, noise: Any) 
         longer: (..., S) ℓ before it, 0 before the first.
         slow, everywhere: (..., S) and (..., 1) cosine of gradients with their average over 100 steps, of a tensor and
             of all.
-        steps: (..., S) t ≥ 1.
+        age: of the average.
         noise: (..., 1) the maximum.
     """
-    xp = library(steps)
-    agreement = xp.minimum(slow, everywhere) * (1 - SLOW**steps) ** 2
-    return xp.where(longer > 0, longer, 1.0) * xp.exp(LENGTHENING * at_least(agreement - noise, 0))
-
-
-def seen(averages: Any, steps: Any, sums: Sums, energy: Any, shapes: Geometry) -> tuple[Any, Any, Any]:
-    """What the network sees of each tensor, (..., S, INPUTS), and the cosines of `lengthened`.
-
-    Args:
-        averages: of `KEPT`, (7, ..., S).
-        steps: (..., S) t ≥ 1.
-        sums: of this step.
-        energy: (..., S) mean square of Adam's direction.
-        shapes: of the tensors.
-    """
-    xp = library(steps)
-    mean = averages / (1 - (1 - 1 / MEMORY) ** steps)
-    # A tensor whose gradients are all zero, or whose squares are too small for float32, agrees with nothing.
-    product, before, noise = mean[1:3], mean[3:5] + SMALLEST_ENERGY, mean[5:7]
-    fast, slow = product / xp.sqrt((mean[0] + SMALLEST_ENERGY) * (before + noise / 10))
-    signals = before / (noise + SMALLEST_ENERGY)
-    mean_theta = sums.theta.sum(-1)[..., None] / shapes.total
-    sizes = single((sums.theta / shapes.count + TINY) / (mean_theta + TINY))
-    logs = xp.log(xp.stack([*signals, energy + SMALLEST_ENERGY, sizes]))
-    everywhere = (slow * shapes.share).sum(-1)[..., None]
-    inputs = [
-        2 * fast,
-        logs[0] / 2,
-        4 * slow,
-        logs[1] / 3,
-        shapes.none + 4 * everywhere,
-        shapes.none + (logs[1] * shapes.share).sum(-1)[..., None] / 3,
-        logs[2] / 3,
-        at_most(at_least(logs[3], -8), 8) / 8,
-        shapes.dimensions,
-    ]
-    return xp.stack(inputs, -1), slow, everywhere
+    agreement = slow.minimum(everywhere) * (-age.slow + 1.0).square().float()
+    return longer.where(longer > 0.0, 1.0) * ((agreement - noise).clamp_min(0.0) * LENGTHENING).exp()
 
 
 def correction(said: Any, bounds: Bounds) -> Any:
     """What log c is drawn to: smooth, with slope 1 at zero, in −log shrink … log grow."""
-    xp = library(said)
     low, high = math.log(bounds.shrink), math.log(bounds.grow)
-    return xp.where(said > 0, high * xp.tanh(said / high), low * xp.tanh(said / low))
+    return ((said * (1 / high)).tanh() * high).where(said > 0.0, (said * (1 / low)).tanh() * low)

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_runtime.arrays import at_least, at_most
+
+def at_least(x: Any, low: float) -> Any:
+    """The larger of both, of a tensor or a number, and a number."""
+    return x.clamp_min(low) if isinstance(x, Tensor) else max(x, low)
+
+
+def at_most(x: Any, high: float) -> Any:
+    """The smaller of both."""
+    return x.clamp_max(high) if isinstance(x, Tensor) else min(x, high)
+
 
 WARM_UP = 0.02
 """Share of a run of known length in which steps grow."""

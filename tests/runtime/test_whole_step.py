@@ -15,13 +15,15 @@ from torch import nn
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
 from l2o_runtime.kernels import Kernel
 from l2o_runtime.rules import DirectionalConfig, steering
-from l2o_runtime.rules.steering import STATES, Network, Sums, geometry, steered
+from l2o_runtime.rules.steering import STATES
 from l2o_runtime.state import zeros
+from l2o_runtime.stepping.parts import make_part
 
 pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
 
 from l2o_runtime.kernels import directional, plan
 
+GROUP = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
 SHAPES = [(5, 7), (40, 3), (4, 3, 3, 3), (9,), (1,), (), (30, 50), (2, 2)]
 
 
@@ -280,44 +282,41 @@ def test_kernels_have_no_whole_step_unless_they_say_so():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 7), st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 7.0, 500.0]))
-def test_arrays_are_steered_as_tensors_are(count, seed, step):
+@given(st.integers(1, 20), st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 7.0, 500.0]), st.sampled_from([4, 16]))
+def test_tensors_are_steered_as_operators_do(count, seed, step, width):
     """Some sums are zero, some sizes one; from the first step on."""
     rng, rule = np.random.default_rng(seed), random_rule(seed % 5)
-    sizes = rng.choice([1.0, 2.0, 10.0, 1000.0], count)
-    dimensions = rng.integers(0, 4, count).astype(np.float32)
+    sizes = rng.choice([1, 2, 10, 1000], count)
+    params = [torch.zeros([int(size)] if rng.random() < 0.5 or size < 10 else [2, int(size) // 2]) for size in sizes]
+    for p in params:
+        p.grad = torch.ones_like(p)
     ages = rng.random(count) < 0.8
     columns = rng.random((6, count)) * sizes * 10.0 ** rng.integers(-8, 3, count)
-    columns[[0, 1, 3, 5]] = np.abs(columns[[0, 1, 3, 5]])
     columns[:, rng.random(count) < 0.2] = 0
     state = {key: rng.random(count).astype(np.float32) * (step > 0) * ages for key in STATES}
     state["tensor_steps"] = np.full(count, step, dtype=np.float32) * ages
-    weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
-    columns = np.stack([sizes, *columns])
+    sums, tensors = np.stack([sizes, *columns]), {key: torch.tensor(value) for key, value in state.items()}
+    dimensions = torch.tensor([float(p.dim()) for p in params])
     with torch.no_grad():
-        one = steered(
-            rule.config,
-            Network(*weights),
-            Sums.of(torch.tensor(columns)),
-            geometry(torch.tensor(sizes), torch.tensor(dimensions)),
-            {key: torch.tensor(value) for key, value in state.items()},
-        )
-    other = steered(
-        rule.config,
-        Network(*(weight.detach().numpy() for weight in weights)),
-        Sums.of(columns),
-        geometry(sizes, dimensions),
-        state,
-    )
-    assert one[2].keys() == other[2].keys() == dict.fromkeys(STATES).keys()
-    pairs = [(one[0], other[0]), (one[1], other[1]), *((one[2][key], other[2][key]) for key in STATES)]
-    for tensor, array in pairs:
+        shapes = torch.stack([dimensions, torch.tensor(sizes).float()], dim=-1)
+        expected, new = rule.steer(torch.tensor(sums.T), shapes, torch.tensor(0.0), tensors)
+    kernel = directional.DirectionalKernel(rule)
+    kernel.width = width
+    spec, own = rule.spec.coordinate, rule.spec.tensor
+    parts = [make_part(GROUP, p, {}, spec, own, 0) for p in params]
+    made = plan.Plan(parts, width, rule.config.rank, 1)
+    for row, key in enumerate(STATES, 1):
+        made.owned[row, :count] = state[key]
+    found = kernel._steer(made, np.concatenate([np.ones((1, count)), sums]).T)
+    close = {"rtol": 1e-3, "atol": 1e-5}
+    torch.testing.assert_close(torch.tensor(found.T), expected, **close)
+    for row, key in enumerate(STATES, 1):
         torch.testing.assert_close(
-            torch.from_numpy(np.ascontiguousarray(array)).to(tensor), tensor, rtol=1e-4, atol=1e-6
+            torch.tensor(made.owned[row, :count]), new[key], **close, msg=lambda m, k=key: f"{k}: {m}"
         )
 
 
 def test_the_table_of_states_is_the_rule_s():
     assert tuple(random_rule().spec.tensor) == STATES
     assert len(zeros(random_rule().spec.tensor, (2,))) == len(STATES)
-    assert len(Sums._fields) + 2 == steering.SUMS
+    assert len(steering.Sums._fields) == steering.SUMS
