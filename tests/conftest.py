@@ -1,9 +1,11 @@
 """Shared fixtures: one thread, every rule of the table, real windows, and where real data may lie."""
 
 import gc
+import getpass
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from l2o_runtime import Rule, save_rule
 from l2o_runtime.files.artifact import find_rule
 
 torch.set_num_threads(1)
+# Compiled once for all workers, and not in the user's own folder.
+os.environ.setdefault("L2O_CACHE", str(Path(tempfile.gettempdir()) / f"l2o-tests-{getpass.getuser()}"))
 # Tracing, for exports above all, makes so many objects that a fifth of its time went into looking for garbage.
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)

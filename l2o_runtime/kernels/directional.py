@@ -48,9 +48,9 @@ def compile_orthogonal(rank: int, width: int) -> tuple[Code, Compiled]:
 
 
 @functools.cache
-def compile_steering(config: DirectionalConfig, width: int) -> tuple[Callable[..., None], Compiled]:
+def compile_steering(config: DirectionalConfig) -> tuple[Callable[..., None], Compiled]:
     """The function of `steering_code.steering_module`, and what keeps it alive; once per process."""
-    made = Compiled(steering_module(config, width))
+    made = Compiled(steering_module(config))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 6)
     return kind(made.address("steer")), made
 
@@ -124,7 +124,7 @@ class DirectionalKernel(Kernel):
         plan.doubles[6, :count], plan.doubles[7, :count] = FAST**steps, SLOW**steps
         plan.floats[0, :count] = 1 - (1 - 1 / MEMORY) ** steps
         arrays = (plan.doubles, plan.floats, plan.scalars, plan.owned[1:], self.network, plan.told)
-        compile_steering(self.architecture, self.width)[0](plan.blocks, *(array.ctypes.data for array in arrays))
+        compile_steering(self.architecture)[0](plan.blocks, *(array.ctypes.data for array in arrays))
         return plan.told[:TOLD, :count]
 
     @contextmanager

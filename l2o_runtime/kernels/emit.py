@@ -8,8 +8,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, Union
 
+import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
+
+from l2o_runtime.kernels import cache
 
 F32, F64, I32, I64, VOID = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 POINTER = F32.as_pointer()
@@ -20,6 +23,9 @@ BF16 = ir.IntType(16)
 Real: TypeAlias = float
 Number: TypeAlias = Union["Vector", Real]
 Body: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
+
+OPTIONS = {"speed_level": 2}
+"""Of LLVM's passes."""
 
 BOUND = 8.2
 """tanh is 1 − 1.5e-7 there; beyond, that is taken for it."""
@@ -298,17 +304,23 @@ class Compiled:
     def __init__(self, module: Any):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        features = llvm.get_host_cpu_features().flatten()
+        processor, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
         target = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
-        code = llvm.parse_assembly(str(module))
+        machine = target.create_target_machine(cpu=processor, features=features, opt=3, jit=True)
+        text = str(module)
+        versions = f"{llvmlite.__version__} {llvm.llvm_version_info} {OPTIONS}"
+        name = cache.name_of(text, processor, features, target.triple, versions)
+        code = llvm.parse_assembly(text)
         code.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = options.slp_vectorization = False
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(code, passes)
+        kept = cache.read(name)
+        if kept is None:
+            options = llvm.create_pipeline_tuning_options(**OPTIONS)
+            options.loop_vectorization = options.slp_vectorization = False
+            passes = llvm.create_pass_builder(machine, options)
+            passes.getModulePassManager().run(code, passes)
         self.code = code
         self.engine = llvm.create_mcjit_compiler(code, machine)
+        self.engine.set_object_cache(lambda _, made: cache.write(name, made), lambda _: kept)
         self.engine.finalize_object()
 
     def address(self, name: str) -> int:

@@ -12,7 +12,7 @@ from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
 from l2o_runtime.kernels.lstm import SMALLEST
 from l2o_runtime.kernels.orthogonal_code import room
 from l2o_runtime.kernels.pieces import Batch, batches_of
-from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, SCALARS, TOLD
+from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, SCALARS, TOLD, WIDTH
 from l2o_runtime.rules.directional import MOMENTUM
 from l2o_runtime.rules.orthogonal import sides
 from l2o_runtime.rules.statistics import BETAS
@@ -127,8 +127,8 @@ class Plan:
         )
         for wave in self.waves:
             wave.table[:, WHOLE] = places[wave.numbers]
-        self._steering(width)
-        self._copies(width)
+        self._steering()
+        self._copies()
 
     def _wave(self, members: slice, rank: int) -> Wave:
         """Cut up parts and tabulate their matrices; small ones together, for calls take longer than the arithmetic."""
@@ -151,27 +151,27 @@ class Plan:
         ends = [*range(large + 1), *([len(rows)] if large < len(rows) else [])]
         return Wave(members, pieces, batches, matrices, table, [table[a:b] for a, b in pairwise(ends)])
 
-    def _steering(self, width: int) -> None:
+    def _steering(self) -> None:
         """Make room for what tensors are steered by, and fill in what sizes and shapes say."""
         count = len(self.parts)
-        self.blocks = -(-count // width)
+        self.blocks = -(-count // WIDTH)
         dimensions = torch.tensor([len(part.shape) for part in self.parts], dtype=torch.float32)
         shapes = geometry(torch.from_numpy(self.sizes).double(), dimensions)._asdict()
-        self.doubles = np.zeros((len(DOUBLES), self.blocks * width))
-        self.floats = np.zeros((len(FLOATS), self.blocks * width), dtype=np.float32)
+        self.doubles = np.zeros((len(DOUBLES), self.blocks * WIDTH))
+        self.floats = np.zeros((len(FLOATS), self.blocks * WIDTH), dtype=np.float32)
         self.doubles[DOUBLES.index("count")] = self.floats[FLOATS.index("known")] = 1
         for names, rows in ((DOUBLES, self.doubles), (FLOATS, self.floats)):
             for row, name in enumerate(names):
                 if name in shapes:
                     rows[row, :count] = shapes[name].numpy()
         self.scalars = np.array([float(shapes[name]) for name in SCALARS])
-        self.told = np.zeros((TOLD + len(KEPT), self.blocks * width), dtype=np.float32)
+        self.told = np.zeros((TOLD + len(KEPT), self.blocks * WIDTH), dtype=np.float32)
 
-    def _copies(self, width: int) -> None:
+    def _copies(self) -> None:
         """Make room for what belongs to whole tensors, and the tables that copy it."""
         own = [[part.state["step"], *(part.own[key] for key in STATES)] for part in self.parts]
         places = np.array([[tensor.data_ptr() for tensor in row] for row in own], dtype=np.int64).T.ravel()
-        self.owned = np.zeros((1 + len(STATES), self.blocks * width), dtype=np.float32)
+        self.owned = np.zeros((1 + len(STATES), self.blocks * WIDTH), dtype=np.float32)
         numbers = np.arange(self.owned.size).reshape(self.owned.shape)[:, : len(own)].ravel()
         copies = self.owned.ctypes.data + FLOAT * numbers
         self.gather, self.scatter = (

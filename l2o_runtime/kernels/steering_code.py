@@ -40,11 +40,14 @@ TOLD = 1 + MIXED
 LARGEST_NETWORK = 32
 """Units whose products are written out one by one."""
 
+WIDTH = 4
+"""Numbers of a vector: there are few tensors, and constants are written out once for every number."""
+
 DOUBLE = F64.as_pointer()
 
 
-def steering_module(config: DirectionalConfig, width: int) -> ir.Module:
-    """`steer(blocks, doubles, floats, scalars, states, network, told)`, for blocks · width tensors.
+def steering_module(config: DirectionalConfig) -> ir.Module:
+    """`steer(blocks, doubles, floats, scalars, states, network, told)`, for blocks · `WIDTH` tensors.
 
     All but scalars and network have a row for each of their names, of as many numbers as there are tensors: `DOUBLES`,
     `FLOATS`, `l2o_runtime.rules.steering.STATES`, which are written, and `TOLD` and `KEPT`, which are made. What is
@@ -52,7 +55,6 @@ def steering_module(config: DirectionalConfig, width: int) -> ir.Module:
 
     Args:
         config: of the rule, with at most `LARGEST_NETWORK` units.
-        width: numbers of a vector.
     """
     module = ir.Module(name="l2o")
     kinds = [I64, DOUBLE, POINTER, DOUBLE, POINTER, POINTER, POINTER]
@@ -60,7 +62,7 @@ def steering_module(config: DirectionalConfig, width: int) -> ir.Module:
     for argument in function.args[1:]:
         argument.add_attribute("noalias")
     builder = ir.IRBuilder(function.append_basic_block())
-    _Code(builder, config, width, function.args).write()
+    _Code(builder, config, function.args).write()
     builder.ret_void()
     return module
 
@@ -68,11 +70,11 @@ def steering_module(config: DirectionalConfig, width: int) -> ir.Module:
 class _Code:
     """Writes the function."""
 
-    def __init__(self, builder: Any, config: DirectionalConfig, width: int, arguments: Sequence[Any]):
-        self.builder, self.config, self.width = builder, config, width
+    def __init__(self, builder: Any, config: DirectionalConfig, arguments: Sequence[Any]):
+        self.builder, self.config, self.width = builder, config, WIDTH
         self.blocks, self.doubles, self.floats, scalars, self.states, self.network, self.told = arguments
-        self.count = builder.mul(self.blocks, I64(width))
-        self.drawn, noise = (broadcast(builder, builder.gep(scalars, [I64(i)]), width) for i in range(len(SCALARS)))
+        self.count = builder.mul(self.blocks, I64(WIDTH))
+        self.drawn, noise = (broadcast(builder, builder.gep(scalars, [I64(i)]), WIDTH) for i in range(len(SCALARS)))
         self.noise = noise.float()
 
     def write(self) -> None:

@@ -1,0 +1,143 @@
+"""Machine code on disk is used again, and never if anybody else could have written it."""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+
+from l2o_runtime.kernels import cache, emit
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="code is kept where files have owners")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "code"))
+    return tmp_path / "code"
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often LLVM has optimised something."""
+    made = []
+    builder = emit.llvm.create_pass_builder
+    monkeypatch.setattr(emit.llvm, "create_pass_builder", lambda *x: made.append(1) or builder(*x))
+    return made
+
+
+def exponentials(width=4):
+    """Of four numbers, by code that is compiled or read."""
+    code = emit.Compiled(emit.function_module("exp", width))
+    x, y = torch.linspace(-1, 1, width), torch.zeros(width)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    kind(code.address("apply"))(1, x.data_ptr(), y.data_ptr())
+    torch.testing.assert_close(y, x.exp())
+
+
+def test_code_is_compiled_once(place, passes):
+    exponentials()
+    exponentials()
+    assert len(passes) == 1
+    assert len(list(place.iterdir())) == 1
+    exponentials(8)
+    assert len(passes) == 2
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in place.iterdir())
+
+
+def test_nothing_is_kept_if_it_is_turned_off(passes, monkeypatch):
+    monkeypatch.setenv(cache.VARIABLE, "off")
+    exponentials()
+    exponentials()
+    assert len(passes) == 2
+    assert cache.folder() is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "digest"])
+def test_damaged_files_are_compiled_anew_and_replaced(place, passes, damage):
+    exponentials()
+    (path,) = place.iterdir()
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[3 if damage == "digest" else -3] ^= 1
+    path.write_bytes({"cut": good[:-7], "emptied": b""}.get(damage, bytes(bad)))
+    exponentials()
+    assert len(passes) == 2
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("loosened", ["file", "folder"])
+def test_what_others_may_write_to_is_not_read(place, passes, loosened):
+    exponentials()
+    (path,) = place.iterdir()
+    (path if loosened == "file" else place).chmod(0o777)
+    assert cache.read(path.name) is None
+    exponentials()
+    assert len(passes) == 2
+
+
+def test_links_are_not_followed(place, tmp_path):
+    exponentials()
+    (path,) = place.iterdir()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert cache.read(path.name) is None
+    place.rename(tmp_path / "other")
+    place.symlink_to(tmp_path / "other")
+    assert cache.folder() is None
+
+
+def test_another_user_s_folder_is_not_used(place, monkeypatch):
+    cache.write("name", b"code")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert cache.read("name") is None
+
+
+@pytest.mark.parametrize("where", ["file", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch, passes, where):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / where))
+    exponentials()
+    assert len(passes) == 1
+
+
+def test_a_full_disk_leaves_nothing(place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    cache.write("name", b"code")
+    assert list(place.iterdir()) == []
+    assert cache.read("name") is None
+
+
+def test_what_was_not_used_for_long_is_deleted(place, monkeypatch):
+    monkeypatch.setattr(cache, "KEPT", 3)
+    for number in range(5):
+        cache.write(f"{number}", b"code")
+        os.utime(place / f"{number}", (number, number))
+        if number == 2:
+            assert cache.read("0") == b"code"
+    left = {path.name for path in place.iterdir()}
+    assert len(left) == 3
+    assert "0" in left
+    assert "1" not in left
+
+
+def test_names_depend_on_all_there_is():
+    names = {cache.name_of(*parts) for parts in (("a", "b"), ("ab", ""), ("", "ab"), ("a", "b", ""), ("b", "a"))}
+    assert len(names) == 5
+
+
+def test_the_usual_place_is_the_user_s_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "l2o"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / ".cache" / "l2o"
