@@ -23,16 +23,22 @@ from l2o_cli.console import (
     table_of,
 )
 
+MODELS = (
+    "Models: tiny (1.8 k), mlp (16 k), lenet (62 k), transformer (0.1 M), cnn (1.2 M), resnet18 (11.7 M), gpt (25 M), "
+    "vit (86.6 M)."
+)
+
 
 def bench(
     rule: Annotated[str, typer.Option(help="A rule: a bundled name or a file.")] = "default",
-    sizes: Annotated[
-        str, typer.Option(help="Models: mlp (16 k), cnn (1.2 M), resnet18 (11.7 M), vit (86.6 M).")
-    ] = "mlp,cnn",
+    sizes: Annotated[str, typer.Option(help=MODELS)] = "mlp,cnn",
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of every optimizer, at most.")] = 20,
     seconds: Annotated[float, typer.Option(min=0, help="Begin no further round after this long (at least 3).")] = 60.0,
     extra: Annotated[
         list[str] | None, typer.Option(help="Time another optimizer, such as torch.optim:SGD; may be repeated.")
+    ] = None,
+    exported: Annotated[
+        Path | None, typer.Option(help="Time the .pt, .pt2 and .onnx files of this folder too.", show_default=False)
     ] = None,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/bench"),
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
@@ -65,7 +71,8 @@ def bench(
         set_threads(threads)
         place = torch.device(pick_device(device))
         chosen = parse_sizes(sizes)
-        competing = racers(rule, extra or (), torch.bfloat16 if state_dtype == "bfloat16" else torch.float32)
+        dtype = torch.bfloat16 if state_dtype == "bfloat16" else torch.float32
+        competing = racers(rule, extra or (), dtype, exported)
         with err.status("benchmarking") as status:
             content = run(
                 competing,
@@ -75,7 +82,12 @@ def bench(
                 device=place,
                 memory=None if memory is None else round(memory * 1e9),
                 out=out_dir,
-                settings={"rule": rule, "extra": extra or [], "state_dtype": state_dtype},
+                settings={
+                    "rule": rule,
+                    "extra": extra or [],
+                    "exported": None if exported is None else str(exported),
+                    "state_dtype": state_dtype,
+                },
                 report=lambda text: status.update(Text(text)),
             )
         if as_json:
@@ -106,8 +118,9 @@ def tell(rows: list[dict[str, Any]], rates: dict[str, float], rule: str, *, wide
 
 def cost(row: dict[str, Any]) -> str:
     """What a rule's step costs, in a sentence."""
-    against = (("Adam foreach", row["ratio_foreach"]), ("Adam fused", row["ratio_fused"]))
-    times = " and ".join(f"{_number(ratio)} × that of {name}" for name, ratio in against if ratio is not None)
+    against = (("Adam", "ratio_adam"), ("Adam foreach", "ratio_foreach"), ("Adam fused", "ratio_fused"))
+    ratios = [(name, row[key]) for name, key in against if row[key] is not None]
+    times = ", ".join(f"{_number(ratio)} × that of {name}" for name, ratio in ratios)
     return f"the step of {row['optimizer']} takes {_ms(row['median_s'])} ms{times and ', ' + times}."
 
 
@@ -140,6 +153,7 @@ def _number(value: float | None) -> str:
 
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ms per\nstep": lambda row: _ms(row["median_s"]),
+    "×\nAdam": lambda row: _number(row["ratio_adam"]),
     "× Adam\nfused": lambda row: _number(row["ratio_fused"]),
     "× Adam\nforeach": lambda row: _number(row["ratio_foreach"]),
     "state\nB/param": lambda row: _number(row["state_bytes_per_parameter"]),

@@ -12,12 +12,13 @@ from torch.optim import SGD, Adam
 from typer.testing import CliRunner
 
 from l2o_cli.main import app
+from l2o_export.export import export_rule
 from l2o_runtime import LearnedOptimizer, save_rule
 from l2o_runtime.rules import LSTMConfig, NormalizedConfig, make_rule
 from l2o_training.bench import plan, plots
 from l2o_training.bench import run as bench
 from l2o_training.bench.memory import allocated_peak, available_bytes, resident_peak, state_bytes
-from l2o_training.bench.models import count, parse_sizes, shapes_of
+from l2o_training.bench.models import MODELS, count, parse_sizes, shapes_of
 from l2o_training.bench.plan import Line, Need
 from l2o_training.bench.racers import FOREACH, FUSED, NO_CONTEXT, Racer, racers, stepper
 from l2o_training.bench.reference import PlainLSTM
@@ -79,8 +80,18 @@ def param():
 
 
 def test_models_have_the_sizes_they_are_known_for():
-    sizes = {name: count(shapes_of(name)) for name in parse_sizes("mlp,cnn,resnet18,vit")}
-    assert sizes == {"mlp": 15_910, "cnn": 1_199_882, "resnet18": 11_689_512, "vit": 86_567_656}
+    sizes = {name: count(shapes_of(name)) for name in parse_sizes(",".join(MODELS))}
+    assert sizes == {
+        "tiny": 1_810,
+        "mlp": 15_910,
+        "lenet": 61_706,
+        "transformer": 108_481,
+        "cnn": 1_199_882,
+        "resnet18": 11_689_512,
+        "gpt": 25_139_336,
+        "vit": 86_567_656,
+    }
+    assert list(sizes.values()) == sorted(sizes.values())
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(Known, 40 * MB), (Replacing, 8 * MB), (Outside, 0)])
@@ -202,9 +213,11 @@ def test_the_command(cli, tmp_path, tiny):
     assert content == json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["machine"]["threads"] == torch.get_num_threads()
     rows = content["results"]
-    assert len(rows) == 2 * 9
+    assert len(rows) == 2 * 10
     by_name = {row["optimizer"]: row for row in rows if row["size"] == "mlp"}
     assert by_name[FOREACH]["ratio_foreach"] == 1
+    assert by_name["Adam"]["ratio_adam"] == 1
+    assert by_name["rule default"]["ratio_adam"] > 0
     assert by_name[FUSED]["state_bytes_per_parameter"] == pytest.approx(8, abs=0.1)
     assert by_name[NO_CONTEXT]["state_bytes_per_parameter"] == pytest.approx(320, abs=0.2)
     assert by_name["2×20, dmd exact"]["state_bytes_per_parameter"] > 400
@@ -220,6 +233,19 @@ def test_the_command(cli, tmp_path, tiny):
     with (tmp_path / "out" / "results.csv").open() as file:
         assert [row["optimizer"] for row in csv.DictReader(file)] == [row["optimizer"] for row in rows]
     assert (tmp_path / "out" / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exported_files_are_timed(cli, tmp_path, tiny):
+    rule = make_rule(LSTMConfig(hidden=4))
+    save_rule(tmp_path / "rule.safetensors", rule)
+    export_rule(tmp_path / "rule.safetensors", ["torchscript"], tmp_path / "exported")
+    result = cli("--sizes", "mlp", "--steps", 3, "--exported", tmp_path / "exported", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["exported"] == str(tmp_path / "exported")
+    row = next(row for row in content["results"] if row["optimizer"] == "rule.pt")
+    assert row["steps"] == 3
+    assert row["ratio_adam"] > 0
 
 
 @pytest.mark.parametrize("sizes", [["mlp"], ["mlp", "cnn"]])
@@ -297,6 +323,7 @@ def test_what_does_not_fit_is_skipped_with_a_reason(cli, tmp_path, tiny, monkeyp
         (["--extra", "torch.optim"], "expected module:Class"),
         (["--extra", "nowhere_at_all:X"], "cannot import nowhere_at_all"),
         (["--extra", "torch.optim:Adm"], "no class Adm"),
+        (["--exported", "nowhere"], "no .pt, .pt2, .onnx file there; `l2o export RULE --out nowhere` writes them"),
         (["--extra", "broken:X"], "cannot import broken: RuntimeError: it is broken"),
         (["--extra", "torch.optim:LBFGS"], "cannot be timed: TypeError"),
         (["--extra", "torch.optim:Muon"], "cannot be timed: ValueError"),

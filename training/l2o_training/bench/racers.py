@@ -21,7 +21,8 @@ from l2o_runtime.files.exported import load_exported
 from l2o_runtime.rules.lstm import LSTMConfig
 from l2o_training.bench.reference import PlainLSTM
 
-FOREACH, FUSED, NO_CONTEXT = "Adam foreach", "Adam fused", "2×20, no context"
+ADAM, FOREACH, FUSED, NO_CONTEXT = "Adam", "Adam foreach", "Adam fused", "2×20, no context"
+"""The first as PyTorch has it without an argument: a loop over tensors on CPUs."""
 
 CONTEXTS: dict[str, ContextConfig] = {
     NO_CONTEXT: NoneConfig(),
@@ -45,32 +46,50 @@ class Racer:
 
     name: str
     make: Callable[[list[Tensor]], Optimizer]
-    references: tuple[str, ...] = (FOREACH, FUSED)
+    references: tuple[str, ...] = (FOREACH, FUSED, ADAM)
     flops: int | None = None
 
 
-def racers(rule: str, extras: Iterable[str] = (), state_dtype: torch.dtype = torch.float32) -> list[Racer]:
+def racers(
+    rule: str,
+    extras: Iterable[str] = (),
+    state_dtype: torch.dtype = torch.float32,
+    exported: Path | None = None,
+) -> list[Racer]:
     """Everyone, references first.
 
     Args:
         rule: a bundled name, or a file.
         extras: import paths "module:Class".
         state_dtype: what `LearnedOptimizer` keeps its state in.
+        exported: a folder whose files `l2o export` wrote; they are timed too.
 
     Raises:
-        ArtifactError: the rule cannot be read.
-        ConfigError: an import path leads nowhere.
+        ArtifactError: the rule, or what was exported, cannot be read.
+        ConfigError: an import path leads nowhere, or the folder has no such files.
     """
     path = find_rule(rule)
     loaded = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
     foreach = Racer(FOREACH, partial(Adam, foreach=True), ())
     fused = Racer(FUSED, partial(Adam, fused=True), (FOREACH,))
+    default = Racer(ADAM, Adam, (FOREACH,))
     make = partial(LearnedOptimizer, rule=path, state_dtype=state_dtype)
     named = Racer(f"rule {rule}", make, flops=loaded.config.flops)
     contexts = [_untrained(name, context, state_dtype) for name, context in CONTEXTS.items()]
     plain = Racer("plain nn.LSTMCell", partial(PlainLSTM, rule=_rule(NoneConfig())), flops=contexts[0].flops)
     others = [Racer(text, import_optimizer(text)) for text in dict.fromkeys(extras)]
-    return [foreach, fused, *contexts, named, plain, *others]
+    files = [] if exported is None else _exported(exported)
+    return [foreach, fused, default, *contexts, named, plain, *files, *others]
+
+
+def _exported(folder: Path) -> list[Racer]:
+    """The files of a folder, which are read once to say what is wrong with them."""
+    found = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    known = ", ".join(SUFFIXES)
+    require(bool(found), f"--exported {folder}: no {known} file there; `l2o export RULE --out {folder}` writes them")
+    for path in found:
+        load_exported(path)
+    return [Racer(path.name, partial(LearnedOptimizer, rule=path)) for path in found]
 
 
 def _rule(context: ContextConfig) -> Rule:

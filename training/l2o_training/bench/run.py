@@ -18,7 +18,7 @@ from l2o_training.bench.memory import available_bytes
 from l2o_training.bench.models import Shapes, count, shapes_of
 from l2o_training.bench.plan import Need, pilot, plan
 from l2o_training.bench.plots import growth
-from l2o_training.bench.racers import FOREACH, FUSED, NO_CONTEXT, Racer
+from l2o_training.bench.racers import ADAM, FOREACH, FUSED, NO_CONTEXT, Racer
 from l2o_training.bench.timing import Lane, Rates, overhead, race
 from l2o_training.results import write_results
 
@@ -37,7 +37,7 @@ class Result:
         steps: timed steps.
         median_s, p10_s, p90_s: seconds per step.
         ns_per_parameter: of the median.
-        ratio_foreach, ratio_fused: median over Adam's in the same group.
+        ratio_adam, ratio_foreach, ratio_fused: median over Adam's in the same group, PyTorch's default first.
         context_overhead: relative to the same rule without context, median over rounds.
         state_bytes, state_bytes_per_parameter: tensors in `optimizer.state`.
         transient_bytes: peak of a step beyond what was there before, by torch's allocator.
@@ -56,6 +56,7 @@ class Result:
     p10_s: float | None = None
     p90_s: float | None = None
     ns_per_parameter: float | None = None
+    ratio_adam: float | None = None
     ratio_foreach: float | None = None
     ratio_fused: float | None = None
     context_overhead: float | None = None
@@ -99,6 +100,7 @@ def summarise(size: str, n: int, lanes: list[Lane], rates: Rates, group: int) ->
                 p10_s=float(low),
                 p90_s=float(high),
                 ns_per_parameter=1e9 * medians[name] / n,
+                ratio_adam=ratio(name, ADAM),
                 ratio_foreach=ratio(name, FOREACH),
                 ratio_fused=ratio(name, FUSED),
                 context_overhead=overhead(lane, by_name[NO_CONTEXT]) if compared else None,
