@@ -326,7 +326,7 @@ class LearnedOptimizer(Optimizer):
     def _steps(self) -> Tensor:
         """() the number of steps that were taken."""
         found = whole(listed(self.param_groups), self.state)
-        return found["health"][0] if found else torch.zeros((), dtype=torch.int64)
+        return found["health"][0] if found else torch.zeros((), dtype=torch.int64, device="cpu")
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
@@ -385,6 +385,9 @@ class LearnedOptimizer(Optimizer):
                 if not whole(listed(self.param_groups), self.state):
                     warnings.warn(NOT_SAVED, stacklevel=outside())
                 self._share()
+            self._collector.forget()
+            if self._replicas is not None:
+                self._replicas.forget()
             self._advice.calls = max((int(state["step"]) for state in exact.values() if "step" in state), default=0)
             if self.guard is not None:
                 self.guard.left = {}

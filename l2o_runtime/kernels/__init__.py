@@ -39,6 +39,10 @@ class Kernel(ABC):
         """
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Keep nothing of earlier steps."""
+        return
+
     def observe(self, parts: list[Part]) -> Tensor | None:
         """Σ|g| and the rule's own sums over every part, those of its context aside: (parts, 1 + k) float64.
 
@@ -83,5 +87,9 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
 
 
 def fits(part: Part) -> bool:
-    """Whether a part is what kernels expect: plain tensors, its state contiguous and in float32 or bfloat16."""
-    return part.plain and type(part.grad) is Tensor
+    """Whether a part is what kernels expect: plain tensors, its state contiguous and in float32 or bfloat16.
+
+    Gradients that are negated lazily, or zeros without memory, do not lie where their address says.
+    """
+    grad = part.grad
+    return part.plain and type(grad) is Tensor and not grad.is_neg() and not grad._is_zerotensor()

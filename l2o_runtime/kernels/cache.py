@@ -8,6 +8,7 @@ Where that cannot be had, nothing is kept.
 
 import hashlib
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,12 @@ VARIABLE = "L2O_CACHE"
 KEPT = 64
 """Files; those that were used longest ago are deleted."""
 
+PREFIX = "l2o-new-"
+"""Of files that are being written."""
+
+NAMES = rf"[0-9a-f]{{64}}|{PREFIX}.*"
+"""Of our files."""
+
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -27,9 +34,9 @@ def folder() -> Path | None:
     given = os.environ.get(VARIABLE, "")
     if given == "off" or not hasattr(os, "getuid"):
         return None
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    found = Path(given) if given else base / "l2o"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
+        found = Path(given or f"{base}/l2o").expanduser()
         found.mkdir(mode=0o700, parents=True, exist_ok=True)
         return found if _own(found.lstat()) else None
     except (OSError, RuntimeError):  # no home
@@ -74,7 +81,7 @@ def write(name: str, code: bytes) -> None:
     if place is None:
         return
     with suppress(OSError):
-        file = NamedTemporaryFile(dir=place, prefix="new-", delete=False)  # noqa: SIM115  # readable by the user alone
+        file = NamedTemporaryFile(dir=place, prefix=PREFIX, delete=False)  # noqa: SIM115  # readable by the user alone
         try:
             with file:
                 file.write(hashlib.sha256(code).digest() + code)
@@ -91,7 +98,8 @@ def _own(status: os.stat_result) -> bool:
 
 
 def _tidy(place: Path) -> None:
-    """Delete what was used longest ago."""
-    files = sorted((path for path in place.iterdir() if path.is_file()), key=lambda path: -path.stat().st_mtime)
+    """Delete what was used longest ago; whatever else lies there is not ours."""
+    ours = (path for path in place.iterdir() if re.fullmatch(NAMES, path.name) and path.is_file())
+    files = sorted(ours, key=lambda path: -path.stat().st_mtime)
     for path in files[KEPT:]:
         path.unlink(missing_ok=True)

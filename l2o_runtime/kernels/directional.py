@@ -7,6 +7,7 @@ The code is in `directional_code`, for matrices in `orthogonal_code`, and for th
 import ctypes
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +31,7 @@ from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, Direction
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.rules.steering import FAST, MEMORY, SLOW, STATES, TINY
-from l2o_runtime.stepping.parts import Part
+from l2o_runtime.stepping.parts import Part, full_precision
 
 DECAYS = np.array(BETAS, dtype=np.float32)
 
@@ -72,6 +73,7 @@ class DirectionalKernel(Kernel):
         self.network = torch.cat([weight.detach().reshape(-1) for weight in weights]).numpy()
         self.scratch: list[Scratch] = []
         self.plan: Plan | None = None
+        self.lock = threading.Lock()
 
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the rule's sums: (parts, totals) float64, whichever thread adds up which piece."""
@@ -93,8 +95,12 @@ class DirectionalKernel(Kernel):
             against = self._stepped(plan, loss.item())
         for part in () if any(against) else parts:
             part.write_back()
-        good, *reasons = torch.tensor([not any(against), *against]).unbind()
+        good, *reasons = torch.tensor([not any(against), *against], device="cpu").unbind()
         return good, reasons
+
+    def forget(self) -> None:
+        """As in `Kernel`."""
+        self.plan = None
 
     def _stepped(self, plan: Plan, loss: float) -> list[bool]:
         """What is against the step; if nothing is, it was taken."""
@@ -131,17 +137,18 @@ class DirectionalKernel(Kernel):
     def _planned(self, parts: list[Part]) -> Iterator[Plan]:
         """Where everything is; what does not change between steps is kept."""
         threads = torch.get_num_threads()
-        while len(self.scratch) < threads:
-            self.scratch.append(Scratch([]))
-        if self.plan is None or not self.plan.is_for(parts, threads):
-            self.plan = Plan(parts, self.width, self.rule.config.rank, threads)
-        self.plan.aim(parts)
-        try:
-            yield self.plan
-        finally:
-            self.plan.release()
-            if not self.plan.regular:
-                self.plan = None
+        with self.lock, np.errstate(all="ignore"):  # βᵗ vanishes in the end
+            while len(self.scratch) < threads:
+                self.scratch.append(Scratch([]))
+            if self.plan is None or not self.plan.is_for(parts, threads):
+                self.plan = Plan(parts, self.width, self.rule.config.rank, threads)
+            self.plan.aim(parts)
+            try:
+                yield self.plan
+            finally:
+                self.plan.release()
+                if not self.plan.regular:
+                    self.plan = None
 
     def _code(self, dtypes: Dtypes) -> Code:
         """Functions by name, for states of these types."""
@@ -163,8 +170,10 @@ class DirectionalKernel(Kernel):
             rows[:, 2:4] = [[grad.data_ptr(), param.data_ptr()] for grad, param in pairs]
             if name == "update" and isinstance(self.rule.context, WindowContext):
                 for piece, (grad, _) in zip(batch.pieces, pairs, strict=True):
-                    theta, window = piece.part.theta[piece.where], piece.part.state["window"]
-                    push(window[piece.where], self.rule.context.snapshot(theta, grad))
+                    window = piece.part.state.get("window")
+                    if window is not None:
+                        theta = piece.part.theta[piece.where]
+                        push(window[piece.where], self.rule.context.snapshot(theta, grad))
         self._code(batch.dtypes)[name](len(rows), rows.ctypes.data)
 
     def _looked(self, plan: Plan) -> np.ndarray:
@@ -186,6 +195,8 @@ class DirectionalKernel(Kernel):
             lengths = -length / np.maximum(np.sqrt(squares / plan.sizes), TINY)
             plan.numbers[wave.parts, LENGTH] = (lengths * rates)[wave.parts]
             share(functools.partial(self._move, plan, lengths), wave.batches)
+        if plan.direct:  # written by address, which autograd has to be told of
+            torch.autograd.graph.increment_version([part.param for part in plan.parts])
 
     def _move(self, plan: Plan, lengths: np.ndarray, batch: Batch, thread: int) -> None:
         """θ ← left · θ + length · d."""
@@ -196,7 +207,7 @@ class DirectionalKernel(Kernel):
         for piece in batch.pieces:
             # Half precision is rounded once, at the end.
             delta = plan.direction(piece.index)[piece.where] * float(lengths[piece.index])
-            piece.part.move(piece.part.theta[piece.where], delta, torch.tensor(True))
+            piece.part.move(piece.part.theta[piece.where], delta, torch.tensor(True, device="cpu"))
 
     def _orthogonalise(self, plan: Plan, wave: Wave) -> None:
         """Write the orthogonalised momentum of matrices where directions will be."""
@@ -205,7 +216,8 @@ class DirectionalKernel(Kernel):
             for index, matrix in wave.matrices:
                 part = plan.parts[index]
                 momentum = nesterov(part.gradient, part.state[MOMENTUM].float()).view(matrix)
-                plan.direction(index).copy_(orthogonalise_each([momentum], rank)[0].reshape(-1))
+                with full_precision(momentum.device):
+                    plan.direction(index).copy_(orthogonalise_each([momentum], rank)[0].reshape(-1))
         elif wave.matrices:
             kept = plan.aim_matrices(wave)
             code = compile_orthogonal(rank, self.width)[0]["orthogonalise"]

@@ -81,6 +81,10 @@ class Vector:
         """self · factor + term, in one instruction where there is one."""
         return self._call("llvm.fmuladd", self.like(factor), self.like(term))
 
+    def lerp(self, end: "Vector", weight: Real) -> "Vector":
+        """self + weight · (end − self)."""
+        return (end - self).fma(weight, self)
+
     def reciprocal(self) -> "Vector":
         """1 / self."""
         return self.like(1.0) / self

@@ -65,23 +65,24 @@ class Scratch:
     """
 
     def __init__(self, widths: list[int]):
-        self.grad = torch.zeros(CHUNK, dtype=torch.float32)
-        self.delta = torch.zeros(CHUNK, dtype=torch.float32)
-        self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
-        self.tile = torch.zeros(3, ROWS, dtype=torch.float32)
+        with torch.device("cpu"):
+            self.grad = torch.zeros(CHUNK, dtype=torch.float32)
+            self.delta = torch.zeros(CHUNK, dtype=torch.float32)
+            self.states = [torch.zeros(ROWS, width, dtype=torch.float32) for width in widths]
+            self.tile = torch.zeros(3, ROWS, dtype=torch.float32)
         self._wide: dict[torch.dtype, Tensor] = {}
-        self._room = torch.empty(0)
+        self._room = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def room(self, count: int) -> Tensor:
         """Float32 for anything, `count` at least; it is kept."""
         if len(self._room) < count:
-            self._room = torch.empty(count)
+            self._room = torch.empty(count, dtype=torch.float32, device="cpu")
         return self._room
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         """A chunk of another type."""
         if dtype not in self._wide:
-            self._wide[dtype] = torch.zeros(CHUNK, dtype=dtype)
+            self._wide[dtype] = torch.zeros(CHUNK, dtype=dtype, device="cpu")
         return self._wide[dtype]
 
 

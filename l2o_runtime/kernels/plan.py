@@ -103,7 +103,8 @@ class Plan:
         for members in _waves(self.sizes):
             self.waves.append(self._wave(members, rank))
         self.batches = [batch for wave in self.waves for batch in wave.batches]
-        self.directions = torch.empty(max(int(self.sizes[wave.parts].sum()) for wave in self.waves))
+        most = max(int(self.sizes[wave.parts].sum()) for wave in self.waves)
+        self.directions = torch.empty(most, dtype=torch.float32, device="cpu")
         pieces = [piece for batch in self.batches for piece in batch.pieces]
         self.owners = np.array([piece.index for piece in pieces], dtype=np.int64)
         starts = FLOAT * np.array([piece.start for piece in pieces], dtype=np.int64)
@@ -155,7 +156,7 @@ class Plan:
         """Make room for what tensors are steered by, and fill in what sizes and shapes say."""
         count = len(self.parts)
         self.blocks = -(-count // WIDTH)
-        dimensions = torch.tensor([len(part.shape) for part in self.parts], dtype=torch.float32)
+        dimensions = torch.tensor([len(part.shape) for part in self.parts], dtype=torch.float32, device="cpu")
         shapes = geometry(torch.from_numpy(self.sizes).double(), dimensions)._asdict()
         self.doubles = np.zeros((len(DOUBLES), self.blocks * WIDTH))
         self.floats = np.zeros((len(FLOATS), self.blocks * WIDTH), dtype=np.float32)

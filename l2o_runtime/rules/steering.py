@@ -119,7 +119,7 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
         share=(size / total).float(),
         one=size == 1,
         matrix=matrix,
-        part=torch.where(matrix, SHARE**2, 1.0),
+        part=1 + matrix.double() * (SHARE**2 - 1),
         dimensions=dimensions / 4,
         drawn=DRAWN * size.sqrt().where(counted, 0.0).sum(-1, keepdim=True) / everything,
         noise=(CHANCE / total.sqrt()).float().clamp_min(AGREEING),
@@ -207,8 +207,7 @@ def look(sums: Sums, shapes: Geometry, age: Ages, everything: Any, mean: Any, st
     rho = rho.maximum(initial).where(shapes.one, rho)  # a scalar may pass through zero
     averages = []
     for key, value in zip(KEPT, agreements(sums, shapes, age), strict=True):
-        old = state[f"tensor_{key}"]
-        averages.append(old + (value.float() - old) * (1 / MEMORY))
+        averages.append(state[f"tensor_{key}"].lerp(value.float(), 1 / MEMORY))
     xx, *mean_values = (average / age.known for average in averages)
     cosines, signals = [], []
     for product, before, noise in (mean_values[:3], mean_values[3:]):
@@ -257,8 +256,7 @@ def conclude(
         noise: (..., 1) what a cosine may be by chance.
         state: `STATES`, (..., S) each.
     """
-    log_size = state["tensor_log_size"]
-    log_size = log_size + (correction(said[0], bounds) - log_size) * (1 / MEMORY)
+    log_size = state["tensor_log_size"].lerp(correction(said[0], bounds), 1 / MEMORY)
     longer = lengthened(state["tensor_longer"], seen.slow, everywhere, age, noise).clamp_max(bounds.grow)
     size = (longer * log_size.exp()).clamp_max(bounds.grow)
     fading = (seen.energy.sqrt() * (1 / SPENT)).clamp_max(1.0)
@@ -304,10 +302,9 @@ def agreements(sums: Sums, shapes: Geometry, age: Ages) -> list[Any]:
     xx = sums.xx / shapes.count
     found = [xx]
     for beta, power, xm, mm in ((FAST, age.fast, sums.xu, sums.uu), (SLOW, age.slow, sums.xs, sums.ss)):
-        new, seen = 1 - beta, -power + 1.0
-        share, left = seen / shapes.count, xx * new
-        mixed = xm * share
-        energy = (mm * share * seen + (left - mixed * 2) * new).clamp_min(0.0)
+        new, known = 1 - beta, -power + 1.0
+        mixed, left = xm / shapes.count * known, xx * new
+        energy = (mm / shapes.count * known * known - mixed * (2 * new) + left * new).clamp_min(0.0)
         noise = left * (-(power * (1 / beta)).square() + 1.0)
         values = [(mixed - left) * (1 / beta), energy * (1 / beta**2), noise * (1 / (1 + beta))]
         # Before the first step there was no gradient: what the differences leave is rounding.

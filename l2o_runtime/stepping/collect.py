@@ -19,11 +19,13 @@ class Known:
     Attributes:
         part: without a gradient, which would be kept from being freed.
         start: global index of its first coordinate.
+        address: of the parameter, as a number, for a storage may move with all tensors in it.
         states: name, tensor, address and size of each of its states.
     """
 
     part: Part
     start: int
+    address: int
     states: list[tuple[str, Tensor, int, int]]
 
     def holds(self, group: dict[str, Any], param: Tensor, state: dict[str, Any], start: int) -> bool:
@@ -32,7 +34,7 @@ class Known:
         if (
             part.group is not group
             or self.start != start
-            or theta.data_ptr() != param.data_ptr()
+            or param.data_ptr() != self.address
             or theta.shape != param.shape
             or theta.dtype != param.dtype
             or not param.is_contiguous()
@@ -40,6 +42,8 @@ class Known:
             return False
         for key, tensor, address, size in self.states:
             if state.get(key) is not tensor or tensor.data_ptr() != address or tensor.numel() != size:
+                return False
+            if size > 1 and not tensor.is_contiguous():
                 return False
         return True
 
@@ -93,10 +97,14 @@ class Collector:
         if part.plain and not part.groups and part.param.is_contiguous():
             kept = [(key, state[key]) for key in (*part.state, *part.own)]
             places = [(key, tensor, tensor.data_ptr(), tensor.numel()) for key, tensor in kept]
-            known = Known(part.again(part.theta, 1.0), start, places)
+            known = Known(part.again(part.theta, 1.0), start, part.param.data_ptr(), places)
             known.part = replace(known.part, origin=known)
             self.known[param] = known
         return part.again(part.grad, factor)
+
+    def forget(self) -> None:
+        """Look at everything anew, and keep nothing of what has been replaced."""
+        self.known = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies look for themselves."""

@@ -51,8 +51,10 @@ class Replicas:
         """The kernel that takes the whole step of all parts by itself, if there is one."""
         kernels = {self._kernel(part) for part in parts}
         kernel = next(iter(kernels)) if len(kernels) == 1 else None
-        near = all(part.param.device == loss.device for part in parts)
-        return kernel if kernel is not None and kernel.whole and near else None
+        if kernel is None or not kernel.whole or any(part.param.device != loss.device for part in parts):
+            return None
+        # A parameter that is there twice steps twice, the second time from where the first has led.
+        return kernel if len({part.state["step"].data_ptr() for part in parts}) == len(parts) else None
 
     def _kernel(self, part: Part) -> Kernel | None:
         # A direction's size is known when all ranks have summed it up, in between of what kernels do in one go.
@@ -62,6 +64,11 @@ class Replicas:
         if device not in self.kernels:
             self.kernels[device] = select(self.on(device), device)
         return self.kernels[device]
+
+    def forget(self) -> None:
+        """Let kernels look at everything anew."""
+        for kernel in filter(None, self.kernels.values()):
+            kernel.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make their own kernels."""

@@ -62,8 +62,8 @@ class Part:
         groups: the process groups over which the parameter is split.
         factor: of the schedule, on lr.
         unit: the part of itself that a parameter loses in a step of lr = 1 and weight decay 1.
-        plain: whether kernels may have it, if its gradient is a plain tensor too: plain tensors, states contiguous and
-            in one of `STATE_DTYPES`.
+        plain: whether kernels may have it, if its gradient is a plain tensor too: plain tensors on one device, states
+            contiguous and in one of `STATE_DTYPES`.
         origin: parts of two steps with the same one are at the same place; None says nothing.
     """
 
@@ -92,7 +92,10 @@ class Part:
         """What Δ is multiplied by: the group's lr times the schedule's factor."""
         lr: Tensor | float = self.group["lr"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
-        return lr * (self.factor.to(self.param.device) if isinstance(self.factor, Tensor) else self.factor)
+        if isinstance(self.factor, Tensor):
+            return lr * self.factor.to(self.param.device)
+        # In float64, as the same number would be.
+        return lr.double() * self.factor if isinstance(lr, Tensor) and self.factor != 1 else lr * self.factor
 
     @property
     def decay(self) -> Tensor | float:
@@ -221,10 +224,19 @@ def make_part(
         offset=start + first_index(param),
         groups=shard_groups(param),
         unit=unit,
-        plain=all(type(kept) is Tensor for kept in (part, *views.values()))
-        and all(kept.dtype in STATE_DTYPES and kept.is_contiguous() for kept in views.values()),
+        plain=_plain(part, views, [state[key] for key in own]),
     )
     return _without_coordinates(whole) if param.grad is None else whole
+
+
+def _plain(part: Tensor, views: State, own: Collection[Tensor]) -> bool:
+    """Whether kernels may have a part, by what does not change; they read by address, so all has to lie there."""
+    tensors = [part, *views.values(), *own]
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(kept) is Tensor and kept.device == part.device and not kept.is_neg() for kept in tensors)
+        and all(kept.dtype in STATE_DTYPES and kept.is_contiguous() for kept in views.values())
+    )
 
 
 def check_gradient(param: Tensor) -> None:

@@ -76,9 +76,7 @@ def test_wide_prints_all_times_on_any_terminal(printed):
 
 def test_the_cost_of_the_rule_is_said_in_words(printed):
     text = " ".join(printed(80, bench.tell, timings(), RATES, "rule default").split())
-    assert (
-        "vit: the step of rule default takes 12,345 ms, 99.9 × that of Adam, 123 × that of" in text
-    )
+    assert "vit: the step of rule default takes 12,345 ms, 99.9 × that of Adam, 123 × that of" in text
     alone = [{**row, **dict.fromkeys(("ratio_adam", "ratio_foreach", "ratio_fused"))} for row in timings()]
     assert "takes 12,345 ms." in printed(80, bench.tell, alone, RATES, "rule default")
 

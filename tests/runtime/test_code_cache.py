@@ -116,17 +116,34 @@ def test_a_full_disk_leaves_nothing(place, monkeypatch):
     assert cache.read("name") is None
 
 
-def test_what_was_not_used_for_long_is_deleted(place, monkeypatch):
+def test_what_was_not_used_for_long_is_deleted_and_nothing_of_others(place, monkeypatch):
     monkeypatch.setattr(cache, "KEPT", 3)
-    for number in range(5):
-        cache.write(f"{number}", b"code")
-        os.utime(place / f"{number}", (number, number))
+    names = [cache.name_of(f"{number}") for number in range(5)]
+    place.mkdir(mode=0o700)
+    for number in range(7):
+        (place / f"thesis-{number}.txt").write_text("mine")
+    for number, name in enumerate(names):
+        cache.write(name, b"code")
+        os.utime(place / name, (number, number))
         if number == 2:
-            assert cache.read("0") == b"code"
+            assert cache.read(names[0]) == b"code"
     left = {path.name for path in place.iterdir()}
-    assert len(left) == 3
-    assert "0" in left
-    assert "1" not in left
+    assert {name for name in names if name in left} == {names[0], names[3], names[4]}
+    assert len(left) == 3 + 7
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, given, passes):
+    import pwd
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    if given:
+        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "code"))
+    exponentials()
+    assert (cache.folder() is not None) == given
 
 
 def test_names_depend_on_all_there_is():

@@ -156,6 +156,7 @@ OPERATIONS: dict[str, Formula] = {
     "sign": lambda x, y: [-x, x.abs(), x.relu()],
     "power": lambda x, y: [x.square(), x.sqrt()],
     "where": lambda x, y: [x.where(x < y, y), x.where(x > 0, 1.0), y.where(x > 1.0, x)],
+    "masks": lambda x, y: [x.where((x < y) & (y > 0.5), 2.0), x.where((x < y) | (y > 1.0), y)],
     "clamp": lambda x, y: [x.clamp(-1, 1.25), x.clamp_min(0.5), x.clamp_max(0.5)],
     "clamp between vectors": lambda x, y: [x.clamp(-y.where(y > 0, 1.0), y.where(y > 0, 1.0))],
 }

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -254,6 +255,165 @@ def test_gradients_and_parameters_are_not_kept(rule):
         p.grad = None
     gc.collect()
     assert not [grad for grad in grads if grad() is not None]
+
+
+@pytest.mark.parametrize("moved", ["shared", "resized", "released"])
+def test_storages_that_move_with_all_tensors_in_them(rule, monkeypatch, moved):
+    def script(params, optimizer):
+        for step in range(5):
+            if step == 2 and moved == "shared":
+                params[0].share_memory_()
+            if step == 2 and moved == "resized":
+                params[6].data.resize_(300, 500)
+                params[6].data.resize_(30, 50)
+            if step == 2 and moved == "released":
+                kept, storage = params[6].detach().clone(), params[6].untyped_storage()
+                size = storage.nbytes()
+                storage.resize_(0)
+                storage.resize_(size)
+                with torch.no_grad():
+                    params[6].copy_(kept)
+            gradients(params, step)
+            optimizer.step()
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_torch_s_default_dtype_changes_nothing(rule, monkeypatch, dtype):
+    def script(params, optimizer):
+        torch.set_default_dtype(dtype)
+        try:
+            for step in range(4):
+                gradients(params, step)
+                optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    assert_same(both(rule, monkeypatch, script))
+
+
+def test_torch_s_default_device_changes_nothing(rule, monkeypatch):
+    def script(params, optimizer):
+        gradients(params, 0)
+        with torch.device("meta"):
+            optimizer.step()
+
+    monkeypatch.setenv("L2O_KERNELS", "")
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    gradients(params, 0)
+    optimizer.step()
+    again = parameters()
+    other = LearnedOptimizer(again, rule)
+    script(again, other)
+    for p, q in zip(params, again, strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("kind", ["negated", "zero"])
+def test_gradients_that_do_not_lie_where_they_say(rule, monkeypatch, kind):
+    def script(params, optimizer):
+        for step in range(3):
+            gradients(params, step)
+            grad = params[0].grad
+            params[0].grad = torch._neg_view(grad) if kind == "negated" else torch._efficientzerotensor(grad.shape)
+            optimizer.step()
+
+    found = both(rule, monkeypatch, script)
+    for p, q in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("key", ["step", "tensor_steps"])
+def test_states_elsewhere_are_not_read_by_address(rule, key):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    gradients(params, 0)
+    optimizer.step()
+    optimizer.state[params[0]][key] = optimizer.state[params[0]][key].to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        optimizer.step()
+
+
+def test_autograd_sees_that_parameters_were_written(rule):
+    weight = nn.Parameter(torch.ones(9))
+    optimizer = LearnedOptimizer([weight], rule)
+    loss = (weight * weight).sum()
+    loss.backward(retain_graph=True)
+    before = weight._version
+    optimizer.step()
+    assert weight._version > before
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_parameter_that_is_there_twice_steps_twice(rule, monkeypatch):
+    def script(params, optimizer):
+        for step in range(3):
+            gradients(params, step)
+            optimizer.step()
+
+    ends = []
+    for kernels in ("", "plain"):
+        monkeypatch.setenv("L2O_KERNELS", kernels)
+        params = parameters()
+        with pytest.warns(UserWarning, match="duplicate parameters"):
+            optimizer = LearnedOptimizer([params[0], params[0], params[1]], rule)
+        script(params, optimizer)
+        ends.append((params[0].detach(), optimizer.state[params[0]]["step"]))
+    assert ends[0][1] == ends[1][1] == 6
+    # Which momentum is orthogonalised, before or after the first of both steps, is another.
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0.02, atol=0.01)
+
+
+def test_autocast_changes_nothing_at_a_high_rank(tmp_path, monkeypatch):
+    save_rule(tmp_path / "rule.safetensors", random_rule(rank=40))
+
+    def script(params, optimizer):
+        for step in range(3):
+            gradients(params, step)
+            with torch.autocast("cpu", torch.bfloat16):
+                optimizer.step()
+
+    assert_same(both(tmp_path / "rule.safetensors", monkeypatch, script))
+
+
+def test_threads_that_step_one_optimizer_wait_for_each_other(rule):
+    param = nn.Parameter(torch.randn(40, 30))
+    optimizer = LearnedOptimizer([param], rule)
+    param.grad = torch.randn(40, 30)
+    optimizer.step()
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(optimizer.step) for _ in range(100)]:
+            done.result()
+    assert param.isfinite().all()
+    assert optimizer.health()["steps"] == 101
+
+
+def test_numpy_s_error_state_changes_nothing(rule):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    gradients(params, 0)
+    optimizer.step()
+    for p in params:
+        optimizer.state[p]["step"].fill_(20_000)
+        optimizer.state[p]["tensor_steps"].fill_(20_000)
+    with np.errstate(all="raise"):
+        optimizer.step()
+    assert optimizer.health()["steps"] == 2
+
+
+def test_states_that_were_replaced_are_freed(rule):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, rule)
+    gradients(params, 0)
+    optimizer.step()
+    optimizer.step()
+    old = weakref.ref(optimizer.state[params[0]]["m10"])
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    gc.collect()
+    assert old() is None
 
 
 def test_steps_are_whole(rule, monkeypatch):
