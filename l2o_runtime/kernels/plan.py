@@ -31,6 +31,9 @@ LEFT, LENGTH = WEIGHTS.stop, WEIGHTS.stop + 1
 GRAD, WHOLE = 2, -2
 """Columns of a table of pieces, and the latter of a table of matrices: see the modules with their code."""
 
+SHARED = 2**18
+"""Coordinates from which on threads share the work: for fewer it takes longer to tell them."""
+
 WAVE = 2**20
 """Coordinates that are advanced together: what is written to them is still in the caches when it is read again."""
 
@@ -83,6 +86,7 @@ class Plan:
         gather, scatter: tables that copy from there and back.
         directions: (n,) room for those of any wave.
         free: float32 that a thread needs to orthogonalise any matrix.
+        alone: all of it is done in single calls.
         direct: parameters are contiguous float32.
         regular: nothing has to be converted before it is read.
     """
@@ -96,6 +100,7 @@ class Plan:
         self.parts = [part.again(part.theta, 1.0) for part in parts] if self.regular else parts
         parts = self.parts
         self.sizes = np.array([len(part.theta) for part in parts])
+        self.alone = self.regular and self.sizes.sum() < SHARED
         self.offsets = np.zeros(len(parts), dtype=np.int64)
         self.numbers = np.zeros((len(parts), NUMBERS), dtype=np.float32)
         self.free = 0
@@ -140,6 +145,8 @@ class Plan:
             replace(batch, first=begun + batch.first, pieces=[replace(p, index=first + p.index) for p in batch.pieces])
             for batch in batches_of(self.parts[members])
         ]
+        if self.alone and len({batch.dtypes for batch in batches}) == 1:
+            batches = [Batch(begun, [piece for batch in batches for piece in batch.pieces], batches[0].dtypes)]
         pieces = slice(begun, begun + sum(len(batch.pieces) for batch in batches))
         found = [(first + index, sides(part.shape)) for index, part in enumerate(self.parts[members])] if rank else []
         matrices = [(index, matrix) for index, matrix in found if matrix is not None]
@@ -148,7 +155,7 @@ class Plan:
         rows = [[min(matrix), max(matrix), matrix[0] <= matrix[1], 0, 0, 0, 0] for _, matrix in matrices]
         self.free = max([self.free, *(room(rank, row[0], row[1]) for row in rows)])
         table = np.array(rows, dtype=np.int64).reshape(len(rows), 7)
-        large = sum(int(self.sizes[index]) > SMALLEST for index, _ in matrices)
+        large = 0 if self.alone else sum(int(self.sizes[index]) > SMALLEST for index, _ in matrices)
         ends = [*range(large + 1), *([len(rows)] if large < len(rows) else [])]
         return Wave(members, pieces, batches, matrices, table, [table[a:b] for a, b in pairwise(ends)])
 

@@ -85,9 +85,10 @@ def takes_whole_steps(optimizer):
 
 
 @pytest.mark.parametrize("wave", [1, 40, 2**20])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_changing_sets_of_gradients(rule, monkeypatch, wave, threads):
+@pytest.mark.parametrize(("threads", "shared"), [(1, 0), (2, 0), (1, 10**9)])
+def test_changing_sets_of_gradients(rule, monkeypatch, wave, threads, shared):
     monkeypatch.setattr(plan, "WAVE", wave)
+    monkeypatch.setattr(plan, "SHARED", shared)
     monkeypatch.setattr(plan, "SMALLEST", 20)
 
     def script(params, optimizer):
