@@ -34,6 +34,9 @@ GRAD, WHOLE = 2, -2
 SHARED = 2**18
 """Coordinates from which on threads share the work: for fewer it takes longer to tell them."""
 
+CALLS = 4
+"""For each thread; while one waits for the interpreter, its processor has nothing to do."""
+
 WAVE = 2**20
 """Coordinates that are advanced together: what is written to them is still in the caches when it is read again."""
 
@@ -105,7 +108,7 @@ class Plan:
         self.numbers = np.zeros((len(parts), NUMBERS), dtype=np.float32)
         self.free = 0
         self.waves: list[Wave] = []
-        for members in _waves(self.sizes):
+        for members in _waves(self.sizes, threads):
             self.waves.append(self._wave(members, rank))
         self.batches = [batch for wave in self.waves for batch in wave.batches]
         most = max(int(self.sizes[wave.parts].sum()) for wave in self.waves)
@@ -145,8 +148,8 @@ class Plan:
             replace(batch, first=begun + batch.first, pieces=[replace(p, index=first + p.index) for p in batch.pieces])
             for batch in batches_of(self.parts[members])
         ]
-        if self.alone and len({batch.dtypes for batch in batches}) == 1:
-            batches = [Batch(begun, [piece for batch in batches for piece in batch.pieces], batches[0].dtypes)]
+        if self.regular:  # there is nothing to convert, for which batches would have to be small
+            batches = list(_joined(batches, 1 if self.alone else CALLS * self.threads))
         pieces = slice(begun, begun + sum(len(batch.pieces) for batch in batches))
         found = [(first + index, sides(part.shape)) for index, part in enumerate(self.parts[members])] if rank else []
         matrices = [(index, matrix) for index, matrix in found if matrix is not None]
@@ -232,11 +235,27 @@ class Plan:
         return found
 
 
-def _waves(sizes: np.ndarray) -> Iterator[slice]:
-    """Parts, in their order, that have about `WAVE` coordinates together."""
-    start, count = 0, 0
+def _joined(batches: list[Batch], count: int) -> Iterator[Batch]:
+    """At most about so many batches of neighbours in their place, as alike in size as it gets."""
+    sizes = [sum(len(piece) for piece in batch.pieces) for batch in batches]
+    most, held, size = -(-sum(sizes) // count), list[Batch](), 0
+    for batch, own in zip(batches, sizes, strict=True):
+        if held and (size + own > most or held[0].dtypes != batch.dtypes):
+            yield replace(held[0], pieces=[piece for one in held for piece in one.pieces])
+            held, size = [], 0
+        held.append(batch)
+        size += own
+    if held:
+        yield replace(held[0], pieces=[piece for one in held for piece in one.pieces])
+
+
+def _waves(sizes: np.ndarray, threads: int) -> Iterator[slice]:
+    """Parts, in their order, that have about `WAVE` coordinates together; more for several threads, which take a matrix
+    each.
+    """
+    start, count, most = 0, 0, WAVE * (1 if threads == 1 else CALLS * threads)
     for index, size in enumerate(sizes.tolist()):
-        if count and count + size > WAVE:
+        if count and count + size > most:
             yield slice(start, index)
             start, count = index, 0
         count += size
