@@ -12,6 +12,7 @@ Runs are told their length, but for `--anytime`; `--lr` multiplies the default's
 """
 
 import itertools
+import os
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -56,6 +57,7 @@ def main() -> None:
                 patch.object(steering, "DRAWN", drawn),
                 patch.object(steering, "FOREIGN", foreign),
                 patch.object(schedule, "LONGEST", options.longest),
+                patch.dict(os.environ, L2O_KERNELS="plain"),  # constants are part of compiled code
             ):
                 measure(options, [(name, contenders.of_rule(name, path, under), lr) for name, lr in names])
 

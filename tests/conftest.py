@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, every rule of the table, real windows, and where real data may lie."""
 
+import functools
 import gc
 import getpass
 import os
@@ -7,6 +8,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from l2o_export.export import export_rule
 from l2o_export.formats import WRITERS
 from l2o_runtime import Rule, save_rule
 from l2o_runtime.files.artifact import find_rule
+from l2o_runtime.rules import steering
 
 torch.set_num_threads(1)
 # Compiled once for all workers, and not in the user's own folder.
@@ -36,6 +39,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture
+def nothing_lengthens(monkeypatch):
+    """Steps of the directional rule stay as long as they are; code that was compiled before has the constant in it."""
+    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
+    if find_spec("llvmlite") is not None:
+        from l2o_runtime.kernels import directional
+
+        fresh = functools.cache(directional.compile_steering.__wrapped__)
+        monkeypatch.setattr(directional, "compile_steering", fresh)
 
 
 @pytest.fixture(params=RULES)

@@ -329,7 +329,7 @@ def mean_squares(theta: Any, everything: Any, shapes: Geometry) -> tuple[Any, An
         shapes: of the tensors.
 
     >>> theta, shapes = torch.tensor([0.0, 0.0, 100.0]), geometry(torch.tensor([36.0, 12.0, 1.0]), torch.ones(3))
-    >>> sum(mean_squares(theta, (theta * shapes.weight).sum(), shapes)).sqrt()
+    >>> sum(mean_squares(theta, (theta * shapes.weight).sum(), shapes)).sqrt().float()
     tensor([ 0.1813,  0.1813, 10.0008])
     """
     lacking = (shapes.drawn - everything).clamp_min(0.0)

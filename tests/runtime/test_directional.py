@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
-from l2o_runtime.rules import DirectionalConfig, steering
+from l2o_runtime.rules import DirectionalConfig
 from l2o_runtime.rules.orthogonal import (
     grid_of,
     orthogonalise,
@@ -265,8 +265,7 @@ def test_a_tensor_whose_gradients_were_gone_for_long_moves_again():
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_the_size_stays_within_its_bounds_whatever_the_weights(sign, monkeypatch):
-    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
+def test_the_size_stays_within_its_bounds_whatever_the_weights(sign, nothing_lengthens):
     rule = make_rule(DirectionalConfig())
     nn.init.constant_(rule.head.bias, sign * 1e4)
     rng = torch.Generator().manual_seed(0)
@@ -388,12 +387,11 @@ def test_a_scalar_may_have_a_unit_of_its_own(untrained, start, size):
         assert 0.99 < abs(scalar.item() - before) / (0.015 * size) < 2.02, "it grows at most twofold"
 
 
-def test_time_alone_changes_nothing(monkeypatch):
+def test_time_alone_changes_nothing(nothing_lengthens):
     """The same gradients again and again: what it makes of them settles, and stays.
 
     Their mean is not zero, so steps would lengthen up to their bound.
     """
-    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
     torch.manual_seed(0)
     rule = make_rule(DirectionalConfig())
     nn.init.normal_(rule.head.weight)

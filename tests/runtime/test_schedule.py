@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
-from l2o_runtime.rules import DirectionalConfig, steering
+from l2o_runtime.rules import DirectionalConfig
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,8 @@ def rule(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_lengthens(monkeypatch):
+def _as_long_as_they_are(nothing_lengthens):
     """Gradients here go on pointing the same way, which makes steps longer."""
-    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
 
 
 def moves(optimizer, param, steps, after=lambda: None):
