@@ -9,6 +9,11 @@ times as far from plain code as that, or as 1e-7. So other processors, and compi
 recorded by `FACTOR` · own, or `LEAST`. Where own is above `CHAOS` (for `l2o`, `l2o-dmd` and `l2o-kae` on networks
 after 7 to 29 steps, for others never) a trajectory is nothing to compare with any more; on the model `fed`, whose
 gradients do not depend on the parameters, none is. Compiled meta-gradients differ from plain ones by up to 4 · own.
+
+On an Intel Xeon with AMX, torch 2.14.1, meta-gradients of the convnet came up to 73 · own (scale, second segment) from
+what was recorded, at a revision that gave the recorded bits elsewhere; its convolutions are exact to the rounding of
+float32 there (1e-7, their gradients 7e-7). Two nudges see less than every convolution's rounding does, so meta-gradients
+may differ by `META_FACTOR` · own.
 """
 
 import functools
@@ -41,6 +46,7 @@ from l2o_runtime import load_rule
 pytestmark = pytest.mark.slow
 
 FACTOR, LEAST, CHAOS = 30.0, 1e-5, 1e-3
+META_FACTOR = 100.0
 SHORT = 110
 """Steps where there is more than one way to the same: windows are full after 21, clocks stop after 100."""
 
@@ -135,7 +141,7 @@ def test_the_same_meta_gradients(rule, task, way):
     for number, segment in enumerate(meta.segments(rule, task, compiled=way == "compiled")):
         key = f"{rule}/{task}/{number}"
         losses, summary, own = (golden[f"{key}/{part}"] for part in ("losses", "summary", "own"))
-        allowed = FACTOR * own.double().max().clamp_min(LEAST / FACTOR)
+        allowed = META_FACTOR * own.double().max().clamp_min(LEAST / META_FACTOR)
         if allowed < 1:  # else rounding alone changes it as much
             assert meta.errors(segment, losses, summary).max() <= allowed, f"segment {number}"
         bits = digests().get(f"meta/{key}/{way}", segment.digest)
