@@ -12,8 +12,8 @@ gradients do not depend on the parameters, none is. Compiled meta-gradients diff
 
 On an Intel Xeon with AMX, torch 2.14.1, meta-gradients of the convnet came up to 73 · own (scale, second segment) from
 what was recorded, at a revision that gave the recorded bits elsewhere; its convolutions are exact to the rounding of
-float32 there (1e-7, their gradients 7e-7). Two nudges see less than every convolution's rounding does, so meta-gradients
-may differ by `META_FACTOR` · own.
+float32 there (1e-7, their gradients 7e-7). Two nudges see less than every convolution's rounding does, so
+meta-gradients may differ by `META_FACTOR` · own.
 """
 
 import functools
