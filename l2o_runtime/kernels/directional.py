@@ -23,17 +23,14 @@ from l2o_runtime.kernels.directional_code import TOTALS, directional_module
 from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, push
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
-from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled
-from l2o_runtime.kernels.plan import CORRECTIONS, LEFT, LENGTH, WEIGHTS, Plan, Wave
+from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, corrections, steps_of
+from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave
 from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
-from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.rules.steering import FAST, MEMORY, SLOW, STATES, TINY
 from l2o_runtime.stepping.parts import Part, full_precision
-
-DECAYS = np.array(BETAS, dtype=np.float32)
 
 
 @functools.cache
@@ -78,7 +75,7 @@ class DirectionalKernel(Kernel):
     def observe(self, parts: list[Part]) -> Tensor:
         """Σ|g| and the rule's sums: (parts, totals) float64, whichever thread adds up which piece."""
         with self._planned(parts) as plan:
-            self._correct(plan, self._steps(parts))
+            plan.numbers[:, CORRECTIONS] = corrections(steps_of(parts))
             return torch.from_numpy(self._looked(plan))
 
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
@@ -86,7 +83,7 @@ class DirectionalKernel(Kernel):
         if bool(good):
             told = torch.cat(steering).numpy()
             with self._planned(parts) as plan:
-                self._correct(plan, self._steps(parts))
+                plan.numbers[:, CORRECTIONS] = corrections(steps_of(parts))
                 self._advance(plan, told[:, 0], told[:, 1:])
 
     def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -106,7 +103,7 @@ class DirectionalKernel(Kernel):
         """What is against the step; if nothing is, it was taken."""
         code = self._code(plan.batches[0].dtypes)["copy"]
         code(len(plan.gather), plan.gather.ctypes.data)
-        self._correct(plan, plan.owned[0, : len(plan.sizes)])
+        plan.numbers[:, CORRECTIONS] = corrections(plan.owned[0, : len(plan.sizes)])
         totals = self._looked(plan)
         pulse = float(totals[:, 0].sum())
         against = [
@@ -154,20 +151,13 @@ class DirectionalKernel(Kernel):
         """Functions by name, for states of these types."""
         return compile_directional(self.width, dtypes)[0]
 
-    def _steps(self, parts: list[Part]) -> np.ndarray:
-        return np.array([part.state["step"].item() for part in parts], dtype=np.float32)
-
-    def _correct(self, plan: Plan, steps: np.ndarray) -> None:
-        """1 − βᵗ of every average, t with this step in."""
-        plan.numbers[:, CORRECTIONS] = 1 - DECAYS ** (steps[:, None] + 1)
-
     def _run(self, name: str, plan: Plan, batch: Batch, thread: int) -> None:
         """Run code on a batch."""
         rows = plan.rows(batch)
         if not plan.regular:
             rows = rows.copy()
             pairs = columns(batch, self.scratch[thread])
-            rows[:, 2:4] = [[grad.data_ptr(), param.data_ptr()] for grad, param in pairs]
+            rows[:, GRAD : GRAD + 2] = [[grad.data_ptr(), param.data_ptr()] for grad, param in pairs]
             if name == "update" and isinstance(self.rule.context, WindowContext):
                 for piece, (grad, _) in zip(batch.pieces, pairs, strict=True):
                     window = piece.part.state.get("window")

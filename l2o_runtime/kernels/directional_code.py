@@ -1,19 +1,19 @@
 """LLVM code of the directional rule: its sums, and its directions with the sum of their squares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, load, loop, store
+from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, each, load, store
 from l2o_runtime.kernels.pieces_code import add_up, module_of_pieces, observing, pointers
 from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
 from l2o_runtime.rules.steering import MIXED, SUMS
 
 TOTALS = 1 + SUMS
-"""Σ|g|, then `l2o_runtime.rules.directional.Sums`."""
+"""Σ|g|, then `l2o_runtime.rules.steering.Sums`."""
 
 NUMBERS = len(BETAS) + 1 + MIXED + 2
 """Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w, what decay leaves of θ, and −length · lr / RMS(d)."""
@@ -67,34 +67,24 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
     add_up(builder, sums, 1, size, start, blocks, width, squares)
 
 
-def _each(builder: Any, size: int, start: Any, blocks: Any, body: Callable[[list[Any]], None]) -> None:
-    """Do something with all coordinates, `size` at a time; it is given their place."""
-
-    def one(index: Any, _: list[Any]) -> list[Any]:
-        body([builder.add(start, builder.mul(index, I64(size)))])
-        return []
-
-    loop(builder, blocks, [], one)
-
-
 def _move(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
     """θ ← left · θ + length · d."""
     numbers, _, theta, *_, direction, _ = arguments
     left, length = (broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(NUMBERS - 2, NUMBERS))
 
-    def body(at: list[Any]) -> None:
-        place = builder.gep(theta, at)
+    def body(at: Any) -> None:
+        place = builder.gep(theta, [at])
         moved = load(builder, place, size) * left
-        store(builder, load(builder, builder.gep(direction, at), size).fma(length, moved), place)
+        store(builder, load(builder, builder.gep(direction, [at]), size).fma(length, moved), place)
 
-    _each(builder, size, start, blocks, body)
+    each(builder, size, start, blocks, body)
 
 
 def _copy(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
     """Copy numbers."""
     source, target = arguments
 
-    def body(at: list[Any]) -> None:
-        store(builder, load(builder, builder.gep(source, at), size), builder.gep(target, at))
+    def body(at: Any) -> None:
+        store(builder, load(builder, builder.gep(source, [at]), size), builder.gep(target, [at]))
 
-    _each(builder, size, start, blocks, body)
+    each(builder, size, start, blocks, body)

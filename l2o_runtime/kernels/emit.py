@@ -5,7 +5,7 @@ LLVM turns the vectors into whatever registers the machine has, so the code that
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, Union
 
 import llvmlite
@@ -263,6 +263,52 @@ def join(parts: Sequence[Vector]) -> Vector:
         width = 2 * parts[0].value.type.count
         parts = [shuffle(a, b, range(width)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
+
+
+def reduced(vector: Vector, join: Callable[[Vector, Vector], Vector]) -> Vector:
+    """All numbers of a vector, a power of two of them, as one: a vector of one."""
+    half = vector.value.type.count // 2
+    while half:
+        vector = join(shuffle(vector, None, range(half)), shuffle(vector, None, range(half, 2 * half)))
+        half //= 2
+    return vector
+
+
+def spans(builder: Any, count: Any, width: int) -> Iterator[tuple[int, Any, Any]]:
+    """Whole blocks of numbers and then what is left, one by one; what is written meanwhile runs only if there are any.
+
+    Args:
+        builder: where to write.
+        count: i64, of the numbers.
+        width: of a block.
+
+    Yields:
+        How many numbers a block has, the place of the first, and the number of blocks.
+    """
+    whole = builder.mul(builder.sdiv(count, I64(width)), I64(width))
+    for size, start, stop in ((width, I64(0), whole), (1, whole, count)):
+        with builder.if_then(builder.icmp_signed("<", start, stop)):
+            yield size, start, builder.sdiv(builder.sub(stop, start), I64(size))
+
+
+def each(builder: Any, size: int, start: Any, blocks: Any, body: Callable[[Any], None]) -> None:
+    """Do something with every block of a span; it is given the place of its first number."""
+
+    def one(index: Any, _: list[Any]) -> list[Any]:
+        body(builder.add(start, builder.mul(index, I64(size))))
+        return []
+
+    loop(builder, blocks, [], one)
+
+
+def along(builder: Any, count: Any, width: int, body: Callable[[Any, int], None]) -> None:
+    """Go through numbers, `width` at a time and then one by one; `body` is given a place and how many there are."""
+    for size, start, blocks in spans(builder, count, width):
+        each(builder, size, start, blocks, functools.partial(_sized, body, size))
+
+
+def _sized(body: Callable[[Any, int], None], size: int, at: Any) -> None:
+    body(at, size)
 
 
 def loop(

@@ -18,10 +18,12 @@ from l2o_runtime.kernels.emit import (
     VOID,
     Mask,
     Vector,
+    along,
     broadcast,
     constant,
     load,
     loop,
+    reduced,
     shuffle,
     store,
 )
@@ -139,7 +141,7 @@ class _Code:
             for row, total in enumerate(loop(builder, inner, [zero] * count, body)):
                 self._store(builder, Vector(builder, total), result, builder.add(first, I64(row)))
 
-        self._blocks(builder, outer, block)
+        along(builder, outer, ROWS, block)
 
     def _columnwise(
         self, builder: Any, outer: Any, inner: Any, so: Any, si: Any, x: Any, factors: Any, result: Any
@@ -166,28 +168,14 @@ class _Code:
 
             loop(builder, outer, [], body)
 
-        self._blocks(builder, inner, block)
-
-    def _blocks(self, builder: Any, count: Any, block: Callable[[Any, int], None]) -> None:
-        """Go through rows, as many together as there are."""
-        whole = builder.mul(builder.sdiv(count, I64(ROWS)), I64(ROWS))
-        for size, start, stop in ((ROWS, I64(0), whole), (1, whole, count)):
-            with builder.if_then(builder.icmp_signed("<", start, stop)):
-
-                def body(index: Any, _: list[Any], size: int = size, start: Any = start) -> list[Any]:
-                    block(builder.add(start, builder.mul(index, I64(size))), size)
-                    return []
-
-                loop(builder, builder.sdiv(builder.sub(stop, start), I64(size)), [], body)
+        along(builder, inner, ROWS, block)
 
     def _gram(self, builder: Any, count: Any, rows: Any, result: Any) -> None:
         """result = Σ_i rows[i, :]ᵀ rows[i, :], in float64."""
-        wide = ir.VectorType(F64, self.rank)
 
         def line(place: Any, _: list[Any]) -> list[Any]:
             def body(index: Any, sums: list[Any]) -> list[Any]:
-                row = Vector(builder, builder.fpext(self._load(builder, rows, index).value, wide))
-                one = Vector(builder, builder.fpext(self._number(builder, rows, index, place).value, wide))
+                row, one = self._load(builder, rows, index).double(), self._number(builder, rows, index, place).double()
                 return [one.fma(row, Vector(builder, sums[0])).value]
 
             (total,) = loop(builder, count, [self._zero(builder, F64).value], body)
@@ -228,15 +216,14 @@ class _Code:
 
     def _times(self, builder: Any, count: Any, rows: Any, matrix: Any, result: Any) -> None:
         """result[i, :] = Σ_a rows[i, a] matrix[a, :], in float64 but for what is written."""
-        wide, narrow = (ir.VectorType(kind, self.rank) for kind in (F64, F32))
 
         def body(index: Any, _: list[Any]) -> list[Any]:
             def inner(place: Any, sums: list[Any]) -> list[Any]:
-                one = Vector(builder, builder.fpext(self._number(builder, rows, index, place).value, wide))
+                one = self._number(builder, rows, index, place).double()
                 return [one.fma(self._load(builder, matrix, place), Vector(builder, sums[0])).value]
 
             (total,) = loop(builder, I64(self.rank), [self._zero(builder, F64).value], inner)
-            self._store(builder, Vector(builder, builder.fptrunc(total, narrow)), result, index)
+            self._store(builder, Vector(builder, total).float(), result, index)
             return []
 
         loop(builder, count, [], body)
@@ -360,7 +347,7 @@ class _Code:
 
             along(builder, inner, self.width, body)
 
-        self._blocks(builder, outer, block)
+        along(builder, outer, ROWS, block)
 
     def orthogonalise(self) -> Any:
         """The function for one matrix."""
@@ -414,7 +401,7 @@ class _Code:
         longer = Vector(builder, builder.insert_element(side, builder.sitofp(c, F64), I32(0))).sqrt()
         changed, rest = self._change(builder, builder.sub(r, k), longer, gram, spare[:4])
         builder.call(self.times, [r, basis, changed, mixed])
-        store(builder, Vector(builder, builder.fptrunc(rest.value, size.value.type)).div(size), number)
+        store(builder, rest.float().div(size), number)
         with builder.if_else(flat) as (then, otherwise):
             with then:
                 builder.call(self.transposed, [c, inside, across])
@@ -474,27 +461,5 @@ class _Code:
 
     def _reduced(self, builder: Any, slots: dict[int, Any], join: Callable[[Vector, Vector], Vector]) -> Vector:
         """All numbers in slots as one, a vector of one."""
-        many = Vector(builder, builder.load(slots[self.width]))
-        for half in (self.width >> step for step in range(1, self.width.bit_length())):
-            many = join(shuffle(many, None, range(half)), shuffle(many, None, range(half, 2 * half)))
+        many = reduced(Vector(builder, builder.load(slots[self.width])), join)
         return join(many, Vector(builder, builder.load(slots[1])))
-
-
-def along(builder: Any, count: Any, width: int, body: Callable[[Any, int], None]) -> None:
-    """Go through numbers that lie end to end, `width` at a time and then one by one.
-
-    Args:
-        builder: where to write.
-        count: i64, of the numbers.
-        width: of a vector.
-        body: is given a place and how many numbers there are.
-    """
-    whole = builder.mul(builder.sdiv(count, I64(width)), I64(width))
-    for size, start, stop in ((width, I64(0), whole), (1, whole, count)):
-        with builder.if_then(builder.icmp_signed("<", start, stop)):
-
-            def one(index: Any, _: list[Any], size: int = size, start: Any = start) -> list[Any]:
-                body(builder.add(start, builder.mul(index, I64(size))), size)
-                return []
-
-            loop(builder, builder.sdiv(builder.sub(stop, start), I64(size)), [], one)

@@ -149,9 +149,13 @@ def reading(batch: Batch, pairs: Sequence[Pair]) -> list[list[int]]:
     ]
 
 
-def corrections(parts: list[Part]) -> np.ndarray:
-    """1 − βᵗ of every average, (parts, 3) float32, t with this step in."""
-    steps = np.array([part.state["step"].item() for part in parts], dtype=np.float32)
+def steps_of(parts: list[Part]) -> np.ndarray:
+    """How many steps parts have taken, (parts,) float32."""
+    return np.array([part.state["step"].item() for part in parts], dtype=np.float32)
+
+
+def corrections(steps: np.ndarray) -> np.ndarray:
+    """1 − βᵗ of every average, (parts, 3) float32, t with this step in, after so many."""
     found: np.ndarray = 1 - DECAYS ** (steps[:, None] + 1)
     return found
 

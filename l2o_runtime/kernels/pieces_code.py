@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import BF16, F64, I64, POINTER, VOID, Vector, broadcast, constant, load, loop
+from l2o_runtime.kernels.emit import BF16, F64, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, spans
 from l2o_runtime.rules.statistics import BETAS, Averages, average
 
 Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
@@ -38,10 +38,8 @@ def module_of_pieces(width: int, functions: dict[str, tuple[Sequence[Any], Write
             argument.add_attribute("noalias")
         builder = ir.IRBuilder(inner.append_basic_block())
         count = inner.args[0]
-        whole = builder.mul(builder.sdiv(count, I64(width)), I64(width))
-        for size, start, stop in ((width, I64(0), whole), (1, whole, count)):
-            with builder.if_then(builder.icmp_signed("<", start, stop)):
-                write(builder, inner.args[1:], size, start, builder.sdiv(builder.sub(stop, start), I64(size)), width)
+        for size, start, blocks in spans(builder, count, width):
+            write(builder, inner.args[1:], size, start, blocks, width)
         builder.ret_void()
         rows_of(module, name, inner)
     return module

@@ -115,8 +115,7 @@ class Plan:
         self.directions = torch.empty(most, dtype=torch.float32, device="cpu")
         pieces = [piece for batch in self.batches for piece in batch.pieces]
         self.owners = np.array([piece.index for piece in pieces], dtype=np.int64)
-        starts = FLOAT * np.array([piece.start for piece in pieces], dtype=np.int64)
-        self.starts = starts
+        self.starts = FLOAT * np.array([piece.start for piece in pieces], dtype=np.int64)
         self.sums = np.zeros((len(pieces), TOTALS, width))
         places = self.directions.data_ptr() + FLOAT * self.offsets
         self.table = np.array(
@@ -130,7 +129,7 @@ class Plan:
                     places[piece.index] + start,
                     self.sums[row].ctypes.data,
                 ]
-                for row, (piece, start) in enumerate(zip(pieces, starts.tolist(), strict=True))
+                for row, (piece, start) in enumerate(zip(pieces, self.starts.tolist(), strict=True))
             ],
             dtype=np.int64,
         )

@@ -14,8 +14,10 @@ from l2o_runtime.kernels.emit import (
     Vector,
     broadcast,
     constant,
+    each,
     load,
     loop,
+    reduced,
     shuffle,
     store,
 )
@@ -80,21 +82,17 @@ class _Code:
     def write(self) -> None:
         """Both passes; in between of them, and before, what is summed over all tensors."""
         everything, mean = self._sums(
-            F64, lambda at: [self._double(at, "theta") * self._double(at, key) for key in ("weight", "mean")]
+            lambda at: [self._double(at, "theta") * self._double(at, key) for key in ("weight", "mean")]
         )
-        everywhere, signal = self._sums(F64, lambda at: self._first(at, everything, mean))
+        everywhere, signal = self._sums(lambda at: self._first(at, everything, mean))
         self._each(lambda at: self._second(at, everywhere.float(), signal.float()))
 
     def _each(self, body: Callable[[Any], None]) -> None:
-        def block(index: Any, _: list[Any]) -> list[Any]:
-            body(self.builder.mul(index, I64(self.width)))
-            return []
+        each(self.builder, self.width, I64(0), self.blocks, body)
 
-        loop(self.builder, self.blocks, [], block)
-
-    def _sums(self, kind: Any, terms: Callable[[Any], Sequence[Vector]]) -> list[Vector]:
+    def _sums(self, terms: Callable[[Any], Sequence[Vector]]) -> list[Vector]:
         """Two sums over all tensors, in all numbers of a vector."""
-        zero = constant(ir.VectorType(kind, self.width), 0.0)
+        zero = constant(ir.VectorType(F64, self.width), 0.0)
 
         def block(index: Any, before: list[Any]) -> list[Any]:
             found = terms(self.builder.mul(index, I64(self.width)))
@@ -102,9 +100,7 @@ class _Code:
 
         found = []
         for value in loop(self.builder, self.blocks, [zero, zero], block):
-            total = Vector(self.builder, value)
-            for half in (self.width >> step for step in range(1, self.width.bit_length())):
-                total = shuffle(total, None, range(half)) + shuffle(total, None, range(half, 2 * half))
+            total = reduced(Vector(self.builder, value), Vector.__add__)
             found.append(shuffle(total, None, [0] * self.width))
         return found
 

@@ -19,10 +19,6 @@ def share(work: Callable[[T, int], None], items: Sequence[T]) -> None:
         work: takes an item and the number of its thread, which has scratch of its own; nothing is differentiated.
         items: all of them are worked on, in no order that is known.
     """
-    if len(items) == 1:
-        with torch.no_grad():
-            work(items[0], 0)
-        return
     left = iter(items)
 
     def some(thread: int) -> None:

@@ -19,6 +19,7 @@ from l2o_runtime.kernels.pieces import (
     compiled,
     corrections,
     reading,
+    steps_of,
 )
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, tiered_module
 from l2o_runtime.rules.features import lowest_root
@@ -81,7 +82,7 @@ class TieredKernel(PieceKernel):
         In NumPy, whose calls on a handful of numbers take a fraction of torch's.
         """
         numbers = np.zeros((len(parts), SCALARS + WEIGHTS), dtype=np.float32)
-        numbers[:, : len(BETAS)] = corrections(parts)
+        numbers[:, : len(BETAS)] = corrections(steps_of(parts))
         if steering is not None:
             size_root, size_fast, rho, noise, longest, magnitude = steering[:, :IN_STEERING].numpy().T
             lowest = lowest_root(steering[:, 0]).numpy()

@@ -6,13 +6,16 @@ code; so they are all in methods that both have, and what is summed over all of 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2o_runtime.rules.statistics import SPANS, relative_size
 from l2o_runtime.state import State
+
+if TYPE_CHECKING:
+    from l2o_runtime.rules.directional import DirectionalConfig
 
 FAST, SLOW = (1 - 1 / span for span in SPANS["m"])
 """β of the two averages of gradients."""
@@ -172,26 +175,6 @@ class Seen(NamedTuple):
     size: Any
 
 
-class Bounds(Protocol):
-    """What is taken from `l2o_runtime.rules.DirectionalConfig`."""
-
-    @property
-    def output_scale(self) -> float:
-        """See there."""
-
-    @property
-    def shrink(self) -> float:
-        """See there."""
-
-    @property
-    def grow(self) -> float:
-        """See there."""
-
-    @property
-    def mix(self) -> float:
-        """See there."""
-
-
 def look(sums: Sums, shapes: Geometry, age: Ages, everything: Any, mean: Any, state: dict[str, Any]) -> Seen:
     """What a step sees of a tensor.
 
@@ -243,7 +226,13 @@ def inputs_of(seen: Seen, everywhere: Any, signal: Any, shapes: Geometry) -> lis
 
 
 def conclude(
-    bounds: Bounds, seen: Seen, said: Sequence[Any], everywhere: Any, age: Ages, noise: Any, state: dict[str, Any]
+    bounds: "DirectionalConfig",
+    seen: Seen,
+    said: Sequence[Any],
+    everywhere: Any,
+    age: Ages,
+    noise: Any,
+    state: dict[str, Any],
 ) -> tuple[list[Any], list[Any]]:
     """The length of a tensor's step with the weights w, and its new state by `STATES`.
 
@@ -266,7 +255,7 @@ def conclude(
 
 
 def steered(
-    bounds: Bounds, network: Callable[[Tensor], Tensor], sums: Sums, dimensions: Tensor, state: State
+    bounds: "DirectionalConfig", network: Callable[[Tensor], Tensor], sums: Sums, dimensions: Tensor, state: State
 ) -> tuple[Tensor, State]:
     """Of every tensor the length of its step and the weights w, (..., S, 1 + 4), and its new state.
 
@@ -358,7 +347,7 @@ def lengthened(longer: Any, slow: Any, everywhere: Any, age: Ages, noise: Any) -
     return longer.where(longer > 0.0, 1.0) * ((agreement - noise).clamp_min(0.0) * LENGTHENING).exp()
 
 
-def correction(said: Any, bounds: Bounds) -> Any:
+def correction(said: Any, bounds: "DirectionalConfig") -> Any:
     """What log c is drawn to: smooth, with slope 1 at zero, in −log shrink … log grow."""
     low, high = math.log(bounds.shrink), math.log(bounds.grow)
     return ((said * (1 / high)).tanh() * high).where(said > 0.0, (said * (1 / low)).tanh() * low)

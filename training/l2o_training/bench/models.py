@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from l2o_runtime.config import nearest, require
 from l2o_training.tasks.modules import cnn
 from l2o_training.tasks.networks import mlp
+from l2o_training.tasks.scripts.everyday.networks import lenet
 
 Shapes = list[tuple[int, ...]]
 
@@ -27,12 +28,6 @@ def _vit() -> nn.Module:
     return model
 
 
-def _lenet() -> nn.Module:
-    features = [nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh()]
-    head = [nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10)]
-    return nn.Sequential(*features, nn.AvgPool2d(2), nn.Flatten(), *head)
-
-
 def _transformer(layers: int, width: int, heads: int, words: int) -> nn.Module:
     """Of language, with its embedding and head."""
     block = nn.TransformerEncoderLayer(width, heads, 4 * width, batch_first=True)
@@ -43,7 +38,7 @@ def _transformer(layers: int, width: int, heads: int, words: int) -> nn.Module:
 MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "tiny": ("MLP 64-24-10, 1.8 k", partial(mlp, 64, (24,), 10, "relu")),
     "mlp": ("MLP 784-20-10, 16 k", partial(mlp, 784, (20,), 10, "relu")),
-    "lenet": ("LeNet-5, 62 k", _lenet),
+    "lenet": ("LeNet-5, 62 k", lenet),
     "transformer": ("transformer 2 × 64, 0.1 M", partial(_transformer, 2, 64, 4, 65)),
     "cnn": ("CNN of two convolutions, 1.2 M", cnn),
     "resnet18": ("ResNet-18, 11.7 M", _resnet18),
