@@ -82,7 +82,10 @@ def check_metadata(text: str) -> RuleConfig:
     try:
         content = parse_json(text)
         written = content.get("format") if isinstance(content, dict) else None
-        return read_config(check_format(written), content.get("config"))
+        config = read_config(check_format(written), content.get("config"))
+        if not isinstance(config, RuleConfig):
+            raise ArtifactError(f"it is of kind {config.kind}, a solver, not a rule that an optimizer follows")
+        return config
     except ArtifactError:
         raise
     except ValueError as error:

@@ -13,7 +13,8 @@ from l2o_runtime.config import ConfigError, build_union, nearest, require, to_di
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.untrusted import canonical, parse_json, printable
 from l2o_runtime.files.upgrade import upgraded
-from l2o_runtime.rules import AnyRuleConfig, Rule, RuleConfig, make_rule
+from l2o_runtime.learned import AnyConfig, Learned, make_learned
+from l2o_runtime.rules import Rule
 
 FORMAT = "l2o-rule/2"
 FORMATS = ("l2o-rule/1", FORMAT)
@@ -62,7 +63,7 @@ def find_rule(rule: str | Path) -> Path:
     return path
 
 
-def rule_bytes(rule: Rule, provenance: Mapping[str, Any] | None = None) -> bytes:
+def rule_bytes(rule: Learned, provenance: Mapping[str, Any] | None = None) -> bytes:
     """The file of a rule: equal rules and provenance give equal bytes.
 
     Raises:
@@ -81,7 +82,7 @@ def rule_bytes(rule: Rule, provenance: Mapping[str, Any] | None = None) -> bytes
     return len(text).to_bytes(8, "little") + text + data
 
 
-def save_rule(path: str | Path, rule: Rule, provenance: Mapping[str, Any] | None = None) -> None:
+def save_rule(path: str | Path, rule: Learned, provenance: Mapping[str, Any] | None = None) -> None:
     """Write a rule; the file appears whole or not at all."""
     content = rule_bytes(rule, provenance)
     with atomic_write(path) as file:
@@ -98,7 +99,24 @@ def load_rule(rule: str | Path) -> Rule:
 
 
 def read_rule(rule: str | Path) -> tuple[Rule, dict[str, Any]]:
-    """As `load_rule`, with the provenance beside the rule."""
+    """As `load_rule`, with the provenance beside the rule.
+
+    Raises:
+        ArtifactError: as there; or the file is of a learned solver, which no optimizer can follow.
+    """
+    found, provenance = read_learned(rule)
+    if not isinstance(found, Rule):
+        kind = found.config.kind
+        raise ArtifactError(f"{find_rule(rule)}: a learned solver of kind {kind}, not a rule that an optimizer follows")
+    return found, provenance
+
+
+def read_learned(rule: str | Path) -> tuple[Learned, dict[str, Any]]:
+    """What is learned, frozen, a rule or a solver, and its provenance; from a bundled name or a file.
+
+    Raises:
+        ArtifactError: with what was found, what was expected and what to do.
+    """
     path = find_rule(rule)
     try:
         return parse_rule(read_limited(path))
@@ -138,8 +156,8 @@ def check_format(found: object) -> str:
     return found
 
 
-def read_config(written: str, config: Any) -> RuleConfig:
-    """A rule's configuration, as a format that is read has it.
+def read_config(written: str, config: Any) -> AnyConfig:
+    """The configuration of a rule or a learned solver, as a format that is read has it.
 
     Args:
         written: the format.
@@ -151,12 +169,12 @@ def read_config(written: str, config: Any) -> RuleConfig:
     if written != FORMAT:
         require(not isinstance(config, Mapping) or "kind" not in config, "unknown key kind")
         config = upgraded(config)
-    found: RuleConfig = build_union(AnyRuleConfig, config)
+    found: AnyConfig = build_union(AnyConfig, config)
     return found
 
 
-def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
-    """The rule and its provenance in the bytes of a file.
+def parse_rule(content: bytes) -> tuple[Learned, dict[str, Any]]:
+    """The rule or learned solver and its provenance in the bytes of a file.
 
     Raises:
         ArtifactError: not such a file, another version, damaged, or made for another architecture.
@@ -171,7 +189,7 @@ def parse_rule(content: bytes) -> tuple[Rule, dict[str, Any]]:
         raise ArtifactError(f"not a valid rule file: {printable(error)}") from None
 
 
-def _parse(content: bytes) -> tuple[Rule, dict[str, Any]]:
+def _parse(content: bytes) -> tuple[Learned, dict[str, Any]]:
     header, text, data = _split(content)
     metadata = header.get("__metadata__")
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -189,9 +207,9 @@ def _parse(content: bytes) -> tuple[Rule, dict[str, Any]]:
     return rule, provenance
 
 
-def _assemble(config: RuleConfig, header: dict[str, Any], content: bytes) -> Rule:
+def _assemble(config: AnyConfig, header: dict[str, Any], content: bytes) -> Learned:
     with torch.device("meta"):
-        rule = make_rule(config).float()  # whatever torch's default dtype is
+        rule = make_learned(config).float()  # whatever torch's default dtype is
     # Compared before anything is read or allocated for them: the header may ask for tensors of any size.
     found = {name: _declared(entry) for name, entry in header.items() if name != "__metadata__"}
     wanted = {name: ("F32", list(tensor.shape)) for name, tensor in rule.state_dict().items()}

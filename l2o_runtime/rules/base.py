@@ -6,7 +6,7 @@ list of tensors, a loop over chunks and a set of shards all give the same number
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -100,6 +100,10 @@ class RuleConfig:
     def unrolled(self) -> "RuleConfig":
         """As it is while it is meta-trained."""
         return self
+
+    def meta_trained(self, horizon: int, told: bool) -> Self:
+        """After meta-training over so many steps, in which it was or was not told every loss."""
+        return replace(self, horizon=horizon, needs_loss=told and isinstance(self.context, WindowConfig))
 
 
 class Spec(NamedTuple):

@@ -1,6 +1,16 @@
 """Solvers: what carries an optimization from point to point, learned or not."""
 
-from l2o_runtime.solvers.base import Point, Problems, Solver
+from l2o_runtime.solvers.base import Point, Problems, Solver, SolverConfig, Structure
 from l2o_runtime.solvers.descent import Descent
+from l2o_runtime.solvers.unrolled import UnrolledConfig, UnrolledSolver
 
-__all__ = ["Descent", "Point", "Problems", "Solver"]
+__all__ = [
+    "Descent",
+    "Point",
+    "Problems",
+    "Solver",
+    "SolverConfig",
+    "Structure",
+    "UnrolledConfig",
+    "UnrolledSolver",
+]

@@ -6,11 +6,13 @@ is learned are its parameters; a hand-made solver has none.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from l2o_runtime.config import ContextConfig, NoneConfig, require
 from l2o_runtime.state import State
 
 
@@ -28,6 +30,32 @@ class Point(NamedTuple):
     grad: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What a model-based solver, or an oracle, may read of B problems: b = A x* + ε, f(x) = ½‖A x − b‖² + λ‖x‖₁.
+
+    Attributes:
+        matrix: A, (m, n) of all problems, or (B, m, n).
+        target: b, (B, m).
+        weight: λ.
+        solution: x*, (B, n), which oracles and meta-losses know; None where nobody does.
+    """
+
+    matrix: Tensor
+    target: Tensor
+    weight: float = 0.0
+    solution: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> "Structure":
+        """That of some of the problems."""
+        return Structure(
+            matrix=self.matrix if self.matrix.dim() == 2 else self.matrix[start:stop],
+            target=self.target[start:stop],
+            weight=self.weight,
+            solution=None if self.solution is None else self.solution[start:stop],
+        )
+
+
 class Problems(Protocol):
     """What a solver may read of B problems before it begins; one that reads more asks for richer ones."""
 
@@ -43,15 +71,55 @@ class Problems(Protocol):
     def steps(self) -> int | None:
         """How many steps there will be; None where nobody says."""
 
+    @property
+    def structure(self) -> Any:
+        """What is known of the problems beside their gradients, a `Structure` for one; None where nothing is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """What fixes the architecture of a learned solver, whatever its kind. One that follows a rule is no such solver.
+
+    Attributes:
+        horizon: number of steps that it was meta-trained for.
+    """
+
+    kind: ClassVar[str]
+    context: ClassVar[ContextConfig] = NoneConfig()
+    scheduled: ClassVar[bool] = False
+    horizon: int = 100
+
+    def __post_init__(self) -> None:
+        require(1 <= self.horizon <= 10**9, f"horizon: must be in 1..{10**9}, got {self.horizon}")
+
+    @property
+    def network(self) -> str:
+        """The network in a few words."""
+        return self.kind
+
+    @property
+    def unrolled(self) -> Self:
+        """As it is while it is meta-trained."""
+        return self
+
+    def meta_trained(self, horizon: int, told: bool) -> Self:
+        """After meta-training over so many steps."""
+        return replace(self, horizon=horizon)
+
 
 class Solver(nn.Module, ABC):
     """Carries optimizations of B problems side by side; none of them sees another.
 
     Attributes:
+        config: of a learned one.
         queries: points that are evaluated per step.
     """
 
+    config: SolverConfig
     queries: int = 1
+
+    def fit(self, problems: Problems) -> None:
+        """Begin with what all problems of a kind have in common, such as A; before meta-training."""
 
     @abstractmethod
     def init(self, problems: Problems) -> State:

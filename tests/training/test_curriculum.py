@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from resuming import assert_resumes_bit_for_bit
 
+from l2o_runtime import ConfigError
 from l2o_runtime.rules import make_rule
 from l2o_runtime.solvers import Descent
-from l2o_training.config import TrainConfig, load_preset
+from l2o_training.config import GrowingConfig, TrainConfig, load_preset
 from l2o_training.meta.checkpoints import flatten, nest
-from l2o_training.meta.curriculum import Curriculum, Episode, RandomEpisodes, Stage, make_curriculum
+from l2o_training.meta.curriculum import RandomEpisodes, make_curriculum
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.unroll import unroll
@@ -82,39 +84,101 @@ def test_a_slot_goes_on_from_its_state(older):
     assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
 
-class Growing(Curriculum):
-    """Horizons grow by a truncation with every validation."""
-
-    def __init__(self, config):
-        self.config, self.stage = config, 1
-
-    def draw(self, number):
-        return Episode(0, number, self.stage * self.config.unroll, [1.0], [1.0])
-
-    def advance(self, score):
-        self.stage += 1
-        return Stage(f"stage {self.stage}")
+GROWING = dataclasses.replace(
+    CONFIG,
+    horizon=15,
+    shortest=None,
+    epochs=9,
+    validate_every=1,
+    validation_runs=1,
+    average=0.5,
+    curriculum=GrowingConfig(horizons=(5, 10), patience=2),
+)
 
 
-def test_stages_are_recorded_and_a_resumed_run_comes_to_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("l2o_training.meta.trainer.make_curriculum", Growing)
-    config = dataclasses.replace(CONFIG, epochs=4, validate_every=1, validation_runs=1)
-    whole = Trainer(config, tmp_path / "whole")
-    path = whole.run()
-    assert [row["stage"] for row in whole.history] == ["stage 2", "stage 3", "stage 4", "stage 5"]
-    parts = Trainer(config, tmp_path / "parts")
+def scored(curriculum, scores):
+    """The stages that begin with scores."""
+    return [stage.name if (stage := curriculum.advance(score)) else None for score in scores]
 
-    class Stop(Exception):
-        pass
 
-    def stop(epoch):
-        if epoch.epoch == 2:
-            raise Stop
+def test_horizons_grow_where_the_latest_score_is_not_the_best():
+    growing = make_curriculum(GROWING)
+    assert [(stage.horizon, stage.validated) for stage in growing.stages] == [(5, 10), (10, 15), (15, 15)]
+    assert scored(growing, [3.0, 2.0, 1.0, 1.5]) == [None, None, None, "horizon 10"]
+    assert growing.draw(7).horizon == 10
+    assert scored(growing, [2.0, math.nan]) == [None, "horizon 15"], "a score that is not finite is no better"
+    assert scored(growing, [1.0, 1.0, 2.0]) == [None, None, None]
+    assert growing.over
 
-    with pytest.raises(Stop):
-        parts.run(stop)
-    assert len({slot.episode.horizon for slot in parts.slots}) == 1
-    resumed = Trainer(config, tmp_path / "parts", resume=True)
-    assert resumed.curriculum.stage == 3
-    assert [slot.episode for slot in resumed.slots] == [slot.episode for slot in parts.slots]
-    assert resumed.run().read_bytes() == path.read_bytes()
+
+def test_a_growing_run_ends_with_its_last_stage(tmp_path, monkeypatch):
+    """Scores rise in every second validation, so that stages end, whatever is learned."""
+    scores = iter([5.0, 1.0, 2.0, *[7.0, 3.0, 4.0] * 20])
+    told = []
+
+    def score(self, losses):
+        told.append(self.horizon)
+        return next(scores)
+
+    monkeypatch.setattr("l2o_training.meta.validation.Validation.score", score)
+    monkeypatch.setattr("l2o_training.meta.validation.Validation.adam", lambda self: {"lr": None, "loss": None})
+    whole = Trainer(GROWING, tmp_path / "whole")
+    whole.run()
+    stages = [row.get("stage") for row in whole.history]
+    assert [stage for stage in stages if stage] == ["horizon 10", "horizon 15"]
+    assert whole.curriculum.over
+    assert whole.epoch < GROWING.epochs
+    assert sorted(set(told)) == [10, 15]
+    assert {row["steps"] for row in whole.history} == {15, 30, 45}, "of three slots"
+
+
+def test_a_stage_begins_with_the_best_of_the_one_before(tmp_path):
+    trainer = Trainer(GROWING, tmp_path)
+    best = {key: value.clone() for key, value in trainer.best_state.items()}
+    trainer.train_epoch()
+    assert not all(torch.equal(value, best[key]) for key, value in trainer.rule.state_dict().items())
+    trainer.best_state = best
+    trainer._begin(trainer.curriculum.stages[1])
+    for state in (trainer.rule.state_dict(), trainer.learner.candidate_state()):
+        assert all(torch.equal(value, best[key]) for key, value in state.items())
+    assert not trainer.learner.optimizer.state
+    assert not any(slot.under_way for slot in trainer.slots)
+
+
+def test_a_growing_run_resumes_bit_for_bit(tmp_path):
+    growing = dataclasses.replace(GROWING.curriculum, patience=1)
+    config = dataclasses.replace(GROWING, lr=0.5, curriculum=growing)  # so large that validations become worse
+    for epoch in (1, 2, 3):
+        assert_resumes_bit_for_bit(config, tmp_path / f"{epoch}", epoch, midway=False)
+    stages = Trainer(config, tmp_path / "1" / "parts", resume=True).curriculum.stage.number
+    assert stages > 0, "it has to come to another stage"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizon": 5}, "must be longer than the curriculum's first, 5, without shortest; got 5"),
+        ({"shortest": 5}, "without shortest; got 15 with shortest"),
+        ({"curriculum": GrowingConfig(horizons=(4, 10))}, "unroll 5 must divide"),
+        ({"imitated": (0.1,)}, "needs an expert"),
+        ({"imitated": (1.5,), "expert": "adam"}, r"must be in \[0, 1\]"),
+    ],
+)
+def test_curricula_that_cannot_be(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(GROWING, **changes)
+
+
+@pytest.mark.parametrize("horizons", [(), (5, 5), (10, 5), (0, 5)])
+def test_horizons_that_cannot_be(horizons):
+    with pytest.raises(ConfigError, match="or more that increase"):
+        GrowingConfig(horizons=horizons)
+
+
+def test_an_expert_carries_some_epochs_by_stage():
+    config = dataclasses.replace(GROWING, expert="adam", imitated=(0.0, 0.3), seed=4)
+    shares = [[config.share(epoch, stage) for epoch in range(500)] for stage in range(3)]
+    assert set(shares[0]) == {1.0}
+    assert shares[1] == shares[2], "the last probability holds from then on"
+    assert set(shares[1]) == {0.0, 1.0}
+    assert 0.25 < 1 - np.mean(shares[1]) < 0.35

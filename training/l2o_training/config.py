@@ -1,22 +1,63 @@
 """Configuration of meta-training: TOML presets and `key=value` overrides."""
 
 import dataclasses
+import random
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 
 from l2o_runtime.config import LATER, ConfigError, FlagConfig, KAEConfig, WindowConfig, build, nearest, require, to_dict
-from l2o_runtime.files.artifact import read_rule
+from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.files.upgrade import upgraded
-from l2o_runtime.rules import AnyRuleConfig, LSTMConfig
+from l2o_runtime.learned import AnyConfig
+from l2o_runtime.rules import AnyRuleConfig, LSTMConfig, RuleConfig
 from l2o_training.tasks import MLPConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomConfig:
+    """Optimizations drawn by chance, from the first epoch to the last alike."""
+
+    kind: ClassVar[str] = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingConfig:
+    """Optimizations that become longer whenever training at a length helps no more at the next one.
+
+    Attributes:
+        horizons: lengths, those below that of the run, whose own comes last.
+        patience: validations of a stage before it may end; it ends where the latest is not the best.
+
+    Source: Chen et al. 2020, "Training Stronger Baselines for Learning to Optimize", section 3.1.
+    """
+
+    kind: ClassVar[str] = "growing"
+    horizons: tuple[int, ...] = (100, 200, 500, 1000, 1500, 2000, 2500, 3000)
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        rises = len(self.horizons) > 0 and list(self.horizons) == sorted({*self.horizons}) and self.horizons[0] >= 1
+        require(rises, f"horizons: must be one length or more that increase, got {self.horizons}")
+        require(self.patience >= 1, f"patience: must be 1 or more, got {self.patience}")
+
+    def lengths(self, horizon: int) -> list[int]:
+        """Of the stages of a run.
+
+        >>> GrowingConfig().lengths(400)
+        [100, 200, 400]
+        """
+        return [*(length for length in self.horizons if length < horizon), horizon]
+
+
+CurriculumConfig: TypeAlias = RandomConfig | GrowingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +68,7 @@ class TrainConfig:
         description: one line on what the preset is for.
         minutes: about how long it takes on two cores, validations included; 0 is not known.
         start: a bundled name or a file: begin with this rule's weights; empty begins with random ones.
-        rule: the architecture; that of `start` has to be the same.
+        rule: the architecture of what is trained, a rule or a solver; that of `start` has to be the same.
         tasks: what the rule is meta-trained on; every epoch draws one of them.
         validation_tasks: what decides which rule is the best; where none are given, fresh instances of `tasks`.
         epochs: outer epochs; each starts fresh instances.
@@ -64,6 +105,9 @@ class TrainConfig:
             `l2o eval`, a bundled rule or a file.
         expert_lr: the expert's learning rate, if it is hand-made.
         handed_over: epochs after which the rule carries all of every step; its share grows evenly until then.
+        imitated: probability that the expert carries the optimizations of an epoch, stage by stage of the curriculum,
+            the last one from then on; the rule carries those of all other epochs.
+        curriculum: how the optimizations are drawn, and when that changes.
         validate_every: epochs between validations.
         validation_runs: fresh instances per task in a validation; the same ones each time.
         seed: of everything.
@@ -72,7 +116,7 @@ class TrainConfig:
     description: str = ""
     minutes: int = 0
     start: str = dataclasses.field(default="", metadata=LATER)
-    rule: AnyRuleConfig = dataclasses.field(default_factory=LSTMConfig)
+    rule: AnyConfig = dataclasses.field(default_factory=LSTMConfig)
     tasks: tuple[TaskConfig, ...] = (MLPConfig(),)
     validation_tasks: tuple[TaskConfig, ...] = dataclasses.field(default=(), metadata=LATER)
     epochs: int = 100
@@ -102,6 +146,8 @@ class TrainConfig:
     expert: str = dataclasses.field(default="", metadata=LATER)
     expert_lr: float = dataclasses.field(default=0.001, metadata=LATER)
     handed_over: int = dataclasses.field(default=0, metadata=LATER)
+    imitated: tuple[float, ...] = dataclasses.field(default=(), metadata=LATER)
+    curriculum: CurriculumConfig = dataclasses.field(default=RandomConfig(), metadata=LATER)
     validate_every: int = 20
     validation_runs: int = 20
     seed: int = 0
@@ -138,6 +184,15 @@ class TrainConfig:
         require(shortest, f"shortest: must be in {least}..{self.horizon} (unroll to horizon), got {self.shortest}")
         require(self.expert_lr > 0, f"expert_lr: must be greater than 0, got {self.expert_lr}")
         require(self.handed_over >= 0, f"handed_over: must be 0 or more, got {self.handed_over}")
+        chances = all(0 <= chance <= 1 for chance in self.imitated)
+        require(chances, f"imitated: must be in [0, 1] each, got {self.imitated}")
+        either = not self.imitated or (bool(self.expert) and not self.handed_over)
+        require(either, "imitated: needs an expert, such as expert=adam, and no handed_over")
+        if isinstance(self.curriculum, GrowingConfig):
+            self._check_growing(self.curriculum)
+        rule = isinstance(self.rule, RuleConfig)
+        require(rule or not self.expert, f"expert: only rules imitate one, not a solver of kind {self.rule.kind}")
+        require(rule or self.sample is None, f"sample: only with rules, not with a solver of kind {self.rule.kind}")
         alone = not self.expert or (self.sample is None and not isinstance(self.rule.context, KAEConfig))
         require(alone, "expert: not with sample, nor with a Koopman autoencoder, which look at the rule's steps alone")
         context = self.rule.context
@@ -145,20 +200,36 @@ class TrainConfig:
             fits = context.window <= self.horizon
             require(fits, f"rule.context.window: {context.window} is larger than the horizon {self.horizon}")
 
-    def share(self, epoch: int) -> float:
-        """The rule's part in every step after so many epochs; 1 without an expert."""
+    def _check_growing(self, growing: GrowingConfig) -> None:
+        first = growing.horizons[0]
+        longer = self.horizon > first and self.shortest is None
+        got = f"{self.horizon}{'' if self.shortest is None else ' with shortest'}"
+        require(longer, f"horizon: must be longer than the curriculum's first, {first}, without shortest; got {got}")
+        unit = self.unroll or 1
+        whole = all(length % unit == 0 for length in growing.lengths(self.horizon))
+        require(whole, f"curriculum.horizons: unroll {unit} must divide {growing.lengths(self.horizon)}")
+
+    def share(self, epoch: int, stage: int = 0) -> float:
+        """The rule's part in every step after so many epochs, in a stage of the curriculum; 1 without an expert."""
+        if self.imitated:
+            chance = self.imitated[min(stage, len(self.imitated) - 1)]
+            return float(random.Random(f"{self.seed}/imitated/{epoch}").random() >= chance)
         return min(1.0, epoch / self.handed_over) if self.expert and self.handed_over else 1.0
 
     @property
-    def updates(self) -> int:
-        """Outer updates of an epoch."""
-        return self.horizon // self.unroll if self.unroll else 1
+    def as_rule(self) -> AnyRuleConfig:
+        """The configuration of the rule.
+
+        Raises:
+            ConfigError: it is a solver's.
+        """
+        require(isinstance(self.rule, RuleConfig), f"rule.kind: {self.rule.kind} is a solver; only rules can do this")
+        return cast(AnyRuleConfig, self.rule)
 
     @property
-    def trained_rule(self) -> AnyRuleConfig:
-        """The rule's configuration with what meta-training adds to it: horizon, and need of the loss."""
-        needs_loss = isinstance(self.rule.context, WindowConfig) and self.hide_loss == 0
-        return dataclasses.replace(self.rule, horizon=self.horizon, needs_loss=needs_loss)
+    def trained_rule(self) -> AnyConfig:
+        """The configuration of what is trained with what meta-training adds to it: horizon, and need of the loss."""
+        return self.rule.meta_trained(self.horizon, told=self.hide_loss == 0)
 
 
 def preset_names() -> list[str]:
@@ -201,7 +272,7 @@ def read_config(data: dict[str, Any]) -> TrainConfig:
     """
     start, keys = data.get("start"), data.get("rule", {})
     if isinstance(start, str) and start and isinstance(keys, dict) and "kind" not in keys:
-        data = data | {"rule": to_dict(read_rule(start)[0].config) | keys}
+        data = data | {"rule": to_dict(read_learned(start)[0].config) | keys}
     try:
         rule = {"rule": upgraded(data["rule"])} if "rule" in data else {}
     except ConfigError as error:

@@ -186,7 +186,7 @@ def prepare(
     for task in own:
         tell(f"running {task.make.rpartition(':')[0]}: a task is code, and is run as it is")
     if config.trained:
-        config = replace(config, rule=config.rule.freed)
+        config = replace(config, rule=config.as_rule.freed)
     if resume and (minutes is not None or own):
         return _resumed(config, folder, seconds), over
     if minutes is None and not own:
@@ -226,7 +226,7 @@ def _resumed(config: TrainConfig, folder: Path, seconds: float) -> TrainConfig:
     """
     kept = begun(folder)
     asked = replace(config, **{key: getattr(kept, key) for key in FITTED})
-    asked = replace(asked, rule=replace(asked.rule, output_scale=kept.rule.output_scale))
+    asked = replace(asked, rule=replace(asked.as_rule, output_scale=kept.as_rule.output_scale))
     changed = differences(comparable(kept), comparable(asked))
     if changed:
         text = "; ".join(f"{key}: {spell(old)} there, {spell(new)} here" for key, old, new in changed)
@@ -266,7 +266,11 @@ def _described(task: OwnTask, objective: str) -> list[str]:
 
 def _rule(config: TrainConfig, device: torch.device, factor: float = 1.0) -> Rule:
     """The rule that a run begins with, with steps so many times as long."""
-    wanted = replace(config.trained_rule, output_scale=factor * config.rule.output_scale)
+    rule_config = config.as_rule
+    wanted = replace(
+        rule_config.meta_trained(config.horizon, told=config.hide_loss == 0),
+        output_scale=factor * rule_config.output_scale,
+    )
     with own_randomness(device) as reseed:
         reseed(config.seed)
         rule = make_rule(wanted)
@@ -279,19 +283,19 @@ def _sized(
     config: TrainConfig, tasks: list[Task], speed: Speed, seconds: float, ranks: Ranks, device: torch.device, tell: Say
 ) -> TrainConfig:
     """The run with the length of steps that its start does best with; as it is where there is no time to try."""
-    validation = Validation(config, tasks, ranks, device)
+    validation = Validation(config, config.horizon, tasks, ranks, device)
     tries = min(SIZES, int(SIZED * seconds / (config.horizon * speed.checked * len(tasks) / ranks.size)))
     if not config.start or tries < FEWEST_SIZES:
         return config
 
     def score(factor: float) -> float:
-        if factor * config.rule.output_scale > LARGEST_SCALE:
+        if factor * config.as_rule.output_scale > LARGEST_SCALE:
             return math.inf
         return validation.score(validation.losses(Descent(_rule(config, device, factor))))
 
     factor = best_factor(score, tries)
     tell(f"steps {factor:.2g} times as long as those of {config.start} do best, of {tries} lengths at most")
-    return replace(config, rule=replace(config.rule, output_scale=factor * config.rule.output_scale))
+    return replace(config, rule=replace(config.as_rule, output_scale=factor * config.as_rule.output_scale))
 
 
 def verdict(trainer: Trainer) -> list[str]:

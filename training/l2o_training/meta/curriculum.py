@@ -5,7 +5,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from l2o_training.config import TrainConfig
+from l2o_training.config import GrowingConfig, TrainConfig
 
 VALIDATION_SEED = 2**31
 """Validation has seeds from here on, comparisons have smaller ones: PyTorch's CPU generator reads 32 bits of a seed."""
@@ -32,17 +32,35 @@ class Episode:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of meta-training that a curriculum begins.
+    """A part of meta-training.
 
     Attributes:
         name: for the record.
+        number: 0, 1, …
+        horizon: inner steps per epoch, and of the longest optimization.
+        validated: inner steps of a validation.
+        lr: factor on the outer learning rate.
+        trained: where given, only parameters whose names end so are trained.
     """
 
     name: str
+    number: int
+    horizon: int
+    validated: int
+    lr: float = 1.0
+    trained: tuple[str, ...] = ()
 
 
 class Curriculum(ABC):
-    """What is done next. All ranks ask it the same, and a resumed run tells it the scores so far once more."""
+    """What is done next. All ranks ask it the same, and a resumed run tells it the scores so far once more.
+
+    Attributes:
+        stage: the present one.
+        over: whether the last stage is, before the run has done all its epochs.
+    """
+
+    stage: Stage
+    over: bool = False
 
     @abstractmethod
     def draw(self, number: int) -> Episode:
@@ -57,12 +75,12 @@ class Curriculum(ABC):
         """Hear the score of a validation.
 
         Returns:
-            The stage that begins with it; None to go on.
+            The stage that begins with it, from the best of the stage before; None to go on.
         """
 
 
 class RandomEpisodes(Curriculum):
-    """Tasks by chance, and always alike: it has no stages.
+    """Tasks by chance, and always alike: it has a single stage.
 
     Horizons are log-uniform in shortest … T, some losses are hidden, and parameters get a log-uniform scale.
 
@@ -72,6 +90,7 @@ class RandomEpisodes(Curriculum):
 
     def __init__(self, config: TrainConfig):
         self.config = config
+        self.stage = Stage("", 0, config.horizon, config.horizon)
 
     def draw(self, number: int) -> Episode:
         """From random numbers of its own, of the run's seed and the number."""
@@ -80,7 +99,8 @@ class RandomEpisodes(Curriculum):
         seed = draw.randrange(2**40)  # of 32 bits that count: those of a validation come up once in 10⁸ episodes or so
         shown = [float(draw.random() >= config.hide_loss) for _ in range(config.batch)]
         scale = [math.exp(draw.uniform(-config.rescale, config.rescale)) for _ in range(config.batch)]
-        low, high = (math.log(steps) for steps in (config.shortest or config.horizon, config.horizon))
+        longest = self.stage.horizon
+        low, high = (math.log(steps) for steps in (config.shortest or longest, longest))
         unit = config.unroll or 1
         truncations = max(1, round(math.exp(draw.uniform(low, high)) / unit))
         return Episode(task, seed, truncations * unit, shown, scale)
@@ -90,6 +110,39 @@ class RandomEpisodes(Curriculum):
         return None
 
 
+class GrowingHorizons(RandomEpisodes):
+    """Random tasks, and horizons that grow: a stage trains at a length and is validated at the next one.
+
+    A stage that has been validated `patience` times ends where the latest score is not its best. The next one begins
+    with the weights of the best. The last stage is validated at its own length, and the run ends with it.
+
+    Source: Chen et al. 2020, "Training Stronger Baselines for Learning to Optimize", section 3.1.
+    """
+
+    def __init__(self, config: TrainConfig, growing: GrowingConfig):
+        super().__init__(config)
+        lengths = growing.lengths(config.horizon)
+        self.stages = [
+            Stage(f"horizon {length}", number, length, lengths[min(number + 1, len(lengths) - 1)])
+            for number, length in enumerate(lengths)
+        ]
+        self.stage, self.patience, self.scores = self.stages[0], growing.patience, list[float]()
+
+    def advance(self, score: float) -> Stage | None:
+        """The next length, as soon as this one helps no more."""
+        self.scores.append(score if score == score else math.inf)
+        if len(self.scores) < self.patience or score <= min(self.scores):
+            return None
+        if self.stage is self.stages[-1]:
+            self.over = True
+            return None
+        self.stage, self.scores = self.stages[self.stage.number + 1], []
+        return self.stage
+
+
 def make_curriculum(config: TrainConfig) -> Curriculum:
     """The curriculum of a run."""
+    match config.curriculum:
+        case GrowingConfig() as growing:
+            return GrowingHorizons(config, growing)
     return RandomEpisodes(config)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from l2o_runtime.files.artifact import ArtifactError, read_rule, save_rule
+from l2o_runtime.files.artifact import ArtifactError, read_learned, save_rule
 from l2o_runtime.files.atomic import remove_leftovers
-from l2o_runtime.rules import Rule
+from l2o_runtime.learned import Learned
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.meta import checkpoints
@@ -82,7 +82,7 @@ def kept(out: Path, epoch: int) -> str:
     return f"interrupted after epoch {epoch}; the checkpoint is of epoch {newest}; go on with --resume"
 
 
-def keep_rule(path: Path, rule: Rule, provenance: dict[str, Any]) -> None:
+def keep_rule(path: Path, rule: Learned, provenance: dict[str, Any]) -> None:
     """Write a finished rule; one that is there already keeps the versions that it was made with.
 
     Args:
@@ -91,7 +91,7 @@ def keep_rule(path: Path, rule: Rule, provenance: dict[str, Any]) -> None:
         provenance: what made it.
     """
     try:
-        found, before = read_rule(path)
+        found, before = read_learned(path)
     except ArtifactError:
         found, before = None, {}
     weights = rule.state_dict()

@@ -1,4 +1,4 @@
-"""The outer problem: the rule that is trained, its optimizer, and the average of its weights."""
+"""The outer problem: what is trained, its optimizer, and the average of its weights."""
 
 import copy
 from typing import Any, cast
@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l2o_runtime.config import require
-from l2o_runtime.rules import Rule
+from l2o_runtime.learned import Learned, as_solver
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import cosine
 from l2o_training.config import TrainConfig
+from l2o_training.meta.curriculum import Stage
 from l2o_training.meta.estimators.base import trained
 from l2o_training.meta.imitation import Imitation, make_expert
 
@@ -21,28 +22,42 @@ class Learner:
 
     Args:
         config: the run.
-        rule: being trained.
+        rule: being trained, or a solver that is no rule's.
+        stage: that the run begins with, or goes on with.
 
     Attributes:
         solver: what is unrolled.
         candidate: what is validated and kept: the rule, or the average of its weights.
     """
 
-    def __init__(self, config: TrainConfig, rule: Rule):
+    def __init__(self, config: TrainConfig, rule: Learned, stage: Stage):
         self.config, self.rule = config, rule
-        self.solver: Solver = Descent(rule)
+        self.solver: Solver = as_solver(rule)
         if config.expert:
-            self.solver = Imitation(Descent(rule), make_expert(config.expert), config.expert_lr)
+            assert isinstance(self.solver, Descent)  # as the configuration says
+            self.solver = Imitation(self.solver, make_expert(config.expert), config.expert_lr)
         self.averaged = None
         if config.average is not None:
             self.averaged = AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-        self.candidate = rule if self.averaged is None else cast(Rule, self.averaged.module)
-        for name, p in rule.named_parameters():
-            p.requires_grad_(not config.trained or name.endswith(config.trained))
-        names = ", ".join(name for name, _ in rule.named_parameters())
+        self.candidate = rule if self.averaged is None else cast(Learned, self.averaged.module)
+        self.begin(stage)
+
+    def begin(self, stage: Stage) -> None:
+        """Train what a stage trains, with an optimizer that remembers nothing."""
+        self.stage, config = stage, self.config
+        for name, p in self.rule.named_parameters():
+            p.requires_grad_(all(not ends or name.endswith(ends) for ends in (config.trained, stage.trained)))
+        names = ", ".join(name for name, _ in self.rule.named_parameters())
         require(bool(trained(self.solver)), f"trained: no parameter ends with {', '.join(config.trained)}: {names}")
         made = torch.optim.SGD if config.estimator == "cem" else torch.optim.Adam
-        self.optimizer: torch.optim.Optimizer = made(trained(self.solver), lr=config.lr)
+        self.optimizer: torch.optim.Optimizer = made(trained(self.solver), lr=stage.lr * config.lr)
+
+    def go_on_from(self, weights: dict[str, Tensor]) -> None:
+        """Take over weights, as `candidate_state` gave them; an average begins anew with them."""
+        self.rule.load_state_dict(weights)
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(weights)
+            self.averaged.n_averaged.zero_()
 
     def hand_over(self, share: float) -> None:
         """Let the rule carry this share of every step, where there is an expert."""
@@ -54,7 +69,8 @@ class Learner:
         config = self.config
         if config.final_lr is not None:
             fallen = config.lr - config.final_lr
-            self.optimizer.param_groups[0]["lr"] = config.final_lr + cosine(epoch, config.epochs) * fallen
+            lr = config.final_lr + cosine(epoch, config.epochs) * fallen
+            self.optimizer.param_groups[0]["lr"] = self.stage.lr * lr
 
     def update(self, gradient: Tensor) -> bool:
         """One outer step along a meta-gradient (P,); none if it is not finite. Whether it was taken."""
@@ -71,11 +87,11 @@ class Learner:
             self.averaged.update_parameters(self.rule)
         return True
 
-    def judged(self) -> Rule:
+    def judged(self) -> Solver:
         """The candidate as it will be used: its clocks stop where its configuration says so."""
         rule = copy.deepcopy(self.candidate)
         rule.config = self.config.trained_rule
-        return rule
+        return as_solver(rule)
 
     def candidate_state(self) -> dict[str, Tensor]:
         """A copy of the candidate's weights."""

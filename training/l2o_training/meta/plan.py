@@ -11,7 +11,7 @@ from l2o_runtime.config import require
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import BASELINES
-from l2o_training.config import TrainConfig
+from l2o_training.config import RandomConfig, TrainConfig
 from l2o_training.meta.objectives import make_objectives
 from l2o_training.meta.unroll import begin, unroll
 from l2o_training.meta.validation import RATES
@@ -118,6 +118,8 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
     Raises:
         ConfigError: too few updates fit.
     """
+    random = isinstance(config.curriculum, RandomConfig)
+    require(random, f"--minutes: not with curriculum.kind={config.curriculum.kind}, which ends by itself: leave it out")
     tasks = len(config.validation_tasks or config.tasks)
     check = config.horizon * speed.checked * tasks / ranks
     left = seconds * (1 - SPARE) - check - len(RATES) * config.horizon * speed.adam * tasks / ranks

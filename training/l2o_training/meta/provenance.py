@@ -11,8 +11,8 @@ import torch
 
 import l2o_runtime
 from l2o_runtime.config import ConfigError, to_dict
-from l2o_runtime.files.artifact import read_rule
-from l2o_runtime.rules import Rule
+from l2o_runtime.files.artifact import read_learned
+from l2o_runtime.learned import Learned
 from l2o_training.config import TrainConfig, read_config
 
 
@@ -40,7 +40,7 @@ def kept_config(data: Any) -> Any:
 def describe_run(
     config: TrainConfig,
     tasks: list[str],
-    epochs: int,
+    inner_steps: int,
     validation: float,
     adam: dict[str, float | None] | None,
     ancestor: dict[str, Any] | None,
@@ -50,7 +50,7 @@ def describe_run(
     Args:
         config: of the run.
         tasks: names of what it was trained on.
-        epochs: done.
+        inner_steps: done, of all instances.
         validation: the rule's.
         adam: learning rate and loss of the Adam that it is held against.
         ancestor: provenance of the rule that it started from.
@@ -59,7 +59,7 @@ def describe_run(
     return start | {
         "config": comparable(config),
         "tasks": tasks,
-        "inner_steps": epochs * config.horizon * config.batch * config.lanes,
+        "inner_steps": inner_steps,
         "validation": validation,
         "adam": adam,
         "git": git_revision(),
@@ -98,8 +98,8 @@ def git_revision() -> str:
         return ""
 
 
-def inherit(rule: Rule, start: str) -> dict[str, Any]:
-    """Give a rule the weights of another one.
+def inherit(rule: Learned, start: str) -> dict[str, Any]:
+    """Give a rule or solver the weights of another one.
 
     Returns:
         The other one's provenance.
@@ -108,7 +108,7 @@ def inherit(rule: Rule, start: str) -> dict[str, Any]:
         ConfigError: the other one is of another architecture.
         ArtifactError: it cannot be read.
     """
-    other, provenance = read_rule(start)
+    other, provenance = read_learned(start)
     if _architecture(other) != _architecture(rule):
         raise ConfigError(
             f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
@@ -118,8 +118,8 @@ def inherit(rule: Rule, start: str) -> dict[str, Any]:
     return provenance
 
 
-def _architecture(rule: Rule) -> str:
+def _architecture(rule: Learned) -> str:
     """What has to be equal for weights to fit."""
     config = rule.config
-    bounded = ", bounded steps" if config.bounded else ""
+    bounded = ", bounded steps" if getattr(config, "bounded", False) else ""
     return f"{config.kind}, {config.network}{bounded}, context {json.dumps(to_dict(config.context))}"

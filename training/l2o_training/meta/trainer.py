@@ -5,21 +5,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from l2o_runtime.config import require, to_dict
 from l2o_runtime.files.atomic import atomic_write
-from l2o_runtime.rules import Rule, make_rule
-from l2o_runtime.solvers import Descent
+from l2o_runtime.learned import AnyConfig, Learned, make_learned
+from l2o_runtime.rules import Rule
+from l2o_runtime.solvers import Solver
 from l2o_training.config import TrainConfig
 from l2o_training.errors import RunError
 from l2o_training.fused.lstm import fuse
 from l2o_training.meta import checkpoints
 from l2o_training.meta.checkpoints import Checkpoints
-from l2o_training.meta.curriculum import make_curriculum
+from l2o_training.meta.curriculum import Stage, make_curriculum
 from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.estimators import make_estimator
 from l2o_training.meta.folder import CONFIG, CURVE, METRICS, RULE, keep_rule, newest_checkpoint, owned
@@ -33,7 +34,7 @@ from l2o_training.tasks.data import Datasets
 
 
 class Trainer:
-    """Meta-trains one rule into one folder.
+    """Meta-trains one rule, or one solver, into one folder.
 
     The folder gets `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, and at the end
     `rule.safetensors` (the rule with the lowest validation loss) and `learning-curve.png`. All randomness of an
@@ -82,14 +83,17 @@ class Trainer:
         self.tasks, judges = (
             [make_task(task, load, self.device) for task in tasks] for tasks in (config.tasks, config.validation_tasks)
         )
-        self.validation = Validation(config, judges or self.tasks, ranks, self.device)
+        self.judges = judges or self.tasks
         torch.manual_seed(config.seed)
-        rule = make_rule(config.trained_rule.unrolled)
+        learned = make_learned(cast(AnyConfig, config.trained_rule.unrolled)).to(self.device)
+        if isinstance(learned, Solver):
+            learned.fit(self.tasks[0].instances(1, config.seed))
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
-            self.ancestor = inherit(rule, config.start)
-        self.learner = Learner(config, fuse(rule.to(self.device)))
+            self.ancestor = inherit(learned, config.start)
         self.estimator, self.curriculum = make_estimator(config), make_curriculum(config)
+        self.learner = Learner(config, fuse(learned) if isinstance(learned, Rule) else learned, self.curriculum.stage)
+        self.validation = self._validation()
         self.slots = [
             TaskSlot(config, self.curriculum, self.tasks, index, self.estimator.copies) for index in range(config.lanes)
         ]
@@ -105,8 +109,8 @@ class Trainer:
             self._restore(checkpoint)
 
     @property
-    def rule(self) -> Rule:
-        """The rule that is trained."""
+    def rule(self) -> Learned:
+        """What is trained."""
         return self.learner.rule
 
     def run(
@@ -129,7 +133,7 @@ class Trainer:
             if not self.restored:
                 self.validate()
                 self._save()
-            while self.epoch < self.config.epochs and not self._told(over):
+            while not self.over and not self._told(over):
                 epoch = self.train_epoch()
                 if board is not None:
                     for key, value in epoch.scalars().items():
@@ -140,11 +144,16 @@ class Trainer:
                         board.flush()
                     self._save()
                 report(epoch)
-            if self.epoch < self.config.epochs and self.epoch % self.config.validate_every:
+            if not self.over and self.epoch % self.config.validate_every:
                 self.validate()
                 self._save()
             self.checkpoints.settle(wait=True)
             return self.ranks.agree(self._finish)
+
+    @property
+    def over(self) -> bool:
+        """Whether all epochs are done, or the curriculum's last stage is."""
+        return self.epoch >= self.config.epochs or self.curriculum.over
 
     def _told(self, over: Callable[[], bool]) -> bool:
         """What rank 0 says."""
@@ -169,10 +178,11 @@ class Trainer:
     def train_epoch(self) -> Epoch:
         """One outer epoch: T steps in every slot, an outer update after every u of them."""
         config, started, idle = self.config, time.perf_counter(), self.ranks.idle
+        share, horizon = config.share(self.epoch, self.curriculum.stage.number), self.curriculum.stage.horizon
         self.learner.set_lr(self.epoch)
-        self.learner.hand_over(config.share(self.epoch))
-        self.estimator.hand_over(config.share(self.epoch))
-        updates, taken = config.updates, 0
+        self.learner.hand_over(share)
+        self.estimator.hand_over(share)
+        updates, taken = horizon // config.unroll if config.unroll else 1, 0
         record = torch.zeros(1 + len(self.names), dtype=torch.float64, device=self.device)
         for _ in range(updates):
             gradient, seen = self.meta_gradient()
@@ -193,14 +203,30 @@ class Trainer:
             validation=validation,
             best=self.best,
             speedup=None if validation is None else self.speedup,
-            steps=config.horizon * config.batch * config.lanes,
+            steps=horizon * config.batch * config.lanes,
             seconds=seconds,
             idle=self.ranks.gather(waited, self.device) if self.ranks.size > 1 else None,
             dropped=updates - taken or None,
             stage=None if stage is None else stage.name,
         )
         self.history.append(epoch.row())
+        if stage is not None:
+            self._begin(stage)
         return epoch
+
+    def _begin(self, stage: Stage) -> None:
+        """Go on in a stage of the curriculum, from the best rule so far; what was best is measured anew."""
+        self.learner.go_on_from(self.best_state)
+        self.learner.begin(stage)
+        for slot in self.slots:
+            slot.abandon()
+        self.validation, self.best = self._validation(), float("inf")
+        self.adam = self.validation.adam()
+        self.validate()
+
+    def _validation(self) -> Validation:
+        """As long as the present stage has it."""
+        return Validation(self.config, self.curriculum.stage.validated, self.judges, self.ranks, self.device)
 
     @property
     def names(self) -> list[str]:
@@ -234,7 +260,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Score of the candidate on the validation's instances; the best rule so far is kept."""
-        losses = self.validation.losses(Descent(self.learner.judged()))
+        losses = self.validation.losses(self.learner.judged())
         score, adam = self.validation.score(losses), self.adam or {}
         self.speedup = speedup(losses[:, 0], torch.tensor(adam["ends"])) if "ends" in adam else None
         if score < self.best:
@@ -276,12 +302,15 @@ class Trainer:
         try:
             self.epoch, self.best, self.seconds = info["epoch"], info["best"], info["seconds"]
             self.best_epoch, self.history = info["best_epoch"], info["history"]
-            self.learner.load_state_dict(state)
-            self.best_state = {key: value.to(self.device) for key, value in state["best"].items()}
-            self.ancestor, self.adam = info["ancestor"], info.get("adam")
             for row in self.history:
                 if "validation" in row:
                     self.curriculum.advance(row["validation"])
+            if self.curriculum.stage != self.learner.stage:
+                self.learner.begin(self.curriculum.stage)
+                self.validation = self._validation()
+            self.learner.load_state_dict(state)
+            self.best_state = {key: value.to(self.device) for key, value in state["best"].items()}
+            self.ancestor, self.adam = info["ancestor"], info.get("adam")
             for slot, position in zip(self.slots, info["lanes"], strict=True):
                 slot.go_to(position)
             for slot in self.mine:
@@ -299,11 +328,11 @@ class Trainer:
         path = self.out / RULE
         if not self.ranks.main:
             return path
-        rule = make_rule(self.config.trained_rule)
+        rule = make_learned(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
-        tasks = [task.name for task in self.tasks]
+        tasks, inner = [task.name for task in self.tasks], sum(row["steps"] for row in self.history)
         adam = None if self.adam is None else {key: self.adam[key] for key in ("lr", "loss")}
-        keep_rule(path, rule, describe_run(self.config, tasks, self.epoch, self.best, adam, self.ancestor))
+        keep_rule(path, rule, describe_run(self.config, tasks, inner, self.best, adam, self.ancestor))
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file, self.adam)
         return path

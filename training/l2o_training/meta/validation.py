@@ -69,21 +69,22 @@ class Validation:
 
     Args:
         config: the run.
+        horizon: inner steps.
         tasks: what is optimized.
         ranks: who shares the work.
         device: where.
     """
 
-    def __init__(self, config: TrainConfig, tasks: list[Task], ranks: Ranks, device: torch.device):
-        self.config, self.tasks, self.ranks, self.device = config, tasks, ranks, device
+    def __init__(self, config: TrainConfig, horizon: int, tasks: list[Task], ranks: Ranks, device: torch.device):
+        self.config, self.horizon, self.tasks, self.ranks, self.device = config, horizon, tasks, ranks, device
 
     def adam(self) -> dict[str, Any]:
         """What stands beside the rule's loss: the lowest of Adam over `RATES`, and its rate; None if none is finite.
 
         With it where it ends on every task, see `ends`.
         """
-        adam, horizon = BASELINES["adam"], self.config.horizon
-        losses = {lr: self.losses(adam.solver(lr, horizon)) for lr in RATES}
+        adam = BASELINES["adam"]
+        losses = {lr: self.losses(adam.solver(lr, self.horizon)) for lr in RATES}
         scores = {lr: self.score(found) for lr, found in losses.items()}
         lr = best_lr(scores.items())
         if not isfinite(scores.get(lr, inf)):
@@ -102,18 +103,16 @@ class Validation:
             solver: makes the steps.
         """
         runs, objectives = self.config.validation_runs, loss_objectives(tail=self.config.tail)
-        sums = torch.zeros(
-            len(self.tasks), len(objectives), self.config.horizon, dtype=torch.float64, device=self.device
-        )
+        sums = torch.zeros(len(self.tasks), len(objectives), self.horizon, dtype=torch.float64, device=self.device)
         for number, (index, start, stop) in enumerate(self._cells()):
             if number % self.ranks.size != self.ranks.rank:
                 continue
             instances = self.tasks[index].instances(runs, VALIDATION_SEED + self.config.seed + index)
             if stop - start < runs:
                 instances = instances.part(start, stop)
-            instances.steps = self.config.horizon
+            instances.steps = self.horizon
             with torch.no_grad():
-                trace = unroll(solver, begin(solver, instances), self.config.horizon, objectives)
+                trace = unroll(solver, begin(solver, instances), self.horizon, objectives)
             sums[index] += trace.scores.double().sum(-1)
         return self.ranks.sum(sums) / runs
 

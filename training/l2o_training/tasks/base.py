@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from l2o_runtime.config import require
+from l2o_runtime.solvers import Structure
+
 Losses = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, Tensor]]
 """Losses (B,) of instances that know nothing of each other, and their running statistics (B, m) from then on.
 
@@ -40,6 +43,7 @@ class Instances:
         rng: what the minibatches are drawn with.
         statistics: (B, m) initial running statistics of BatchNorm; m = 0 without.
         steps: how many steps there will be, for solvers that are told; None where nobody says.
+        structure: what model-based solvers and oracles may read of the problems; None where there is nothing.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class Instances:
         rng: torch.Generator,
         shapes: list[torch.Size] | None = None,
         statistics: Tensor | None = None,
+        structure: Structure | None = None,
     ):
         self.params = params
         self.statistics = params.new_zeros(len(params), 0) if statistics is None else statistics
         self.shapes = [params.shape[1:]] if shapes is None else shapes
         self.rng = rng
         self.steps: int | None = None
+        self.structure = structure
         self._batches = batches
         self._losses = losses
         self._scale: Tensor | None = None
@@ -69,6 +75,7 @@ class Instances:
 
         Source: random scaling, Lv, Jiang & Li 2017, section 4; tensor by tensor as in Metz et al. 2022 (VeLO).
         """
+        require(self.structure is None, "rescale: not with problems whose structure solvers read, such as A and b")
         self._scale = scale.unsqueeze(-1)
         if tensors is not None:
             sizes = torch.tensor([shape.numel() for shape in self.shapes], device=scale.device)
@@ -81,6 +88,7 @@ class Instances:
         some.params, some.statistics = self.params[start:stop], self.statistics[start:stop]
         some._batches = lambda: tuple(values[start:stop] for values in batches())
         some._scale = None if self._scale is None else self._scale[start:stop]
+        some.structure = None if self.structure is None else self.structure.part(start, stop)
         return some
 
     def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:

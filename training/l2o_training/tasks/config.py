@@ -16,6 +16,7 @@ from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, mlp
 from l2o_training.tasks.own import OwnTask
 from l2o_training.tasks.places import is_place, name_of
 from l2o_training.tasks.quadratic import QuadraticTask
+from l2o_training.tasks.sparse import SparseTask, dictionary
 from l2o_training.tasks.supervised import (
     Draw,
     Labelled,
@@ -41,6 +42,35 @@ class QuadraticConfig:
 
     def __post_init__(self) -> None:
         require(1 <= self.size <= 10_000, f"size: must be in 1..10000, got {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseConfig:
+    """b = A x* + ε with a sparse x* and one Gaussian A.
+
+    Attributes:
+        rows, columns: m and n of A.
+        sparsity: chance that an entry of x* is not zero.
+        snr: in dB; absent without noise.
+        weight: λ of the Lasso that is the loss.
+        seed: of A.
+    """
+
+    kind: ClassVar[str] = "sparse"
+    name: str = ""
+    rows: int = 256
+    columns: int = 512
+    sparsity: float = 0.1
+    snr: float | None = None
+    weight: float = 0.005
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("rows", "columns"):
+            require(1 <= getattr(self, key) <= 4096, f"{key}: must be in 1..4096, got {getattr(self, key)}")
+        require(0 < self.sparsity <= 1, f"sparsity: must be in (0, 1], got {self.sparsity}")
+        require(self.weight >= 0, f"weight: must be 0 or more, got {self.weight}")
+        require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +213,16 @@ class PythonConfig:
         return name_of(self.make)
 
 
-TaskConfig = QuadraticConfig | MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig | PythonConfig
+TaskConfig = (
+    QuadraticConfig
+    | SparseConfig
+    | MLPConfig
+    | ConvConfig
+    | AutoencoderConfig
+    | TextConfig
+    | RegressionConfig
+    | PythonConfig
+)
 
 
 def _check_network(
@@ -205,6 +244,9 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     """
     if isinstance(config, QuadraticConfig):
         return QuadraticTask(config.size, device)
+    if isinstance(config, SparseConfig):
+        matrix = dictionary(config.rows, config.columns, config.seed)
+        return SparseTask(matrix, config.weight, config.sparsity, config.snr, device)
     if isinstance(config, PythonConfig):
         return OwnTask(config.make, device)
     default, model, loss, draw = _parts(config, load, device)

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from l2o_runtime.config import ConfigError, build, nearest, require
 from l2o_runtime.files.artifact import read_rule, save_rule
-from l2o_runtime.rules import make_rule
+from l2o_runtime.learned import make_learned
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.plans import Experiment, Plan, Variant, never_sees_context
 from l2o_training.compare.run import measure
@@ -162,7 +162,7 @@ def save_derived(placebo: Path, config: TrainConfig, path: Path) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        rule = make_rule(config.trained_rule)
+        rule = make_learned(config.trained_rule)
     source, provenance = read_rule(placebo)
     weights, drawn = source.state_dict(), rule.state_dict()[CONTEXT_WEIGHTS]
     trained = drawn.shape[1] - config.rule.context.width  # columns that see progress
