@@ -16,7 +16,7 @@ from l2o_runtime.kernels.emit import Compiled, function_module, widest
 from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.features import AVERAGES
-from l2o_runtime.rules.lstm import CoordinateConfig, LSTMRule
+from l2o_runtime.rules.lstm import CoordinateConfig, LSTMRule, usual
 from l2o_runtime.stepping.parts import Part, full_precision
 
 LARGEST = 64
@@ -266,6 +266,6 @@ def move(part: Part, theta: Tensor, delta: Tensor, scratch: Scratch) -> None:
 
 
 def make_kernel(rule: LSTMRule) -> CPUKernel | None:
-    """The kernel of a rule on the CPU; None for rules that are too large or not in float32."""
-    small = rule.config.hidden <= LARGEST
+    """The kernel of a rule on the CPU; None for rules that are too large, not in float32, or of another p than 10."""
+    small = rule.config.hidden <= LARGEST and usual(rule.config)
     return CPUKernel(rule) if small and all(p.dtype == torch.float32 for p in rule.parameters()) else None

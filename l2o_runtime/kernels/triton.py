@@ -13,7 +13,7 @@ from torch import Tensor
 from l2o_runtime.kernels import Kernel
 from l2o_runtime.rules.base import Rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.lstm import LSTMRule
+from l2o_runtime.rules.lstm import LSTMRule, usual
 from l2o_runtime.state import State
 from l2o_runtime.stepping.parts import Part
 
@@ -26,8 +26,8 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 def supported(rule: Rule) -> TypeGuard[LSTMRule]:
     """Whether the kernel takes a rule: the papers' LSTM and features, unrestrained; not on AMD's GPUs."""
     small = rule.config.hidden <= MAX_HIDDEN
-    plain = rule.config.features != "moments" and rule.config.noise_floor is None
-    return isinstance(rule, LSTMRule) and small and plain and torch.version.hip is None
+    known = rule.config.features in ("log_sign", "normalized") and rule.config.noise_floor is None
+    return isinstance(rule, LSTMRule) and usual(rule.config) and small and known and torch.version.hip is None
 
 
 def padded(size: int) -> int:

@@ -5,15 +5,18 @@ from typing import Any
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec
 from l2o_runtime.rules.directional import DirectionalConfig, DirectionalRule
 from l2o_runtime.rules.limits import StepLimits
-from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
+from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig, PlainConfig
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
-AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig
+AnyRuleConfig = (
+    LSTMConfig | PlainConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig
+)
 """A rule's configuration, told apart by its `kind`."""
 
 RULES: dict[type[RuleConfig], Any] = {
     LSTMConfig: LSTMRule,
+    PlainConfig: LSTMRule,
     NormalizedConfig: LSTMRule,
     MomentsConfig: LSTMRule,
     RNNPropConfig: RNNPropRule,
@@ -31,6 +34,7 @@ __all__ = [
     "LSTMRule",
     "MomentsConfig",
     "NormalizedConfig",
+    "PlainConfig",
     "RNNPropConfig",
     "RNNPropRule",
     "Rule",

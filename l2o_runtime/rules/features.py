@@ -27,13 +27,14 @@ SMALLEST_ROOT = math.sqrt(SMALLEST_SQUARE)
 MOMENT_SPANS = {"m": (10, 100), "v": (10, 100, 1000)}
 """Averages are over about so many steps: β = 1 − 1/span."""
 
-WIDTHS = {"log_sign": 2, "normalized": 2, "moments": 11}
+WIDTHS = {"log_sign": 2, "plain": 1, "normalized": 2, "moments": 11}
 """Numbers per coordinate that the network sees."""
 
 _SCALAR: tuple[tuple[int, ...], torch.dtype] = ((), torch.float32)
 
 FEATURE_SPECS: dict[str, StateSpec] = {
     "log_sign": {},
+    "plain": {},
     "normalized": {"m": _SCALAR, "v": _SCALAR, "step": _SCALAR},
     "moments": {f"{kind}{span}": _SCALAR for kind, spans in MOMENT_SPANS.items() for span in spans} | {"step": _SCALAR},
 }
@@ -44,6 +45,7 @@ AVERAGES = {kind: [key for key in spec if key != "step"] for kind, spec in FEATU
 
 BETAS = {
     "log_sign": [],
+    "plain": [],
     "normalized": [BETA, BETA],
     "moments": [1 - 1 / span for spans in MOMENT_SPANS.values() for span in spans],
 }
@@ -57,7 +59,7 @@ class Look(NamedTuple):
         features: for the network.
         averages: new ones.
         directions: that its output combines; only `moments` has them.
-        relative: g/r, m̂/r and r, as `restrain` takes them; `log_sign` has none.
+        relative: g/r, m̂/r and r, as `restrain` takes them; `log_sign` and `plain` have none.
     """
 
     features: list[Any]
@@ -66,17 +68,25 @@ class Look(NamedTuple):
     relative: list[Any]
 
 
-def log_sign(grad: Any) -> Look:
-    """[log|g| / p, sign g] where |g| ≥ e^−p, else [−1, e^p g]; p = 10.
+def log_sign(grad: Any, p: float = LOG_SIGN_P) -> Look:
+    """[log|g| / p, sign g] where |g| ≥ e^−p, else [−1, e^p g].
 
-    Source: Andrychowicz et al. 2016, appendix A.
+    Source: Andrychowicz et al. 2016, appendix A, with p = 10; Open-L2O has 5.
 
     >>> log_sign(torch.tensor([1.0, -1e-6])).features
     [tensor([ 0., -1.]), tensor([ 1.0000, -0.0220])]
     """
-    threshold = math.exp(-LOG_SIGN_P)
-    logarithm = grad.abs().clamp_min(threshold).log().div(LOG_SIGN_P)
+    threshold = math.exp(-p)
+    logarithm = grad.abs().clamp_min(threshold).log().div(p)
     return Look([logarithm, grad.div(threshold).clamp(-1, 1)], [], [], [])
+
+
+def plain(grad: Any) -> Look:
+    """The gradient as it is, for problems whose gradients are of the order of 1.
+
+    Source: Andrychowicz et al. 2016, section 3.1; the public code of L2O-Koopman.
+    """
+    return Look([grad], [], [], [])
 
 
 def normalized(grad: Any, averages: Sequence[Any], corrections: Sequence[Any]) -> Look:
@@ -165,13 +175,17 @@ def look(kind: str, grad: Any, param: Any, averages: Sequence[Any], numbers: Seq
     """
     if kind == "log_sign":
         return log_sign(grad)
+    if kind == "plain":
+        return plain(grad)
     if kind == "normalized":
         return normalized(grad, averages, numbers)
     *corrections, level, floor = numbers
     return moments(grad, param, averages, corrections, level, floor)
 
 
-def features_of(kind: str, grad: Tensor, param: Tensor, level: Tensor, state: State) -> tuple[Look, State]:
+def features_of(
+    kind: str, grad: Tensor, param: Tensor, level: Tensor, state: State, p: float = LOG_SIGN_P
+) -> tuple[Look, State]:
     """`look` from a state, and the new state.
 
     Args:
@@ -179,9 +193,12 @@ def features_of(kind: str, grad: Tensor, param: Tensor, level: Tensor, state: St
         grad, param: (..., n).
         level: (..., 1), only for `moments`.
         state: averages (..., n), and step (..., n) or (..., 1), the number of steps taken before this one.
+        p: of `log_sign`.
     """
     if kind == "log_sign":
-        return log_sign(grad), {}
+        return log_sign(grad, p), {}
+    if kind == "plain":
+        return plain(grad), {}
     step = state["step"] + 1
     numbers = [1 - beta**step for beta in BETAS[kind]]
     if kind == "moments":

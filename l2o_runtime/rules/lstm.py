@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from l2o_runtime.config import LATER
+from l2o_runtime.config import LATER, require
 from l2o_runtime.contexts import make_context
 from l2o_runtime.contexts.progress import Level, Progress
 from l2o_runtime.rules.base import OUTPUTS, Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
-from l2o_runtime.rules.features import FEATURE_SPECS, WIDTHS, combine, features_of
+from l2o_runtime.rules.features import FEATURE_SPECS, LOG_SIGN_P, WIDTHS, combine, features_of
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.state import State
 
@@ -44,15 +44,13 @@ class CoordinateConfig(RuleConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig(CoordinateConfig):
-    """The logarithm and the sign of a gradient through an LSTM (Andrychowicz et al. 2016, p = 10).
+class OutputConfig(CoordinateConfig):
+    """What those have whose LSTM gives the step itself.
 
     Attributes:
         output: "linear" (Andrychowicz), or "tanh", which bounds every step by output_scale · lr.
     """
 
-    kind: ClassVar[str] = "lstm"
-    features: ClassVar[str] = "log_sign"
     output: Literal["linear", "tanh"] = "linear"
 
     @property
@@ -62,7 +60,32 @@ class LSTMConfig(CoordinateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalizedConfig(LSTMConfig):
+class LSTMConfig(OutputConfig):
+    """The logarithm and the sign of a gradient through an LSTM (Andrychowicz et al. 2016).
+
+    Attributes:
+        p: gradients below e^−p are seen as they are, larger ones by their logarithms. It has a kernel for 10 alone.
+    """
+
+    kind: ClassVar[str] = "lstm"
+    features: ClassVar[str] = "log_sign"
+    p: float = field(default=LOG_SIGN_P, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.p <= 80, f"p: must be in (0, 80], got {self.p}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig(OutputConfig):
+    """A gradient as it is through an LSTM, for synthetic problems (Andrychowicz et al. 2016, section 3.1)."""
+
+    kind: ClassVar[str] = "plain"
+    features: ClassVar[str] = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedConfig(OutputConfig):
     """A gradient and its average, divided by the root of its mean square, through an LSTM (as in Lv et al. 2017).
 
     Attributes:
@@ -87,6 +110,11 @@ class MomentsConfig(CoordinateConfig):
     features: ClassVar[str] = "moments"
     output_scale: float = 0.01
     noise_floor: float | None = field(default=None, metadata=LATER)
+
+
+def usual(config: CoordinateConfig) -> bool:
+    """Whether gradients are seen as the kernels have it: with p = 10, where there is a p."""
+    return not isinstance(config, LSTMConfig) or config.p == LOG_SIGN_P
 
 
 class LSTMRule(Rule):
@@ -144,7 +172,8 @@ class LSTMRule(Rule):
         remembered = self.context.remember(param, grad, state)
         context = steering.squeeze(-2)
         level, context = (context[..., :1], context[..., 1:]) if self.progress else (context[..., :0], context)
-        seen, feature_state = features_of(self.config.features, grad, param, level, state)
+        p = self.config.p if isinstance(self.config, LSTMConfig) else LOG_SIGN_P
+        seen, feature_state = features_of(self.config.features, grad, param, level, state, p)
         output, cell_state = self.cell(torch.stack(seen.features, dim=-1), context, state)
         if self.combines:
             delta = combine(output.unbind(-1), seen.directions)

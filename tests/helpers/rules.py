@@ -11,6 +11,7 @@ from l2o_runtime.rules import (
     LSTMConfig,
     MomentsConfig,
     NormalizedConfig,
+    PlainConfig,
     RNNPropConfig,
     StepLimits,
     TieredConfig,
@@ -41,6 +42,7 @@ RULES = {
 RULES |= {
     f"{context}-rnnprop": RNNPropConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")
 }
+RULES |= {"plain": PlainConfig(hidden=8), "log_sign-5": LSTMConfig(hidden=8, p=5.0)}
 RULES |= {f"{context}-scale": TieredConfig(context=CONTEXTS[context], hidden=8) for context in ("none", "dmd-sketch")}
 RULES["limited-scale"] = dataclasses.replace(RULES["none-scale"], limits=StepLimits(known_parameters=16, largest=1.0))
 RULES |= {

@@ -273,7 +273,7 @@ def test_instances_can_be_met_again():
 def test_scaled_parameters_are_the_same_problem():
     instances = own_task(task_of(MODULES["mlp"])).instances(2, 2**40)
     rng, plain = instances.rng.get_state(), instances.look(instances.params, instances.statistics)
-    instances.rescale(torch.tensor([2.0, 0.5]))
+    instances.rescale(torch.tensor([[2.0], [0.5]]))
     instances.rng.set_state(rng)
     scaled = instances.look(instances.params, instances.statistics)
     torch.testing.assert_close(scaled.loss, plain.loss)

@@ -35,8 +35,9 @@ from l2o_training.compare.flat import rollout
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.errors import RunError
 from l2o_training.meta import checkpoints, provenance
-from l2o_training.meta.curriculum import VALIDATION_SEED
+from l2o_training.meta.curriculum import VALIDATION_SEED, make_curriculum
 from l2o_training.meta.objectives import loss_objectives
+from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.steppers import Sample, Sampling
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.unroll import begin, unroll
@@ -362,21 +363,32 @@ def test_a_sampled_meta_gradient_is_right_on_average(name, tail):
     assert expected < 0.2 * exact.norm()
 
 
-@pytest.mark.parametrize("by_tensor", [False, True])
-def test_rescaled_instances_are_the_same_problem_in_other_units(by_tensor):
-    task = task_of(MLPConfig(hidden=(3,), batch_size=4))
-    instances, other = (task.instances(2, seed=0) for _ in range(2))
-    scale, sizes = torch.tensor([3.0, 0.5]), torch.tensor([s.numel() for s in instances.shapes])
-    tensors = torch.tensor([[1.0, 2.0, 0.1, 7.0], [5.0, 1.0, 3.0, 0.2]]) if by_tensor else None
-    other.rescale(scale, tensors)
-    factor = scale[:, None].expand(2, int(sizes.sum()))
-    if tensors is not None:
-        factor = factor * tensors.repeat_interleave(sizes, dim=1)
-    torch.testing.assert_close(other.params * factor, instances.params)
+RESCALED = {
+    "instances": {"rescale": 1.0},
+    "tensors": {"rescale": 1.0, "rescale_tensors": 2.0},
+    "coordinates": {"rescale_coordinates": 3.0},
+}
+
+
+@pytest.mark.parametrize("kind", RESCALED)
+def test_rescaled_instances_are_the_same_problem_in_other_units(kind):
+    config = dataclasses.replace(
+        load_preset("demo"), tasks=(MLPConfig(hidden=(3,), batch_size=4),), batch=2, **RESCALED[kind]
+    )
+    task = task_of(config.tasks[0])
+    slot = TaskSlot(config, make_curriculum(config), [task], 0)
+    slot.tick()
+    (inner,) = slot.begun(Descent(make_rule(LSTMConfig(hidden=2, layers=1))))
+    other, instances = inner.instances, task.instances(2, slot.episode.seed)
+    factor = instances.params / other.params
+    spread = [part.std(-1).max() for part in factor.log().split([shape.numel() for shape in instances.shapes], 1)]
+    assert factor.log().abs().max() <= sum(RESCALED[kind].values()) + 1e-4
+    assert (max(spread) > 0.5) == (kind == "coordinates"), "within a tensor"
     theta = torch.randn_like(instances.params)
+    other.rng.set_state(instances.rng.get_state())
     (loss, grad), (same, scaled) = instances.value_and_grad(theta), other.value_and_grad(theta / factor)
     torch.testing.assert_close(same, loss)
-    torch.testing.assert_close(scaled, grad * factor)
+    torch.testing.assert_close(scaled, grad * factor, rtol=1e-4, atol=1e-6)
 
 
 def test_run_folders_are_guarded(tmp_path):

@@ -80,6 +80,7 @@ class TrainConfig:
         sample: fraction of the coordinates that the meta-gradient is taken through; None is all of them.
         rescale: a; parameters are scaled by e^U(−a, a), instance by instance.
         rescale_tensors: the same for every tensor of an instance by itself.
+        rescale_coordinates: the same for every coordinate by itself (random scaling, Lv et al. 2017).
         estimator: of the meta-gradient: truncated back-propagation, or evolution strategies, truncated (es) or
             persistent (pes), or the first two, each as far as it varies little among the lanes (mixed); or the
             cross-entropy method (cem), for few parameters and whole optimizations. es, pes and cem differentiate
@@ -128,6 +129,7 @@ class TrainConfig:
     sample: float | None = None
     rescale: float = 0.0
     rescale_tensors: float = dataclasses.field(default=0.0, metadata=LATER)
+    rescale_coordinates: float = dataclasses.field(default=0.0, metadata=LATER)
     recompute: bool = False
     estimator: Literal["tbptt", "es", "pes", "mixed", "cem"] = "tbptt"
     trained: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
@@ -165,7 +167,7 @@ class TrainConfig:
         require(compared, f"lanes: must be 2 or more with estimator = mixed, which compares them, got {self.lanes}")
         whole = self.estimator != "cem" or self.unroll == 0
         require(whole, f"unroll: must be 0 with estimator = cem, which ranks whole optimizations; got {self.unroll}")
-        for key in ("rescale", "rescale_tensors"):
+        for key in ("rescale", "rescale_tensors", "rescale_coordinates"):
             require(0 <= getattr(self, key) <= 10, f"{key}: must be in [0, 10], got {getattr(self, key)}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
         require(

@@ -116,21 +116,25 @@ class TaskSlot:
         for _ in range(self.copies):
             instances = self.tasks[episode.task].instances(self.config.batch, episode.seed)
             instances.steps, device = episode.horizon, instances.params.device
-            if self.config.rescale or self.config.rescale_tensors:
-                instances.rescale(torch.tensor(episode.scale, device=device), self._of_tensors(instances))
+            if self.config.rescale or self.config.rescale_tensors or self.config.rescale_coordinates:
+                instances.rescale(self._scale(instances))
             inners.append(begin(solver, instances, torch.tensor(episode.shown, device=device)))
         return inners
 
-    def _of_tensors(self, instances: Instances) -> Tensor | None:
-        """Scales (B, S) of the tensors of each instance, the same for all copies; None where they have none."""
+    def _scale(self, instances: Instances) -> Tensor:
+        """Scales (B, 1) or (B, n) of the coordinates, the same for all copies: of instances, of tensors, and by one."""
         assert self.episode is not None
-        if not self.config.rescale_tensors:
-            return None
-        device = instances.params.device
-        drawn = torch.rand(
-            len(instances.params), len(instances.shapes), generator=generator(self.episode.seed, device), device=device
-        )
-        return (self.config.rescale_tensors * (2 * drawn - 1)).exp()
+        config, (count, n), device = self.config, instances.params.shape, instances.params.device
+        scale = torch.tensor(self.episode.scale, device=device).unsqueeze(-1)
+        rng = generator(self.episode.seed, device)
+        if config.rescale_tensors:
+            sizes = torch.tensor([shape.numel() for shape in instances.shapes], device=device)
+            drawn = torch.rand(count, len(sizes), generator=rng, device=device)
+            scale = scale * (config.rescale_tensors * (2 * drawn - 1)).exp().repeat_interleave(sizes, dim=1)
+        if config.rescale_coordinates:
+            drawn = torch.rand(count, n, generator=rng, device=device)
+            scale = scale * (config.rescale_coordinates * (2 * drawn - 1)).exp()
+        return scale
 
 
 def _restore(inner: Inner, saved: dict[str, Any]) -> None:

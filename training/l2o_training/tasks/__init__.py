@@ -3,8 +3,10 @@
 from l2o_training.tasks.base import Instances, Task
 from l2o_training.tasks.config import (
     AutoencoderConfig,
+    ClippedConfig,
     ConvConfig,
     MLPConfig,
+    OpenL2OConfig,
     PythonConfig,
     QuadraticConfig,
     RegressionConfig,
@@ -16,9 +18,11 @@ from l2o_training.tasks.config import (
 
 __all__ = [
     "AutoencoderConfig",
+    "ClippedConfig",
     "ConvConfig",
     "Instances",
     "MLPConfig",
+    "OpenL2OConfig",
     "PythonConfig",
     "QuadraticConfig",
     "RegressionConfig",

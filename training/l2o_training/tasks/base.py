@@ -66,20 +66,16 @@ class Instances:
         self._losses = losses
         self._scale: Tensor | None = None
 
-    def rescale(self, scale: Tensor, tensors: Tensor | None = None) -> None:
+    def rescale(self, scale: Tensor) -> None:
         """Train θ / scale in place of θ: to an optimizer another problem, with gradients scale times as large.
 
         Args:
-            scale: (B,) of every instance.
-            tensors: (B, S) of every tensor besides.
+            scale: (B, n) of every coordinate, or (B, 1).
 
         Source: random scaling, Lv, Jiang & Li 2017, section 4; tensor by tensor as in Metz et al. 2022 (VeLO).
         """
         require(self.structure is None, "rescale: not with problems whose structure solvers read, such as A and b")
-        self._scale = scale.unsqueeze(-1)
-        if tensors is not None:
-            sizes = torch.tensor([shape.numel() for shape in self.shapes], device=scale.device)
-            self._scale = self._scale * tensors.repeat_interleave(sizes, dim=1)
+        self._scale = scale
         self.params = self.params / self._scale
 
     def part(self, start: int, stop: int) -> "Instances":

@@ -13,9 +13,10 @@ from l2o_runtime.config import LATER, require
 from l2o_training.tasks.base import Task
 from l2o_training.tasks.data import Load
 from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, mlp
+from l2o_training.tasks.open_l2o import NETWORKS, drawn
 from l2o_training.tasks.own import OwnTask
 from l2o_training.tasks.places import is_place, name_of
-from l2o_training.tasks.quadratic import QuadraticTask
+from l2o_training.tasks.quadratic import ClippedTask, QuadraticTask
 from l2o_training.tasks.sparse import SparseTask, dictionary
 from l2o_training.tasks.supervised import (
     Draw,
@@ -71,6 +72,43 @@ class SparseConfig:
         require(0 < self.sparsity <= 1, f"sparsity: must be in (0, 1], got {self.sparsity}")
         require(self.weight >= 0, f"weight: must be 0 or more, got {self.weight}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedConfig:
+    """mean min((θ − a)², 10) with `size` parameters: what RNNprop is meta-trained on beside a network."""
+
+    kind: ClassVar[str] = "clipped"
+    name: str = ""
+    size: int = 20
+
+    def __post_init__(self) -> None:
+        require(1 <= self.size <= 10_000, f"size: must be in 1..10000, got {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenL2OConfig:
+    """A network of Open-L2O: see `l2o_training.tasks.open_l2o`.
+
+    Attributes:
+        original: as the benchmark's code has it: examples of the test split, and ReLU on outputs of `_conv` networks.
+    """
+
+    kind: ClassVar[str] = "open-l2o"
+    name: str = ""
+    network: Literal[
+        "mnist", "mnist_relu", "mnist_deeper", "mnist_conv", "cifar_conv", "lenet_mnist", "lenet", "nas"
+    ] = "mnist"
+    original: bool = False
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 2, f"batch_size: must be 2 or more, got {self.batch_size}")
+
+    @property
+    def data(self) -> str:
+        """The data set that it needs."""
+        return NETWORKS[self.network][0] + "-test" * self.original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +254,8 @@ class PythonConfig:
 TaskConfig = (
     QuadraticConfig
     | SparseConfig
+    | ClippedConfig
+    | OpenL2OConfig
     | MLPConfig
     | ConvConfig
     | AutoencoderConfig
@@ -247,6 +287,8 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     if isinstance(config, SparseConfig):
         matrix = dictionary(config.rows, config.columns, config.seed)
         return SparseTask(matrix, config.weight, config.sparsity, config.snr, device)
+    if isinstance(config, ClippedConfig):
+        return ClippedTask(config.size, device)
     if isinstance(config, PythonConfig):
         return OwnTask(config.make, device)
     default, model, loss, draw = _parts(config, load, device)
@@ -254,7 +296,9 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
 
 
 def _parts(
-    config: MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig, load: Load, device: torch.device
+    config: MLPConfig | ConvConfig | AutoencoderConfig | TextConfig | RegressionConfig | OpenL2OConfig,
+    load: Load,
+    device: torch.device,
 ) -> tuple[str, Callable[[], nn.Module], Loss, Draw]:
     """Name, network, loss and minibatches."""
     if isinstance(config, TextConfig):
@@ -269,6 +313,10 @@ def _parts(
         numbers = Numbers(config.size, config.condition, config.wave, device)
         return f"regression-{_joined(config.size, *config.hidden)}", model, squared_error, numbers
     data = load(config.data).to(device)
+    if isinstance(config, OpenL2OConfig):
+        _, make = NETWORKS[config.network]
+        name = config.network + "-original" * config.original
+        return name, lambda: drawn(make(config.original)), cross_entropy, Labelled(data)
     inputs = data.images[0].numel()
     if isinstance(config, AutoencoderConfig):
         widths = (*config.hidden, *config.hidden[-2::-1])

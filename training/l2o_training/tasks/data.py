@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 DATASETS = ["digits", *TORCHVISION]
+TEST = "-test"
+"""What the names of torchvision's test splits end with."""
 
 
 class DataError(ValueError):
@@ -65,11 +67,12 @@ Load = Callable[[str], Dataset]
 
 
 def load_dataset(name: str, root: str | Path = "data", *, download: bool = False) -> Dataset:
-    """The training split of a data set.
+    """The training split of a data set, or the test split of one of torchvision's.
 
     Args:
         name: "digits" (ships with scikit-learn), "mnist", "fashion-mnist", "cifar10" (torchvision's files under
-            `root`, or `cifar10.npz`), or a `.npz` file with x_train and y_train, looked up under `root` too.
+            `root`, or `cifar10.npz`), with "-test" behind it their test splits, or a `.npz` file with x_train and
+            y_train, looked up under `root` too.
         root: the folder with the data.
         download: let torchvision fetch what is missing.
 
@@ -88,11 +91,12 @@ def load_dataset(name: str, root: str | Path = "data", *, download: bool = False
         if not candidates:
             raise DataError(f"no data file {name}: looked in {root.absolute()} and {Path.cwd()}")
         return read_npz(candidates[0])
-    if name not in TORCHVISION:
+    base, split = name.removesuffix(TEST), "test" if name.endswith(TEST) else "train"
+    if base not in TORCHVISION:
         raise DataError(f"unknown data set {name!r}: {nearest(name, DATASETS)}, or a .npz file")
-    if (root / f"{name}.npz").is_file():
-        return read_npz(root / f"{name}.npz")
-    return _load_torchvision(name, root, download)
+    if (root / f"{base}.npz").is_file():
+        return read_npz(root / f"{base}.npz", split)
+    return _load_torchvision(base, root, download, split)
 
 
 class Datasets:
@@ -154,11 +158,11 @@ class Datasets:
         read(name)
 
 
-def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
+def _load_torchvision(name: str, root: Path, download: bool, split: str) -> Dataset:
     from torchvision import datasets
 
     try:
-        data = getattr(datasets, TORCHVISION[name])(root, train=True, download=download)
+        data = getattr(datasets, TORCHVISION[name])(root, train=split == "train", download=download)
     except Exception as error:  # damaged files raise whatever their readers trip over
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
@@ -178,17 +182,18 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
     return Dataset(images, labels, 10)
 
 
-def read_npz(path: Path) -> Dataset:
-    """A `.npz` file with x_train (N, h, w), (N, h, w, c) or (N, features) and y_train (N,).
+def read_npz(path: Path, split: str = "train") -> Dataset:
+    """A `.npz` file with x_train (N, h, w), (N, h, w, c) or (N, features) and y_train (N,); or x_test and y_test.
 
     uint8 images are taken as 0 … 255, floating ones as they are; labels are 0 … classes − 1, each of which occurs.
 
     Raises:
         DataError: unreadable, or not this; the message names the array, and how to mend it.
     """
-    arrays = _read_arrays(path, ("x_train", "y_train"))
+    x, y = f"x_{split}", f"y_{split}"
+    arrays = _read_arrays(path, (x, y))
     try:
-        images, labels = _images(arrays["x_train"]), _labels(arrays["y_train"])
+        images, labels = _images(arrays[x]), _labels(arrays[y])
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if len(images) != len(labels):

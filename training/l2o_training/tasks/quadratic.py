@@ -1,4 +1,4 @@
-"""Random quadratics, the first experiment of Andrychowicz et al. 2016."""
+"""Random quadratics, the first experiment of Andrychowicz et al. 2016, and RNNprop's convex functions."""
 
 import torch
 from torch import Tensor
@@ -36,3 +36,31 @@ class QuadraticTask(Task):
         target = torch.randn(count, self.size, generator=rng, device=self.device)
         start = torch.zeros(count, self.size, device=self.device)
         return Instances(start, quadratic_losses, lambda: (matrix, target), rng)
+
+
+def clipped_losses(
+    params: Tensor, batch: tuple[Tensor, ...], statistics: Tensor, training: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean over coordinates of min((θ − a)², 10): params and batch a (B, n); no statistics."""
+    (center,) = batch
+    return (params - center).square().clamp_max(10).mean(-1), statistics
+
+
+class ClippedTask(Task):
+    """θ₀, a ~ U[−1, 1] elementwise, the same a at every step.
+
+    Args:
+        size: n.
+        device: where the instances live.
+
+    Source: Lv, Jiang & Li 2017, section 4.2, "combination with convex functions"; clipped as in its code.
+    """
+
+    def __init__(self, size: int, device: torch.device):
+        self.name, self.size, self.device = f"clipped-{size}", size, device
+
+    def instances(self, count: int, seed: int) -> Instances:
+        """Draw `count` pairs (θ₀, a)."""
+        rng = generator(seed, self.device)
+        start, center = (2 * torch.rand(2, count, self.size, generator=rng, device=self.device) - 1).unbind()
+        return Instances(start, clipped_losses, lambda: (center,), rng)
