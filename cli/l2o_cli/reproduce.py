@@ -9,7 +9,9 @@ from l2o_cli.console import Threads, friendly_errors, out, progress, set_threads
 
 
 def reproduce(
-    plan: Annotated[str, typer.Argument(help="table1, controls, two-tiers, fig3, fig4, koopman, bundled or horizon.")],
+    plan: Annotated[
+        str, typer.Argument(help="table1, controls, two-tiers, fig3, fig4, koopman, networks, bundled or horizon.")
+    ],
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
     runs_dir: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduction"),

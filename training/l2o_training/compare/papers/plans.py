@@ -10,7 +10,7 @@ from l2o_training.compare.contenders import name_of
 from l2o_training.compare.flat import task_name
 from l2o_training.compare.suites import SUITES
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.tasks import ConvConfig, MLPConfig, PythonConfig, QuadraticConfig, TaskConfig
+from l2o_training.tasks import ConvConfig, MLPConfig, OpenL2OConfig, PythonConfig, QuadraticConfig, TaskConfig
 from l2o_training.tasks.scripts.base import Recipe
 
 
@@ -231,6 +231,56 @@ def _koopman(name: str) -> Experiment:
     return Experiment(name=name, variants=variants, tasks=(task,), steps=100, runs=runs)
 
 
+_DIGITS = 'tasks=[{kind="mlp",data="digits",hidden=[20],batch_size=64}]'
+_PLAIN = (_DIGITS, "epochs=270", "validate_every=15", "validation_runs=4")
+_GROWING = (
+    _DIGITS,
+    "epochs=100",
+    "horizon=1000",
+    "validate_every=5",
+    "validation_runs=2",
+    "curriculum.kind=growing",
+    "expert=adam",
+    "expert_lr=0.01",
+)
+_RNNPROP = ("rule.output_scale=0.01", "weights=uniform")  # as Open-L2O has it
+ENHANCED = (
+    Variant(name="dm", label="L2O-DM", preset="l2o-dm", overrides=_PLAIN),
+    Variant(
+        name="dm-enhanced",
+        label="L2O-DM, growing horizons and imitation",
+        preset="l2o-dm",
+        overrides=(*_GROWING, "imitated=[0.0,0.1,0.3]"),
+        placebo="dm",
+    ),
+    Variant(name="rnnprop", label="RNNprop", preset="rnnprop", overrides=(*_PLAIN, *_RNNPROP)),
+    Variant(
+        name="rnnprop-enhanced",
+        label="RNNprop, growing horizons and imitation",
+        preset="rnnprop",
+        overrides=(*_GROWING, "imitated=[0.3]", *_RNNPROP),
+        placebo="rnnprop",
+    ),
+)
+"""Rules of the papers, each beside itself after L2O-enhanced (Chen et al. 2020), for about as many inner steps."""
+
+_RATES = (0.001, 0.003, 0.01)
+
+NETWORKS = tuple(
+    OpenL2OConfig(name=network, network=network)  # type: ignore[arg-type]
+    for network in ("mnist", "mnist_relu", "mnist_deeper", "mnist_conv", "cifar_conv")
+)
+"""Open-L2O's five, as they were meant."""
+
+OPEN_L2O = {
+    "mnist": (0.05, -10.9, -6.0, -10.4),
+    "mnist_relu": (1.5, -6.9, -3.9, -5.8),
+    "mnist_deeper": (0.1, -6.9, -4.0, -7.4),
+    "mnist_conv": (1.7, -4.9, 0.35, -7.0),
+    "cifar_conv": (0.834, 0.33, 0.834, 0.0),
+}
+"""ln of the training loss after 10,000 steps in the order of `ENHANCED`, read off Figure 7 of arXiv 2103.12828."""
+
 CHECKPOINTS = (300, 1000)
 """Steps after which the plan `bundled` looks at the loss."""
 
@@ -276,6 +326,21 @@ PLANS = {
         "there: `log_sign` features instead of plain gradients, a clipped meta-gradient, and a KAE that is "
         "trained with a Koopman loss.",
         experiments=tuple(_koopman(name) for name in KOOPMAN_TASKS),
+    ),
+    "networks": Plan(
+        title="Open-L2O's networks: L2O-DM and RNNprop, enhanced",
+        text="L2O-DM and RNNprop with and without L2O-enhanced (Chen et al. 2020): horizons that grow from 100 to "
+        "1,000 steps, validated at the next one, and Adam at 0.01, which carries the optimizations of 0, 10 and then "
+        "30 % of the epochs and is imitated (RNNprop: 30 % throughout). All are meta-trained on an MLP of 20 sigmoid "
+        "units on scikit-learn's digits, in place of the paper's on MNIST, through 20 steps at a time: 27,000 inner "
+        "steps without, about as many with. Compared on the five networks of Open-L2O as they were meant: examples "
+        "of the training split, no ReLU on the outputs.",
+        experiments=(
+            Experiment(name="networks", variants=ENHANCED, tasks=NETWORKS, steps=1000, runs=2, seeds=1, lrs=_RATES),
+            Experiment(
+                name="networks-long", variants=ENHANCED, tasks=NETWORKS[:3], steps=10_000, runs=2, seeds=1, lrs=_RATES
+            ),
+        ),
     ),
     "bundled": Plan(
         title="The bundled rules against Adam",
