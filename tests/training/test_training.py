@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from l2o_cli.main import app
 from l2o_runtime import ArtifactError, ConfigError, load_rule
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, to_dict
 from l2o_runtime.files.artifact import read_rule
-from l2o_runtime.rules import LSTMConfig, LSTMRule
+from l2o_runtime.rules import LSTMConfig, LSTMRule, PlainConfig
 from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.compare.baselines import BASELINES
@@ -442,6 +443,27 @@ def test_another_kind_leaves_nothing_of_the_former_ones_keys(overrides):
     assert context == KAEConfig(window=30)
     same = load_preset("demo", ["rule.context.kind=dmd"])
     assert same == load_preset("demo"), "nothing is lost where the kind stays"
+
+
+def test_a_preset_has_all_of_another_but_what_it_has_itself(tmp_path):
+    (tmp_path / "mine.toml").write_text('include = "quadratics"\nepochs = 7\n[rule]\nkind = "plain"\n')
+    mine, other = load_preset(f"{tmp_path}/mine.toml", ["lr=0.5"]), load_preset("quadratics")
+    assert mine == dataclasses.replace(other, epochs=7, lr=0.5, rule=PlainConfig())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("include = 3", "expected a preset, got 3"),
+        ('include = "nothing"', "no preset 'nothing'"),
+        ('include = "HERE"', "HERE includes HERE"),
+    ],
+)
+def test_a_preset_that_cannot_be_included_is_told(content, message, tmp_path):
+    path = f"{tmp_path}/mine.toml"
+    Path(path).write_text(content.replace("HERE", path))
+    with pytest.raises(ConfigError, match=re.escape(message.replace("HERE", path))):
+        load_preset(path)
 
 
 def test_unknown_presets_name_the_near_ones():

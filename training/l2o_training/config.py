@@ -243,24 +243,34 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
     """A preset by name, or a TOML file of one's own, with `key=value` overrides applied.
 
     Args:
-        name: a preset, or a path that ends in `.toml`.
+        name: a preset, or a path that ends in `.toml`. With a key `include` it has all keys of another one, but for
+            those that it has itself.
         overrides: such as "epochs=5" or "rule.context.rank=4"; values are TOML, bare words are strings. Another `kind`
             leaves nothing of the former one's keys, wherever it stands among them.
 
     Raises:
         ConfigError: no such preset, invalid TOML, unknown key or bad value.
     """
+    data = _read_preset(name)
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
+        _override(data, override)
+    return read_config(data)
+
+
+def _read_preset(name: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a preset, and those that it does not have itself of the one that it includes."""
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not path.is_file():
         known = nearest(name, preset_names())
         raise ConfigError(f"no preset {name!r}: {known} (or a path to a .toml file)")
+    require(name not in inside, f"include: {' includes '.join((*inside, name))}")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
-        _override(data, override)
-    return read_config(data)
+    included = data.pop("include", None)
+    require(included is None or isinstance(included, str), f"{path}: include: expected a preset, got {included!r}")
+    return data if included is None else _read_preset(included, (*inside, name)) | data
 
 
 def read_config(data: dict[str, Any]) -> TrainConfig:
