@@ -4,12 +4,21 @@ from typing import Any
 
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec
 from l2o_runtime.rules.directional import DirectionalConfig, DirectionalRule
+from l2o_runtime.rules.hierarchical import HierarchicalConfig, HierarchicalRule
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
-AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig
+AnyRuleConfig = (
+    LSTMConfig
+    | NormalizedConfig
+    | MomentsConfig
+    | RNNPropConfig
+    | TieredConfig
+    | DirectionalConfig
+    | HierarchicalConfig
+)
 """A rule's configuration, told apart by its `kind`."""
 
 RULES: dict[type[RuleConfig], Any] = {
@@ -19,6 +28,7 @@ RULES: dict[type[RuleConfig], Any] = {
     RNNPropConfig: RNNPropRule,
     TieredConfig: TieredRule,
     DirectionalConfig: DirectionalRule,
+    HierarchicalConfig: HierarchicalRule,
 }
 """Configuration → rule."""
 
@@ -27,6 +37,8 @@ __all__ = [
     "AnyRuleConfig",
     "DirectionalConfig",
     "DirectionalRule",
+    "HierarchicalConfig",
+    "HierarchicalRule",
     "LSTMConfig",
     "LSTMRule",
     "MomentsConfig",
