@@ -19,7 +19,10 @@ PURPOSES = {
 GROUPS = {
     "To begin": ("demo", "specialise"),
     "For rules to train with": ("directional", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
-    "Reproductions of papers": ("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "rnnprop", "quadratics"),
+    "Reproductions of papers": (
+        *("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "rnnprop", "quadratics"),
+        *("l2o-scale", "halo"),
+    ),
 }
 """The presets in the order that they are listed in."""
 

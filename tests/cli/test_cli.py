@@ -111,7 +111,7 @@ def test_the_keys_are_those_of_the_configuration(cli):
     assert found["rule.context.rank"] == ("1", "dmd, tensor_dmd")
     assert found["rule.limits.fading"] == ("25.0", "tiered")
     assert found["rule.output_scale"] == (
-        "0.1 (lstm, normalized, rnnprop); 0.01 (moments); 0.003 (tiered); 0.015 (directional)",
+        "0.1 (lstm, normalized, rnnprop); 0.01 (moments); 0.003 (tiered); 0.015 (directional); 0.0001 (hierarchical)",
         "",
     )
 

@@ -14,6 +14,7 @@ from l2o_training.compare.baselines import cosine
 from l2o_training.config import TrainConfig
 from l2o_training.meta.estimators.base import trained
 from l2o_training.meta.imitation import Imitation, make_expert
+from l2o_training.meta.layerwise import Layerwise
 
 
 class Learner:
@@ -30,7 +31,7 @@ class Learner:
 
     def __init__(self, config: TrainConfig, rule: Rule):
         self.config, self.rule = config, rule
-        self.solver: Solver = Descent(rule)
+        self.solver: Solver = Descent(rule) if config.layerwise is None else Layerwise(rule, config.layerwise)
         if config.expert:
             self.solver = Imitation(Descent(rule), make_expert(config.expert), config.expert_lr)
         self.averaged = None
