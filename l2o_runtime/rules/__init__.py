@@ -4,13 +4,21 @@ from typing import Any
 
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec
 from l2o_runtime.rules.directional import DirectionalConfig, DirectionalRule
+from l2o_runtime.rules.hierarchical import HierarchicalConfig, HierarchicalRule
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig, PlainConfig
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
 AnyRuleConfig = (
-    LSTMConfig | PlainConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig
+    LSTMConfig
+    | PlainConfig
+    | NormalizedConfig
+    | MomentsConfig
+    | RNNPropConfig
+    | TieredConfig
+    | DirectionalConfig
+    | HierarchicalConfig
 )
 """A rule's configuration, told apart by its `kind`."""
 
@@ -22,6 +30,7 @@ RULES: dict[type[RuleConfig], Any] = {
     RNNPropConfig: RNNPropRule,
     TieredConfig: TieredRule,
     DirectionalConfig: DirectionalRule,
+    HierarchicalConfig: HierarchicalRule,
 }
 """Configuration → rule."""
 
@@ -30,6 +39,8 @@ __all__ = [
     "AnyRuleConfig",
     "DirectionalConfig",
     "DirectionalRule",
+    "HierarchicalConfig",
+    "HierarchicalRule",
     "LSTMConfig",
     "LSTMRule",
     "MomentsConfig",

@@ -203,13 +203,14 @@ class Rule(nn.Module, ABC):
         """`prepare` of all tensors at once, (..., n)."""
         return {}
 
-    def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor) -> Tensor:
+    def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor, state: State) -> Tensor:
         """Δ (..., n), of a rule that normalizes.
 
         Args:
             direction: (..., n) from `update`.
             mean_square: of its tensor's coordinates, and
             steering: as `update` took it: (..., 1) and (..., 1, c), or (..., n) and (..., n, c).
+            state: coordinate state, the new one.
         """
         return direction
 
@@ -268,7 +269,7 @@ class Rule(nn.Module, ABC):
         delta, coordinates = self.update(grad, param, told, coordinates | self.prepare_all(grad, coordinates, layout))
         if self.normalizes:
             assert layout is not None
-            delta = self.finish(delta, self.spread(mean_squares(delta, layout), layout).squeeze(-1), told)
+            delta = self.finish(delta, self.spread(mean_squares(delta, layout), layout).squeeze(-1), told, coordinates)
         return delta, coordinates, optimization
 
 

@@ -238,6 +238,6 @@ class DirectionalRule(Rule):
         x, u, s = relative(averages)
         return mixture(state.get("whole", u), x, u, s, steering[..., 1:].unbind(-1)), new
 
-    def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor) -> Tensor:
+    def finish(self, direction: Tensor, mean_square: Tensor, steering: Tensor, state: State) -> Tensor:
         """As in `Rule`."""
         return -(steering[..., 0] / mean_square.sqrt().clamp_min(TINY)) * direction

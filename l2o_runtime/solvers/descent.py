@@ -103,8 +103,8 @@ class Descent(Solver):
         moved, own = rule.update(take(grad, places), theta.detach(), told, own)
         if rule.normalizes:
             squares = mean_squares(delta, layout)
-            delta = rule.finish(delta, rule.spread(squares, layout).squeeze(-1), all_told.detach())
-            moved = rule.finish(moved, rule.spread(squares, layout, places).squeeze(-1), told)
+            delta = rule.finish(delta, rule.spread(squares, layout).squeeze(-1), all_told.detach(), coordinates)
+            moved = rule.finish(moved, rule.spread(squares, layout, places).squeeze(-1), told, own)
         factor, clock = self._factor(state)
         after = _join(coordinates, optimization, layout) | clock
         return params + factor * delta, after, Chosen(places, theta + factor * moved, own)

@@ -232,7 +232,9 @@ def _move(rule: Replicas, moving: Moving, good: Tensor) -> None:
     part, device = moving.part, moving.directions[0].device
     good, mean_square = good.to(device), (moving.square.to(device) / max(part.shape.numel(), 1)).float().reshape(1)
     for piece, direction in zip(part.chunks(), moving.directions, strict=True):
-        part.move(piece.theta, rule.on(device).finish(direction, mean_square, moving.steering), good)
+        with full_precision(device):
+            delta = rule.on(device).finish(direction, mean_square, moving.steering, _wide(piece.state))
+        part.move(piece.theta, delta, good)
     part.finish(good)
 
 

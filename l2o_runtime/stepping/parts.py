@@ -25,7 +25,7 @@ NARROW = ("h", "c", "m")
 CONTEXT = "context_"
 """Prefix of the context's state, which belongs to the whole optimization."""
 
-OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$)")
+OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$|log_lr$)")
 """How states of rules are called; those of other names belong to somebody else, and are carried along."""
 
 

@@ -114,7 +114,8 @@ def test_the_keys_are_those_of_the_configuration(cli):
     kinds = ", ".join(config.kind for config in typing.get_args(AnyRuleConfig))
     assert found["rule.needs_loss"] == ("false", kinds), "solvers have no such key"
     assert found["rule.output_scale"] == (
-        "0.1 (lstm, plain, normalized, rnnprop); 0.01 (moments); 0.003 (tiered); 0.015 (directional)",
+        "0.1 (lstm, plain, normalized, rnnprop); 0.01 (moments); 0.003 (tiered); 0.015 (directional); "
+        "0.0001 (hierarchical)",
         kinds,
     )
 

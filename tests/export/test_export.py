@@ -42,7 +42,10 @@ EXPORTED = [
     "dmd-loss-normalized",
     "kae-normalized",
 ]
-PER_TENSOR = ["none-scale", "dmd-sketch-scale", "layers-sketch-scale", "directional", "directional-adam"]
+PER_TENSOR = [
+    *("none-scale", "dmd-sketch-scale", "layers-sketch-scale"),
+    *("directional", "directional-adam", "dmd-sketch-hierarchical"),
+]
 
 
 @functools.lru_cache(maxsize=1)

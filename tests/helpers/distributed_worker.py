@@ -215,6 +215,8 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
     save_rule(kae, make_rule(RULES["kae-sketch-normalized"]))
     adam = folder / f"directional-{dist.get_rank()}.safetensors"
     save_rule(adam, make_rule(replace(RULES["directional-dmd"], rank=0)))
+    tiers = folder / f"hierarchical-{dist.get_rank()}.safetensors"
+    save_rule(tiers, make_rule(RULES["dmd-sketch-hierarchical"]))
     fall: dict[str, object] = {
         "rule": adam,
         "lr": 2.0,
@@ -232,6 +234,7 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "FSDP2 over copies": lambda: parallel(hybrid),
         "FSDP2, directional": lambda: parallel(fully_sharded, **fall),
         "FSDP2 over copies, directional": lambda: parallel(hybrid, **fall),
+        "FSDP2, hierarchical": lambda: parallel(fully_sharded, rule=tiers, lr=10.0),
         "columns and copies": lambda: parallel(ColumnsAndCopies, split=False),
         "columns and copies, directional": lambda: parallel(ColumnsAndCopies, split=False, **fall),
         "FSDP2, bfloat16 state": lambda: parallel(fully_sharded, state_dtype=torch.bfloat16),

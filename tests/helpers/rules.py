@@ -8,6 +8,7 @@ from l2o_runtime import Rule, RuleConfig, rules
 from l2o_runtime.config import DMDConfig, FlagConfig, KAEConfig, NoneConfig, PlaceboConfig, TensorDMDConfig
 from l2o_runtime.rules import (
     DirectionalConfig,
+    HierarchicalConfig,
     LSTMConfig,
     MomentsConfig,
     NormalizedConfig,
@@ -65,6 +66,12 @@ RULES |= {
     "directional-adam": DirectionalConfig(hidden=8, rank=0),
     "directional-dmd": DirectionalConfig(hidden=8, rank=2, context=CONTEXTS["dmd-sketch"]),
 }
+RULES |= {
+    f"{context}-hierarchical": HierarchicalConfig(
+        context=CONTEXTS[context], hidden=4, tensor_hidden=5, model_hidden=3, output_scale=0.001
+    )
+    for context in ("none", "dmd-sketch")
+}
 
 
 def first_state(rule: Rule, lead: tuple[int, ...], shapes: list[tuple[int, ...]]):
@@ -81,6 +88,10 @@ def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
     if isinstance(config, DirectionalConfig):
         torch.manual_seed(seed + 1)
         rule.head.weight.normal_(std=0.3)
+    if isinstance(config, HierarchicalConfig):
+        torch.manual_seed(seed + 1)
+        for head in (rule.direction, rule.length, rule.decays):
+            head.weight.normal_(std=0.3)
     if config.features == "moments":  # its heads are zero at first, and the networks without effect
         torch.manual_seed(seed + 1)
         rule.cell.head.weight.normal_(std=0.05)

@@ -33,6 +33,7 @@ PARALLEL = {
         "columns and copies",
         "columns and copies, bfloat16 state",
         "FSDP2, directional",
+        "FSDP2, hierarchical",
         "columns and copies, directional",
     ],
     4: [
@@ -54,6 +55,7 @@ TOGETHER = [
     "FSDP2, unused layers",
     "FSDP2, unused layers, window",
     "FSDP2, unused layers, directional",
+    "FSDP2, unused layers, hierarchical",
 ]
 """Ranks that step together: afterwards they are equal."""
 
@@ -70,6 +72,7 @@ COLLECTIVES = [
     "unused on one rank",
     "unused on one rank, window",
     "unused on one rank, directional",
+    "unused on one rank, hierarchical",
     "several meshes",
     "a mesh of some",
 ]
@@ -145,6 +148,7 @@ def test_ranks_exchange_what_they_must_and_nothing_else(figures, world):
     assert found["unused on one rank"]["between ranks"] == 0
     assert found["unused on one rank, window"]["between ranks"] == 0
     assert found["unused on one rank, directional"]["between ranks"] == 0
+    assert found["unused on one rank, hierarchical"]["between ranks"] == 0
     assert min(found["ZeroRedundancyOptimizer"].values()) > 0.05
 
 

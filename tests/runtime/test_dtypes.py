@@ -608,7 +608,9 @@ def compiled_and_eager(rule, shapes, backend, eager_steps, **options):
     return results
 
 
-@pytest.mark.parametrize("name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign", "directional"])
+@pytest.mark.parametrize(
+    "name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign", "directional", "none-hierarchical"]
+)
 def test_compiled_steps_are_one_graph_and_equal_eager_ones(tmp_path, name):
     """The first step too, which makes the state."""
     results = compiled_and_eager(saved_rule(tmp_path, name), [(2, 3), (4,)], "aot_eager", eager_steps=0)

@@ -258,8 +258,8 @@ def test_same_seed_gives_the_same_cell_whatever_the_context(rule):
     width = rule.config.context.width
     cell = network(rule)
     none = network(make_rule(dataclasses.replace(rule.config, context=NoneConfig())))
-    units = rule.config.hidden * (4 if hasattr(rule, "cell") else 1)
-    assert none.pop("weight_context").shape == (units, cell["weight_context"].shape[1] - width)
+    units, seen = cell["weight_context"].shape
+    assert none.pop("weight_context").shape == (units, seen - width)
     control = PlaceboConfig(width=width) if width else NoneConfig()
     placebo = network(make_rule(dataclasses.replace(rule.config, context=control)))
     assert cell.keys() == placebo.keys() == none.keys() | {"weight_context"}
@@ -457,7 +457,7 @@ def test_configurations_survive_a_round_trip(rule):
         ({"hiden": 20}, "did you mean hidden"),
         ({"hidden": "20"}, "hidden: expected int"),
         ({"hidden": True}, "hidden: expected int"),
-        ({"kind": "logsign"}, "kind: 'logsign' is not one of directional, lstm, moments, normalized"),
+        ({"kind": "logsign"}, "kind: 'logsign' is not one of directional, hierarchical, lstm, moments"),
         ({"context": {"kind": "dmd", "rank": 9, "window": 5}}, "context.rank: 9 is larger than the window"),
         ({"context": {"kind": "dmdd"}}, "context.kind"),
         ({"context": {"kind": "flag", "window": 1}}, "context.window: must be in 2..1024, got 1"),

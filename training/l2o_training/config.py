@@ -16,7 +16,7 @@ from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.files.upgrade import upgraded
 from l2o_runtime.learned import AnyConfig
 from l2o_runtime.rules import AnyRuleConfig, LSTMConfig, RuleConfig
-from l2o_training.tasks import MLPConfig, TaskConfig
+from l2o_training.tasks import MLPConfig, PythonConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
 
@@ -100,6 +100,9 @@ class TrainConfig:
         objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike.
         tail: a; where given, losses count for a half at the mean of the parameters over about the latest a τ of the τ
             steps so far, and for the other half at the latest ones: see `unroll`.
+        jacobian: λ; λ ‖∇L‖² is added to every loss. With tbptt only, all coordinates, and no tasks of one's own.
+        layerwise: where given, probability that a tensor of an optimization is moved in a step of meta-training. With
+            tbptt only, all coordinates, and no expert.
         hide_loss: probability that an instance does not show its loss to the rule.
         koopman: weight of the Koopman loss (KAE only).
         expert: where given, what carries the optimizations at first, and is imitated: a hand-made optimizer of
@@ -143,6 +146,8 @@ class TrainConfig:
     weights: Literal["uniform", "last", "end"] = "uniform"
     objective: Literal["loss", "log_loss"] = "loss"
     tail: float | None = dataclasses.field(default=None, metadata=LATER)
+    jacobian: float = dataclasses.field(default=0.0, metadata=LATER)
+    layerwise: float | None = dataclasses.field(default=None, metadata=LATER)
     hide_loss: float = 0.0
     koopman: float = 1.0
     expert: str = dataclasses.field(default="", metadata=LATER)
@@ -197,6 +202,7 @@ class TrainConfig:
         require(rule or self.sample is None, f"sample: only with rules, not with a solver of kind {self.rule.kind}")
         alone = not self.expert or (self.sample is None and not isinstance(self.rule.context, KAEConfig))
         require(alone, "expert: not with sample, nor with a Koopman autoencoder, which look at the rule's steps alone")
+        self._check_halo()
         context = self.rule.context
         if isinstance(context, WindowConfig | FlagConfig):
             fits = context.window <= self.horizon
@@ -210,6 +216,19 @@ class TrainConfig:
         unit = self.unroll or 1
         whole = all(length % unit == 0 for length in growing.lengths(self.horizon))
         require(whole, f"curriculum.horizons: unroll {unit} must divide {growing.lengths(self.horizon)}")
+
+    def _check_halo(self) -> None:
+        """Does what differentiates twice, or moves a part, go with the rest?"""
+        require(self.jacobian >= 0, f"jacobian: must be 0 or more, got {self.jacobian}")
+        chance = self.layerwise is None or 0 < self.layerwise <= 1
+        require(chance, f"layerwise: must be in (0, 1] or absent, got {self.layerwise}")
+        whole = self.estimator == "tbptt" and self.sample is None
+        for key, asked in {"jacobian": self.jacobian > 0, "layerwise": self.layerwise is not None}.items():
+            got = f"got estimator = {self.estimator}" + ("" if self.sample is None else f" and sample = {self.sample}")
+            require(whole or not asked, f"{key}: only with estimator = tbptt and without sample, {got}")
+        own = [task.name for task in self.tasks if isinstance(task, PythonConfig)] if self.jacobian else []
+        require(not own, f"jacobian: not with tasks of one's own, whose losses it cannot take twice: {', '.join(own)}")
+        require(self.layerwise is None or not self.expert, "layerwise: not with an expert, which moves all tensors")
 
     def share(self, epoch: int, stage: int = 0) -> float:
         """The rule's part in every step after so many epochs, in a stage of the curriculum; 1 without an expert."""

@@ -9,12 +9,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from l2o_runtime.config import require
 from l2o_runtime.learned import Learned, as_solver
+from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import cosine
 from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import Stage
 from l2o_training.meta.estimators.base import trained
 from l2o_training.meta.imitation import Imitation, make_expert
+from l2o_training.meta.layerwise import Layerwise
 
 
 class Learner:
@@ -33,6 +35,8 @@ class Learner:
     def __init__(self, config: TrainConfig, rule: Learned, stage: Stage):
         self.config, self.rule = config, rule
         self.solver: Solver = as_solver(rule)
+        if config.layerwise is not None and isinstance(rule, Rule):
+            self.solver = Layerwise(rule, config.layerwise)
         if config.expert:
             assert isinstance(self.solver, Descent)  # as the configuration says
             self.solver = Imitation(self.solver, make_expert(config.expert), config.expert_lr)

@@ -86,6 +86,18 @@ class LogLoss(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Jacobian(Objective):
+    """‖∇L‖², which asks for flat places.
+
+    Source: HALO, Li et al. 2020, "HALO: Hardware-Aware Learning to Optimize", Jacobian regularisation.
+    """
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+        """‖∇L‖² and 2 H ∇L; the instances have to have looked at the point just now."""
+        return point.grad.double().square().sum(-1), instances.slope_of_square(point.params)
+
+
+@dataclass(frozen=True, kw_only=True)
 class KoopmanLoss(Objective):
     """How well the Koopman autoencoder of a rule describes what it saw: see `KAE.koopman_loss`."""
 
@@ -125,6 +137,8 @@ def loss_objectives(kind: Literal["loss", "log_loss"] = "loss", tail: float | No
 def make_objectives(config: TrainConfig, share: float = 1.0) -> tuple[Objective, ...]:
     """The objectives of a run, in which the learner carries this share of the steps, an expert the rest."""
     losses = loss_objectives(config.objective, config.tail)
+    if config.jacobian:
+        losses = (*losses, Jacobian(weight=config.jacobian))
     if config.expert:
         handed = tuple(replace(loss, weight=share * loss.weight) for loss in losses)
         return *handed, ExpertObjective(weight=1 - share)

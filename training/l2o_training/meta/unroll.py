@@ -77,10 +77,6 @@ class Trace:
     terms: dict[str, Tensor]
 
 
-Places = dict[float | None, tuple[Point, Tensor]]
-"""By the span of means, where objectives are taken: a point, and what is differentiated through there (B, k)."""
-
-
 class _Place:
     """Where points are looked at, and what was seen there: at θ_τ, or at the mean of the latest."""
 
@@ -147,15 +143,17 @@ def unroll(
         shown = Point(params, point.loss * inner.visible, point.grad)
         params, state, theta = stepper.step(shown, state)
         read.append({key: state[key] for key in reads if key in state})
+        share = weight(weights, step, steps)
+        counted = [[each for each in objectives if share and each.span == place] for place in (None, span)]
         point = latest.look(params.detach())
-        places: Places = {None: (point, theta)}
+        product, value = _summands(counted[0], inner.instances, point, theta, stepper)
         if span is not None:
             newest = 1 / (1 + span * (begun + step + 1))
             mean, mean_theta = torch.lerp(mean, params.detach(), newest), torch.lerp(mean_theta, theta, newest)
-            places[span] = average.look(mean), mean_theta
-        share = weight(weights, step, steps)
+            # Objectives may ask for more of the minibatch that was looked at last: each place is done with first.
+            more = _summands(counted[1], inner.instances, average.look(mean), mean_theta, stepper)
+            product, value = product + more[0], value + more[1]
         if share:
-            product, value = _summands(objectives, inner.instances, places, stepper)
             total = total + share * product
             values.append(share * value)
     inner.params, inner.loss, inner.grad = params.detach(), point.loss, point.grad
@@ -189,13 +187,19 @@ def _span(objectives: Sequence[Objective]) -> float | None:
 
 
 def _summands(
-    objectives: Sequence[Objective], instances: Instances, places: Places, stepper: Stepper
+    objectives: Sequence[Objective], instances: Instances, point: Point, theta: Tensor, stepper: Stepper
 ) -> tuple[Tensor, Tensor]:
-    """Σ of the objectives of a step: a scalar with their gradient, and their values (B,) float64."""
-    latest, _ = places[None]
-    product, value = latest.loss.new_zeros(()), torch.zeros_like(latest.loss, dtype=torch.float64)
+    """Σ of the objectives at a point: a scalar with their gradient, and their values (B,) float64.
+
+    Args:
+        objectives: of this point.
+        instances: the problems, which looked at it last.
+        point: constant.
+        theta: what is differentiated through there, (B, k).
+        stepper: which of the coordinates these are.
+    """
+    product, value = point.loss.new_zeros(()), torch.zeros_like(point.loss, dtype=torch.float64)
     for objective in objectives:
-        point, theta = places[objective.span]
         found = objective.at(instances, point)
         if found is not None:
             product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))

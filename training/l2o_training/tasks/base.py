@@ -65,6 +65,7 @@ class Instances:
         self._batches = batches
         self._losses = losses
         self._scale: Tensor | None = None
+        self._latest: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def rescale(self, scale: Tensor) -> None:
         """Train θ / scale in place of θ: to an optimizer another problem, with gradients scale times as large.
@@ -95,6 +96,7 @@ class Instances:
     def look(self, params: Tensor, statistics: Tensor) -> Seen:
         """What the next minibatches show of `params` (B, n), whose running statistics are (B, m) so far."""
         inner, batch = params if self._scale is None else params * self._scale, self._batches()
+        self._latest = batch, statistics
         with torch.enable_grad():
             leaf = inner.detach().requires_grad_()
             losses, after = self._losses(leaf, batch, statistics, True)
@@ -104,6 +106,20 @@ class Instances:
             with torch.no_grad():
                 score, _ = self._losses(inner, batch, statistics, False)
         return Seen(losses, grads if self._scale is None else grads * self._scale, score, after.detach())
+
+    def slope_of_square(self, params: Tensor) -> Tensor:
+        """∂‖∇L‖²/∂θ = 2 H ∇L (B, n) at `params`, on the minibatches of the latest `look`; a Hessian-vector product."""
+        assert self._latest is not None, "look first"
+        batch, statistics = self._latest
+        with torch.enable_grad():
+            leaf = params.detach().requires_grad_()
+            inner = leaf if self._scale is None else leaf * self._scale
+            losses, _ = self._losses(inner, batch, statistics, True)
+            (grads,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+            if not grads.requires_grad:  # of a loss that is linear
+                return torch.zeros_like(params)
+            slope: Tensor = torch.autograd.grad(grads.square().sum(), leaf, materialize_grads=True)[0]
+        return slope
 
 
 class Task(ABC):
