@@ -99,7 +99,7 @@ class LearnedSolver:
         rows, columns = matrix.shape
         new = UnrolledSolver(replace(config, rows=rows, columns=columns))
         new.fit_to(matrix.detach().to(device="cpu", dtype=torch.float32), variables=False)
-        new.load_state_dict({name: value for name, value in old.named_parameters()}, strict=False)
+        new.load_state_dict(dict(old.named_parameters()), strict=False)
         self.solver = new.eval().requires_grad_(False)
         return self
 

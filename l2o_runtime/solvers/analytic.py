@@ -1,6 +1,7 @@
 """Matrices that belong to A: its step sizes, and the weights W of least coherence that ALISTA takes.
 
-W solves min ‖WᵀA‖²_F subject to wᵢᵀaᵢ = 1 for every column, which is convex, and has a closed form where A has full rank.
+W solves min ‖WᵀA‖²_F subject to wᵢᵀaᵢ = 1 for every column. That is convex, and has a closed form where A has full row
+rank.
 
 Source: Liu, Chen, Wang & Yin 2019, "ALISTA: Analytic Weights Are as Good as Learned Weights in LISTA", equation 17.
 """
@@ -16,7 +17,8 @@ SPARE = 1.001
 
 def lipschitz(matrix: Tensor) -> Tensor:
     """L = 1.001 ‖A‖₂², a scalar: the gradient of ½‖A x − b‖² is L-Lipschitz."""
-    return SPARE * torch.linalg.matrix_norm(matrix, 2) ** 2
+    found: Tensor = SPARE * torch.linalg.matrix_norm(matrix, 2) ** 2
+    return found
 
 
 def check_rank(matrix: Tensor) -> None:
@@ -34,6 +36,18 @@ def check_rank(matrix: Tensor) -> None:
     )
 
 
+def least_squares(matrix: Tensor) -> Tensor:
+    """(A Aᵀ)⁻¹A (m, n), the transposed pseudo-inverse of an A of full row rank, float64.
+
+    Raises:
+        ConfigError: A has another rank.
+    """
+    check_rank(matrix)
+    double = matrix.double()
+    found: Tensor = torch.linalg.solve(double @ double.T, double)
+    return found
+
+
 def coherent_least(matrix: Tensor) -> Tensor:
     """W (m, n) in closed form: wᵢ = (A Aᵀ)⁻¹ aᵢ / (aᵢᵀ (A Aᵀ)⁻¹ aᵢ).
 
@@ -44,10 +58,8 @@ def coherent_least(matrix: Tensor) -> Tensor:
     >>> (weight * torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])).sum(0)
     tensor([1., 1., 1.])
     """
-    check_rank(matrix)
-    double = matrix.double()
-    weight = torch.linalg.solve(double @ double.T, double)
-    return (weight / (weight * double).sum(0)).to(matrix.dtype)
+    weight = least_squares(matrix)
+    return (weight / (weight * matrix.double()).sum(0)).to(matrix.dtype)
 
 
 def coherent_least_by_gradient(matrix: Tensor, steps: int = 2000) -> Tensor:

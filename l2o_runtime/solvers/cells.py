@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from l2o_runtime.solvers.analytic import coherent_least, lipschitz
+from l2o_runtime.solvers.analytic import coherent_least, least_squares, lipschitz
 from l2o_runtime.solvers.thresholds import chosen_support, count_of, posterior_mean, shrink, shrink_rest
 
 if TYPE_CHECKING:
     from l2o_runtime.solvers.unrolled import UnrolledConfig
 
 Memory: TypeAlias = dict[str, Tensor]
+Sizes: TypeAlias = Mapping[str, Literal["rows", "columns"]]
 Gain: TypeAlias = Literal["linear", "inverse", "exponential", "sigmoid"]
 
 TINY = 1e-12
@@ -40,7 +41,7 @@ class Cell(ABC):
         memory: what goes from layer to layer beside x, and whether it is as long as b ("rows") or x ("columns").
     """
 
-    memory: ClassVar[Mapping[str, Literal["rows", "columns"]]] = {}
+    memory: ClassVar[Sizes] = {}
 
     def __init__(self, config: "UnrolledConfig"):
         self.config = config
@@ -97,7 +98,7 @@ class LISTA(Cell):
     Begins with W₁ = Mᵀ, W₂ = I − MᵀA. Source: Gregor & LeCun 2010, "Learning Fast Approximations of Sparse Coding".
     """
 
-    memory = {"input": "columns"}
+    memory: ClassVar[Sizes] = {"input": "columns"}
 
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """W₁ᵀ, W₂ᵀ and θ."""
@@ -186,7 +187,7 @@ class LFISTA(Cell):
     Source: Moreau & Bruna 2017, "Understanding Trainable Sparse Coding via Matrix Factorization", section 4.
     """
 
-    memory = {"input": "columns", "previous": "columns"}
+    memory: ClassVar[Sizes] = {"input": "columns", "previous": "columns"}
 
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """W_eᵀ, W_gᵀ, W_mᵀ and θ."""
@@ -232,7 +233,7 @@ class LAMP(Cell):
     for Sparse Linear Inverse Problems", section IV-A.
     """
 
-    memory = {"residual": "rows"}
+    memory: ClassVar[Sizes] = {"residual": "rows"}
 
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """Bᵀ and α."""
@@ -263,7 +264,7 @@ class GLISTA(LISTACPSS):
     Source: Wu, Guo, Li & Zhang 2020, "Sparse Coding with Gated Learned ISTA", sections 3 and 4.
     """
 
-    memory = {"support": "columns"}
+    memory: ClassVar[Sizes] = {"support": "columns"}
 
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """Those of LISTA-CP, a, D and c."""
@@ -324,7 +325,7 @@ class TISTA(Cell):
 
     def constants(self, matrix: Tensor) -> dict[str, Tensor]:
         """A, and Wᵀ."""
-        return {"matrix": matrix, "inverse": least_squares(matrix)}
+        return {"matrix": matrix, "inverse": least_squares(matrix).to(matrix.dtype)}
 
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """γ."""
@@ -340,15 +341,6 @@ class TISTA(Cell):
         spread = excess.clamp_min(TINY) / n * (n + (step**2 - 2 * step) * m)
         variance = spread + step**2 * noise / n * inverse.square().sum()
         return posterior_mean(x + step * (error @ inverse), variance.clamp_min(TINY), self.config.sparsity), {}
-
-
-def least_squares(matrix: Tensor) -> Tensor:
-    """(A Aᵀ)⁻¹A (m, n), the transposed pseudo-inverse of an A of full row rank."""
-    from l2o_runtime.solvers.analytic import check_rank
-
-    check_rank(matrix)
-    double = matrix.double()
-    return torch.linalg.solve(double @ double.T, double).to(matrix.dtype)
 
 
 CELLS: dict[str, type[Cell]] = {

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from l2o_runtime.config import KAEConfig, require
+from l2o_runtime.config import ConfigError, KAEConfig
 from l2o_runtime.contexts import KAE
 from l2o_runtime.solvers import Descent, Point, Solver
 from l2o_runtime.state import State
@@ -105,9 +105,9 @@ class SquaredError(Objective):
 def _error(instances: Instances, params: Tensor) -> Tensor:
     """θ − θ*."""
     solution = None if instances.structure is None else instances.structure.solution
-    require(solution is not None, "objective: squared_error needs tasks whose solutions are known, such as sparse")
-    error: Tensor = params - solution
-    return error
+    if solution is None:
+        raise ConfigError("objective: squared_error needs tasks whose solutions are known, such as sparse")
+    return params - solution
 
 
 @dataclass(frozen=True, kw_only=True)
