@@ -24,6 +24,9 @@ NOW = {
 }
 """Keys of the first format → how today's says it."""
 
+STILL = {"output": ["adam"], "cell": ["lstm", "scale"]}
+"""Keys that there still are → values of the first format, which no kind has today."""
+
 
 def upgraded(config: Any) -> Any:
     """A rule's configuration of the first format, which has no `kind`, as of today; any other stays as it is.
@@ -75,7 +78,7 @@ def _upgraded_context(context: Any) -> Any:
 def _refuse_old_keys(config: Mapping[str, Any]) -> None:
     """Answer a key of the first format beside a `kind` with today's spelling."""
     for key, now in NOW.items():
-        old = config.get(key) == "adam" if key == "output" else key in config
+        old = config.get(key) in STILL[key] if key in STILL else key in config
         require(not old, f"{key}: {config.get(key)!r:.80} is how the first format of rules said it; now: {now}")
     context = config.get("context")
     scope = context.get("scope") if isinstance(context, Mapping) else None

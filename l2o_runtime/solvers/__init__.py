@@ -1,10 +1,15 @@
 """Solvers: what carries an optimization from point to point, learned or not."""
 
 from l2o_runtime.solvers.base import Point, Problems, Solver, SolverConfig, Structure
+from l2o_runtime.solvers.classical import AMP, CLASSICAL, FISTA, ISTA
 from l2o_runtime.solvers.descent import Descent
 from l2o_runtime.solvers.unrolled import UnrolledConfig, UnrolledSolver
 
 __all__ = [
+    "AMP",
+    "CLASSICAL",
+    "FISTA",
+    "ISTA",
     "Descent",
     "Point",
     "Problems",

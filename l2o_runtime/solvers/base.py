@@ -56,6 +56,17 @@ class Structure:
         )
 
 
+def structure_of(problems: "Problems") -> Structure:
+    """What is known of problems b = A x* + ε.
+
+    Raises:
+        ConfigError: they are no such problems.
+    """
+    structure = problems.structure
+    require(isinstance(structure, Structure), "rule: these tasks have no A and b to read: take a task that has")
+    return structure  # type: ignore[no-any-return]
+
+
 class Problems(Protocol):
     """What a solver may read of B problems before it begins; one that reads more asks for richer ones."""
 
@@ -113,13 +124,18 @@ class Solver(nn.Module, ABC):
     Attributes:
         config: of a learned one.
         queries: points that are evaluated per step.
+        blind: whether it reads nothing of a point but its parameters.
     """
 
     config: SolverConfig
     queries: int = 1
+    blind: bool = False
 
     def fit(self, problems: Problems) -> None:
         """Begin with what all problems of a kind have in common, such as A; before meta-training."""
+
+    def grow(self, steps: int) -> None:
+        """Prepare for optimizations of so many steps, after meta-training with fewer."""
 
     @abstractmethod
     def init(self, problems: Problems) -> State:

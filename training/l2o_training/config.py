@@ -16,6 +16,7 @@ from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.files.upgrade import upgraded
 from l2o_runtime.learned import AnyConfig
 from l2o_runtime.rules import AnyRuleConfig, LSTMConfig, RuleConfig
+from l2o_runtime.solvers import UnrolledConfig
 from l2o_training.tasks import MLPConfig, PythonConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
@@ -57,7 +58,33 @@ class GrowingConfig:
         return [*(length for length in self.horizons if length < horizon), horizon]
 
 
-CurriculumConfig: TypeAlias = RandomConfig | GrowingConfig
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseConfig:
+    """Layers of an unrolled solver, trained one after the other: the new one, then all of them at lower rates.
+
+    Attributes:
+        updates: outer updates of an epoch, each on whole optimizations of fresh instances.
+        decays: of lr, for each stage in which all layers so far are trained.
+        patience: validations that are not the best of their stage, one after the other, which end it.
+        longest: validations of a stage at the most.
+
+    Source: Chen, Liu, Wang & Yin 2018, "Theoretical Linear Convergence of Unfolded ISTA", section 4.
+    """
+
+    kind: ClassVar[str] = "layerwise"
+    updates: int = 400
+    decays: tuple[float, ...] = (0.2, 0.02)
+    patience: int = 5
+    longest: int = 1000
+
+    def __post_init__(self) -> None:
+        for key in ("updates", "patience", "longest"):
+            require(getattr(self, key) >= 1, f"{key}: must be 1 or more, got {getattr(self, key)}")
+        lower = all(0 < decay < 1 for decay in self.decays)
+        require(lower, f"decays: must be between 0 and 1 each, got {self.decays}")
+
+
+CurriculumConfig: TypeAlias = RandomConfig | GrowingConfig | LayerwiseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +124,8 @@ class TrainConfig:
         average: where given, what is validated and kept is an average of the weights over the outer updates so far, the
             older ones forgotten by this factor per update.
         weights: which losses of a truncation count: all of them, the last, or the mean of its last tenth (end).
-        objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike.
+        objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike; or
+            squared errors, where solutions are known: validations look at the last one then.
         tail: a; where given, losses count for a half at the mean of the parameters over about the latest a τ of the τ
             steps so far, and for the other half at the latest ones: see `unroll`.
         jacobian: λ; λ ‖∇L‖² is added to every loss. With tbptt only, all coordinates, and no tasks of one's own.
@@ -144,7 +172,7 @@ class TrainConfig:
     clip_lanes: bool = dataclasses.field(default=False, metadata=LATER)
     average: float | None = dataclasses.field(default=None, metadata=LATER)
     weights: Literal["uniform", "last", "end"] = "uniform"
-    objective: Literal["loss", "log_loss"] = "loss"
+    objective: Literal["loss", "log_loss", "squared_error"] = "loss"
     tail: float | None = dataclasses.field(default=None, metadata=LATER)
     jacobian: float = dataclasses.field(default=0.0, metadata=LATER)
     layerwise: float | None = dataclasses.field(default=None, metadata=LATER)
@@ -197,6 +225,10 @@ class TrainConfig:
         require(either, "imitated: needs an expert, such as expert=adam, and no handed_over")
         if isinstance(self.curriculum, GrowingConfig):
             self._check_growing(self.curriculum)
+        if isinstance(self.curriculum, LayerwiseConfig):
+            self._check_layerwise()
+        told = self.tail is None or self.objective != "squared_error"
+        require(told, "tail: not with objective = squared_error, which looks at the last step")
         rule = isinstance(self.rule, RuleConfig)
         require(rule or not self.expert, f"expert: only rules imitate one, not a solver of kind {self.rule.kind}")
         require(rule or self.sample is None, f"sample: only with rules, not with a solver of kind {self.rule.kind}")
@@ -229,6 +261,15 @@ class TrainConfig:
         own = [task.name for task in self.tasks if isinstance(task, PythonConfig)] if self.jacobian else []
         require(not own, f"jacobian: not with tasks of one's own, whose losses it cannot take twice: {', '.join(own)}")
         require(self.layerwise is None or not self.expert, "layerwise: not with an expert, which moves all tensors")
+
+    def _check_layerwise(self) -> None:
+        unrolled = isinstance(self.rule, UnrolledConfig)
+        require(unrolled, f"curriculum.kind: layerwise is for rule.kind=unrolled, not {self.rule.kind}")
+        layers = cast(UnrolledConfig, self.rule).layers
+        require(layers == self.horizon, f"horizon: must be rule.layers, {layers}, with layerwise, got {self.horizon}")
+        whole = self.unroll == 0 and self.shortest is None
+        require(whole, "unroll: must be 0, and shortest left out, with layerwise: optimizations are whole")
+        require(self.final_lr is None, "final_lr: not with layerwise, whose stages have lower rates: leave it out")
 
     def share(self, epoch: int, stage: int = 0) -> float:
         """The rule's part in every step after so many epochs, in a stage of the curriculum; 1 without an expert."""

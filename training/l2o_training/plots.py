@@ -23,7 +23,7 @@ def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path, adam
     Args:
         history: rows of `metrics.jsonl`.
         target: file or path.
-        adam: learning rate and loss of Adam on the validation's instances.
+        adam: learning rate and loss of Adam, or name and loss of another, on the validation's instances.
 
     The title says how many times fewer steps than Adam the best rule takes to where Adam ends, if that is known.
     """
@@ -34,7 +34,8 @@ def learning_curve(history: list[dict[str, Any]], target: IO[bytes] | Path, adam
         validated = [(row["epoch"], row["validation"]) for row in history if "validation" in row]
         axes.plot(*zip(*validated, strict=True), "o-", ms=3, label="validation (fresh instances)")
         if adam is not None and adam["loss"] is not None:
-            axes.axhline(adam["loss"], color="0.4", ls="--", lw=1, label=f"Adam at {adam['lr']}, on the same instances")
+            name = adam.get("name", f"Adam at {adam['lr']}")
+            axes.axhline(adam["loss"], color="0.4", ls="--", lw=1, label=f"{name}, on the same instances")
         best = min((row for row in history if "validation" in row), key=lambda row: row["validation"], default={})
         if "speedup" in best:
             axes.set_title(f"{best['speedup']:.2g} × fewer steps than Adam at its best rate", fontsize=10)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from l2o_runtime.config import require
-from l2o_runtime.files.artifact import load_rule
+from l2o_runtime.files.artifact import read_learned
+from l2o_runtime.learned import as_solver
 from l2o_runtime.rules import Rule, make_rule
 from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig, load_preset, pick_device, read_config
@@ -301,14 +302,20 @@ def _sized(
 def verdict(trainer: Trainer) -> list[str]:
     """How the rule stands beside Adam and the rule that it began with, on the validation's instances, in words."""
     config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
-    steps = f"after {config.horizon:,} steps" if config.weights == "end" else f"over {config.horizon:,} steps"
+    last = config.weights == "end" or config.objective == "squared_error"
+    steps = f"{'after' if last else 'over'} {config.horizon:,} steps"
     found = [f"loss {steps} on {config.validation_runs} fresh instances of each task: {trainer.best:.4g}"]
-    if adam["loss"] is None:
+    if "name" in adam:
+        found.append(f"{adam['name']}, as many steps: {adam['loss']:.4g}{_of(trainer.best, adam['loss'])}")
+    elif adam["loss"] is None:
         found.append("Adam: not finite at any rate")
     else:
         found.append(f"Adam at its best rate, {adam['lr']}: {adam['loss']:.4g}{_of(trainer.best, adam['loss'])}")
     if config.start:
-        before = Descent(fuse(load_rule(config.start).to(trainer.device)))
+        ancestor, _ = read_learned(config.start)
+        before = as_solver(
+            fuse(ancestor.to(trainer.device)) if isinstance(ancestor, Rule) else ancestor.to(trainer.device)
+        )
         start = trainer.validation.score(trainer.validation.losses(before))
         found.append(f"{config.start}, as it was: {start:.4g}{_of(trainer.best, start)}")
     return found

@@ -5,7 +5,7 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from l2o_training.config import GrowingConfig, TrainConfig
+from l2o_training.config import GrowingConfig, LayerwiseConfig, TrainConfig
 
 VALIDATION_SEED = 2**31
 """Validation has seeds from here on, comparisons have smaller ones: PyTorch's CPU generator reads 32 bits of a seed."""
@@ -41,6 +41,7 @@ class Stage:
         validated: inner steps of a validation.
         lr: factor on the outer learning rate.
         trained: where given, only parameters whose names end so are trained.
+        updates: outer updates of an epoch, where optimizations are whole.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     validated: int
     lr: float = 1.0
     trained: tuple[str, ...] = ()
+    updates: int = 1
 
 
 class Curriculum(ABC):
@@ -140,9 +142,46 @@ class GrowingHorizons(RandomEpisodes):
         return self.stage
 
 
+class Layerwise(RandomEpisodes):
+    """Layers one after the other: those before stay as they are, then all are trained, at lower and lower rates.
+
+    A stage ends with `patience` validations that were not its best, or with the `longest`; the next one begins with its
+    best. The run ends with the last layer's last stage.
+
+    Source: Chen, Liu, Wang & Yin 2018, section 4, and the code of Liu et al. 2019 (ALISTA).
+    """
+
+    def __init__(self, config: TrainConfig, layerwise: LayerwiseConfig):
+        super().__init__(config)
+        self.layerwise, self.scores, self.stages = layerwise, list[float](), list[Stage]()
+        for layer in range(config.horizon):
+            names = tuple(f".{index}" for index in range(layer + 1))
+            for rate in (1.0, *layerwise.decays):
+                new = rate == 1.0
+                name = f"layer {layer + 1}" if new else f"layers 1 to {layer + 1}, lr × {rate:g}"
+                trained = names[-1:] if new else names
+                stage = Stage(name, len(self.stages), layer + 1, layer + 1, rate, trained, layerwise.updates)
+                self.stages.append(stage)
+        self.stage = self.stages[0]
+
+    def advance(self, score: float) -> Stage | None:
+        """The next stage, as soon as this one helps no more."""
+        self.scores.append(score if score == score else math.inf)
+        since = len(self.scores) - 1 - self.scores.index(min(self.scores))
+        if since < self.layerwise.patience and len(self.scores) < self.layerwise.longest:
+            return None
+        if self.stage is self.stages[-1]:
+            self.over = True
+            return None
+        self.stage, self.scores = self.stages[self.stage.number + 1], []
+        return self.stage
+
+
 def make_curriculum(config: TrainConfig) -> Curriculum:
     """The curriculum of a run."""
     match config.curriculum:
         case GrowingConfig() as growing:
             return GrowingHorizons(config, growing)
+        case LayerwiseConfig() as layerwise:
+            return Layerwise(config, layerwise)
     return RandomEpisodes(config)

@@ -33,7 +33,7 @@ class Learner:
     """
 
     def __init__(self, config: TrainConfig, rule: Learned, stage: Stage):
-        self.config, self.rule = config, rule
+        self.config, self.rule, self.stage = config, rule, stage
         self.solver: Solver = as_solver(rule)
         if config.layerwise is not None and isinstance(rule, Rule):
             self.solver = Layerwise(rule, config.layerwise)
@@ -48,6 +48,8 @@ class Learner:
 
     def begin(self, stage: Stage) -> None:
         """Train what a stage trains, with an optimizer that remembers nothing."""
+        if stage.horizon > self.stage.horizon:
+            self.solver.grow(stage.horizon)
         self.stage, config = stage, self.config
         for name, p in self.rule.named_parameters():
             p.requires_grad_(all(not ends or name.endswith(ends) for ends in (config.trained, stage.trained)))

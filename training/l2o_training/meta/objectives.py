@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from l2o_runtime.config import KAEConfig
+from l2o_runtime.config import ConfigError, KAEConfig
 from l2o_runtime.contexts import KAE
 from l2o_runtime.solvers import Descent, Point, Solver
 from l2o_runtime.state import State
@@ -57,6 +57,10 @@ class Objective(ABC):
             Value (B,) float64, and slope ∂value/∂θ (B, n).
         """
 
+    def measure(self, instances: Instances, params: Tensor, loss: Tensor) -> Tensor:
+        """What is recorded, and validated, of parameters (B, n) with these losses: (B,)."""
+        return loss
+
     def of(self, solver: Solver, states: State) -> Tensor | None:
         """What depends on a solver's parameters otherwise than through θ, a scalar; None where there is nothing.
 
@@ -98,6 +102,27 @@ class Jacobian(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SquaredError(Objective):
+    """‖θ − θ*‖², where the solution θ* is known: that of sparse recovery, as in the papers."""
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+        """‖θ − θ*‖² and 2 (θ − θ*)."""
+        return self.measure(instances, point.params, point.loss).double(), 2 * _error(instances, point.params)
+
+    def measure(self, instances: Instances, params: Tensor, loss: Tensor) -> Tensor:
+        """‖θ − θ*‖²."""
+        return _error(instances, params).square().sum(-1)
+
+
+def _error(instances: Instances, params: Tensor) -> Tensor:
+    """θ − θ*."""
+    solution = None if instances.structure is None else instances.structure.solution
+    if solution is None:
+        raise ConfigError("objective: squared_error needs tasks whose solutions are known, such as sparse")
+    return params - solution
+
+
+@dataclass(frozen=True, kw_only=True)
 class KoopmanLoss(Objective):
     """How well the Koopman autoencoder of a rule describes what it saw: see `KAE.koopman_loss`."""
 
@@ -128,9 +153,13 @@ class ExpertObjective(Objective):
         return states[self.reads[0]].sum(0).mean()
 
 
-def loss_objectives(kind: Literal["loss", "log_loss"] = "loss", tail: float | None = None) -> tuple[Objective, ...]:
-    """L or log L; with a tail, half of the weight is for the mean of the latest parameters, over this span."""
-    made = Loss if kind == "loss" else LogLoss
+MEASURES: dict[str, type[Objective]] = {"loss": Loss, "log_loss": LogLoss, "squared_error": SquaredError}
+"""What a run's `objective` is."""
+
+
+def loss_objectives(kind: str = "loss", tail: float | None = None) -> tuple[Objective, ...]:
+    """That of a name; with a tail, half of the weight is for the mean of the latest parameters, over this span."""
+    made = MEASURES[kind]
     return (made(),) if tail is None else (made(weight=0.5), made(weight=0.5, span=tail))
 
 

@@ -42,7 +42,7 @@ def describe_run(
     tasks: list[str],
     inner_steps: int,
     validation: float,
-    adam: dict[str, float | None] | None,
+    adam: dict[str, Any] | None,
     ancestor: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What made a rule: configuration, score and versions; nothing that differs between equal runs.
@@ -52,7 +52,7 @@ def describe_run(
         tasks: names of what it was trained on.
         inner_steps: done, of all instances.
         validation: the rule's.
-        adam: learning rate and loss of the Adam that it is held against.
+        adam: learning rate and loss of the Adam that it is held against, or name and loss of another.
         ancestor: provenance of the rule that it started from.
     """
     start = {"start": ancestor} if ancestor is not None else {}

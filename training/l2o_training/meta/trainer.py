@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,7 +130,7 @@ class Trainer:
             if board is not None:
                 stack.enter_context(board)
             if self.adam is None:
-                self.adam = self.validation.adam()
+                self.adam = self.validation.beside()
             if not self.restored:
                 self.validate()
                 self._save()
@@ -182,7 +183,7 @@ class Trainer:
         self.learner.set_lr(self.epoch)
         self.learner.hand_over(share)
         self.estimator.hand_over(share)
-        updates, taken = horizon // config.unroll if config.unroll else 1, 0
+        updates, taken = horizon // config.unroll if config.unroll else self.curriculum.stage.updates, 0
         record = torch.zeros(1 + len(self.names), dtype=torch.float64, device=self.device)
         for _ in range(updates):
             gradient, seen = self.meta_gradient()
@@ -203,7 +204,7 @@ class Trainer:
             validation=validation,
             best=self.best,
             speedup=None if validation is None else self.speedup,
-            steps=horizon * config.batch * config.lanes,
+            steps=updates * (config.unroll or horizon) * config.batch * config.lanes,
             seconds=seconds,
             idle=self.ranks.gather(waited, self.device) if self.ranks.size > 1 else None,
             dropped=updates - taken or None,
@@ -220,8 +221,9 @@ class Trainer:
         self.learner.begin(stage)
         for slot in self.slots:
             slot.abandon()
-        self.validation, self.best = self._validation(), float("inf")
-        self.adam = self.validation.adam()
+        before, self.validation, self.best = self.validation, self._validation(), float("inf")
+        if self.validation.horizon != before.horizon:
+            self.adam = self.validation.beside()
         self.validate()
 
     def _validation(self) -> Validation:
@@ -245,14 +247,17 @@ class Trainer:
         solver, names = self.learner.solver, self.names
         self.estimator.count(solver, self.slots)
         sizes = [self.estimator.width(solver), 1 + len(names), len(self.slots)]
-        total = torch.zeros(sum(sizes), dtype=torch.float64, device=self.device)
-        messages, record, failed = total.split(sizes)
+        rest = torch.zeros(sum(sizes[1:]), dtype=torch.float64, device=self.device)
+        record, failed = rest.split(sizes[1:])
+        shares = []
         for slot in self.mine:
             share = self.estimator.share(solver, slot)
-            messages += share.message
+            shares.append(share.message)
             record += torch.stack([share.loss, *(share.terms[name] for name in names)])
             failed[slot.index] = ~share.loss.isfinite()
-        message, record, failed = self.ranks.sum(total).split(sizes)
+        message = reduce(Tensor.add_, shares)
+        if self.ranks.size > 1:
+            message, record, failed = self.ranks.sum(torch.cat([message, rest])).split(sizes)
         gradient = self.estimator.gradient(solver, self.slots, message)
         for index in failed.nonzero().flatten().tolist():
             self.slots[index].abandon()
@@ -262,7 +267,8 @@ class Trainer:
         """Score of the candidate on the validation's instances; the best rule so far is kept."""
         losses = self.validation.losses(self.learner.judged())
         score, adam = self.validation.score(losses), self.adam or {}
-        self.speedup = speedup(losses[:, 0], torch.tensor(adam["ends"])) if "ends" in adam else None
+        followed = "ends" in adam and losses.shape[-1] > 1
+        self.speedup = speedup(losses[:, 0], torch.tensor(adam["ends"])) if followed else None
         if score < self.best:
             self.best, self.best_epoch = score, self.epoch
             self.best_state = self.learner.candidate_state()
@@ -331,7 +337,7 @@ class Trainer:
         rule = make_learned(self.config.trained_rule)
         rule.load_state_dict(self.best_state)
         tasks, inner = [task.name for task in self.tasks], sum(row["steps"] for row in self.history)
-        adam = None if self.adam is None else {key: self.adam[key] for key in ("lr", "loss")}
+        adam = None if self.adam is None else {key: value for key, value in self.adam.items() if key != "ends"}
         keep_rule(path, rule, describe_run(self.config, tasks, inner, self.best, adam, self.ancestor))
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file, self.adam)

@@ -12,6 +12,7 @@ from l2o_runtime.state import State
 from l2o_training.meta.objectives import Loss, Objective
 from l2o_training.meta.steppers import Stepper
 from l2o_training.tasks import Instances
+from l2o_training.tasks.base import Seen
 
 Weights: TypeAlias = Literal["uniform", "last", "end"]
 """Which of the losses of a truncation count: all, the last, or the mean of its last tenth."""
@@ -59,9 +60,10 @@ class Trace:
     """What one truncation gives.
 
     Attributes:
-        losses: (u, B) losses after each step.
+        losses: (u, B) losses after each step, or what the first objective measures in their place. A blind solver's
+            are those of the steps that count alone.
         mean_losses: (u, B) losses at the mean of the latest parameters; None where no objective asks for it.
-        scores: (1 or 2, u, B) losses in evaluation mode after each step, and those at the mean.
+        scores: (1 or 2, u, B) losses in evaluation mode after each step, and those at the mean, likewise.
         states: what objectives read of the solver's states, (u, B, …) each.
         objective: scalar whose gradient with respect to φ is that of the meta-loss.
         value: scalar, float64, the meta-loss itself.
@@ -80,22 +82,22 @@ class Trace:
 class _Place:
     """Where points are looked at, and what was seen there: at θ_τ, or at the mean of the latest."""
 
-    def __init__(self, instances: Instances, statistics: Tensor):
-        self.instances, self.statistics = instances, statistics
+    def __init__(self, instances: Instances, statistics: Tensor, objective: Objective):
+        self.instances, self.statistics, self.objective = instances, statistics, objective
         self.losses: list[Tensor] = []
         self.scores: list[Tensor] = []
 
     def look(self, params: Tensor) -> Point:
         """The point at constant parameters (B, n), on the next minibatch."""
         loss, grad, score, self.statistics = self.instances.look(params, self.statistics)
-        self.losses.append(loss)
-        self.scores.append(score)
+        self.losses.append(self.objective.measure(self.instances, params, loss))
+        self.scores.append(self.objective.measure(self.instances, params, score))
         return Point(params, loss, grad)
 
 
 def begin(solver: Solver, instances: Instances, visible: Tensor | None = None) -> Inner:
-    """Start optimizations at the instances' initial parameters."""
-    seen = instances.look(instances.params, instances.statistics)
+    """Start optimizations at the instances' initial parameters, which a blind solver does not look at."""
+    seen = _unseen(instances) if solver.blind else instances.look(instances.params, instances.statistics)
     return Inner(
         instances=instances,
         params=instances.params,
@@ -108,6 +110,11 @@ def begin(solver: Solver, instances: Instances, visible: Tensor | None = None) -
         statistics=seen.statistics,
         mean_statistics=seen.statistics,
     )
+
+
+def _unseen(instances: Instances) -> Seen:
+    zeros = torch.zeros_like(instances.params[:, 0])
+    return Seen(zeros, torch.zeros_like(instances.params), zeros, instances.statistics)
 
 
 def unroll(
@@ -135,7 +142,9 @@ def unroll(
     """
     stepper = Stepper(solver) if stepper is None else stepper
     span, reads = _span(objectives), {key for objective in objectives for key in objective.reads}
-    latest, average = _Place(inner.instances, inner.statistics), _Place(inner.instances, inner.mean_statistics)
+    latest, average = (
+        _Place(inner.instances, statistics, objectives[0]) for statistics in (inner.statistics, inner.mean_statistics)
+    )
     params, point, state = inner.params, Point(inner.params, inner.loss, inner.grad), inner.state
     mean, mean_theta, begun = inner.mean, stepper.take(inner.mean), int(inner.steps)
     total, values, read = params.new_zeros(()), [], []
@@ -144,6 +153,8 @@ def unroll(
         params, state, theta = stepper.step(shown, state)
         read.append({key: state[key] for key in reads if key in state})
         share = weight(weights, step, steps)
+        if solver.blind and not share:
+            continue
         counted = [[each for each in objectives if share and each.span == place] for place in (None, span)]
         point = latest.look(params.detach())
         product, value = _summands(counted[0], inner.instances, point, theta, stepper)

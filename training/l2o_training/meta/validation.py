@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_runtime.solvers import Solver
+from l2o_runtime.solvers import FISTA, Solver, Structure
 from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import VALIDATION_SEED
 from l2o_training.meta.objectives import logarithm, loss_objectives
-from l2o_training.meta.unroll import begin, unroll, weight
+from l2o_training.meta.unroll import Weights, begin, unroll, weight
 from l2o_training.ranks.group import Ranks
 from l2o_training.tasks import Task
 
@@ -78,18 +78,22 @@ class Validation:
     def __init__(self, config: TrainConfig, horizon: int, tasks: list[Task], ranks: Ranks, device: torch.device):
         self.config, self.horizon, self.tasks, self.ranks, self.device = config, horizon, tasks, ranks, device
 
-    def adam(self) -> dict[str, Any]:
-        """What stands beside the rule's loss: the lowest of Adam over `RATES`, and its rate; None if none is finite.
+    def beside(self) -> dict[str, Any]:
+        """What stands beside the rule's loss: FISTA after as many steps, where all problems can be solved with it, or
+        the lowest of Adam over `RATES`, and its rate; None if none is finite.
 
         With it where it ends on every task, see `ends`.
         """
+        if all(isinstance(task.instances(1, VALIDATION_SEED).structure, Structure) for task in self.tasks):
+            losses = self.losses(FISTA())
+            return {"name": "FISTA", "lr": None, "loss": self.score(losses), "ends": ends(losses[:, 0]).tolist()}
         adam = BASELINES["adam"]
-        losses = {lr: self.losses(adam.solver(lr, self.horizon)) for lr in RATES}
-        scores = {lr: self.score(found) for lr, found in losses.items()}
+        curves = {lr: self.losses(adam.solver(lr, self.horizon)) for lr in RATES}
+        scores = {lr: self.score(found) for lr, found in curves.items()}
         lr = best_lr(scores.items())
         if not isfinite(scores.get(lr, inf)):
             return {"lr": None, "loss": None}
-        return {"lr": lr, "loss": scores[lr], "ends": ends(losses[lr][:, 0]).tolist()}
+        return {"lr": lr, "loss": scores[lr], "ends": ends(curves[lr][:, 0]).tolist()}
 
     def score(self, losses: Tensor) -> float:
         """`score` of mean losses over instances."""
@@ -102,8 +106,11 @@ class Validation:
         Args:
             solver: makes the steps.
         """
-        runs, objectives = self.config.validation_runs, loss_objectives(tail=self.config.tail)
-        sums = torch.zeros(len(self.tasks), len(objectives), self.horizon, dtype=torch.float64, device=self.device)
+        runs, last = self.config.validation_runs, self.config.objective == "squared_error"
+        objectives = loss_objectives("squared_error" if last else "loss", self.config.tail)
+        weights: Weights = "last" if last else "uniform"
+        shape = (len(self.tasks), len(objectives), 1 if last else self.horizon)
+        sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
         for number, (index, start, stop) in enumerate(self._cells()):
             if number % self.ranks.size != self.ranks.rank:
                 continue
@@ -112,8 +119,8 @@ class Validation:
                 instances = instances.part(start, stop)
             instances.steps = self.horizon
             with torch.no_grad():
-                trace = unroll(solver, begin(solver, instances), self.horizon, objectives)
-            sums[index] += trace.scores.double().sum(-1)
+                trace = unroll(solver, begin(solver, instances), self.horizon, objectives, weights)
+            sums[index] += trace.scores[:, -shape[-1] :].double().sum(-1)
         return self.ranks.sum(sums) / runs
 
     def _cells(self) -> list[tuple[int, int, int]]:

@@ -1,0 +1,69 @@
+"""Thresholds of sparse recovery: what a layer does to x after its linear part. Pure functions of tensors (…, n)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def shrink(x: Tensor, threshold: Tensor | float) -> Tensor:
+    """The soft threshold η_θ(x) = max(x − θ, 0) − max(−x − θ, 0), which is sign(x) max(|x| − θ, 0) for θ ≥ 0.
+
+    It is continuous for θ < 0, too, where small entries are doubled, and large ones grow by |θ|.
+
+    >>> shrink(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
+    tensor([-2., 0., 1.])
+    """
+    return torch.relu(x - threshold) - torch.relu(-x - threshold)
+
+
+def chosen_support(x: Tensor, threshold: Tensor, count: int) -> Tensor:
+    """1 where an entry is above θ and among the `count` largest of its row, else 0; a constant.
+
+    Args:
+        x: (…, n).
+        threshold: θ, a scalar.
+        count: at least 0, at most n.
+
+    >>> chosen_support(torch.tensor([3.0, -2.0, 0.5, 1.0]), torch.tensor(0.8), 2)
+    tensor([1., 1., 0., 0.])
+    """
+    size = x.detach().abs()
+    if count == 0:
+        return torch.zeros_like(size)
+    least = size.topk(count, dim=-1).values[..., -1:]
+    return ((size >= least) & (size > threshold.detach())).to(x.dtype)
+
+
+def shrink_rest(x: Tensor, threshold: Tensor, support: Tensor) -> Tensor:
+    """The soft threshold of all entries but those of a support, which pass as they are: η^p_θ.
+
+    Source: Chen, Liu, Wang & Yin 2018, section 3.2.
+    """
+    return torch.lerp(shrink(x, threshold), x, support)
+
+
+def count_of(layer: int, n: int, rise: float, most: float) -> int:
+    """How many of n entries pass layer k = 0, 1, …: min(rise · (k + 1), most) percent of them.
+
+    >>> [count_of(layer, 512, 1.2, 13.0) for layer in (0, 1, 15)]
+    [6, 12, 67]
+    """
+    return min(n, round(min(rise * (layer + 1), most) / 100 * n))
+
+
+def posterior_mean(x: Tensor, variance: Tensor, sparsity: float) -> Tensor:
+    """E[s | x] for x = s + N(0, τ²), where s is N(0, 1) with probability p, else zero.
+
+    With ξ = 1 + τ² and densities N(x; 0, ·): x/ξ · p N(x; ξ) / ((1 − p) N(x; τ²) + p N(x; ξ)).
+
+    Args:
+        x: (…, n).
+        variance: τ², (…, 1), positive.
+        sparsity: p, in (0, 1).
+
+    Source: Ito, Takabe & Wadayama 2019, "Trainable ISTA for Sparse Signal Recovery", equation 9.
+    """
+    whole = 1 + variance
+    odds = math.log(sparsity / (1 - sparsity)) + 0.5 * torch.log(variance / whole)
+    return x / whole * torch.sigmoid(odds + 0.5 * x.square() * (1 / variance - 1 / whole))
