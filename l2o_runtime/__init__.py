@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from l2o_runtime.config import ConfigError
 from l2o_runtime.files.artifact import ArtifactError, load_rule, save_rule
+from l2o_runtime.minimax import LearnedMinimax
 from l2o_runtime.optimizer import LearnedOptimizer
 from l2o_runtime.rules import Rule, RuleConfig, make_rule
 from l2o_runtime.stepping.advice import HorizonWarning
@@ -12,6 +13,7 @@ __all__ = [
     "ArtifactError",
     "ConfigError",
     "HorizonWarning",
+    "LearnedMinimax",
     "LearnedOptimizer",
     "Rule",
     "RuleConfig",

@@ -6,10 +6,13 @@ from l2o_runtime.rules.base import Rule, RuleConfig, Spec
 from l2o_runtime.rules.directional import DirectionalConfig, DirectionalRule
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig
+from l2o_runtime.rules.optimistic import OptimisticConfig, OptimisticRule
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
-AnyRuleConfig = LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig
+AnyRuleConfig = (
+    LSTMConfig | NormalizedConfig | MomentsConfig | RNNPropConfig | TieredConfig | DirectionalConfig | OptimisticConfig
+)
 """A rule's configuration, told apart by its `kind`."""
 
 RULES: dict[type[RuleConfig], Any] = {
@@ -19,6 +22,7 @@ RULES: dict[type[RuleConfig], Any] = {
     RNNPropConfig: RNNPropRule,
     TieredConfig: TieredRule,
     DirectionalConfig: DirectionalRule,
+    OptimisticConfig: OptimisticRule,
 }
 """Configuration → rule."""
 
@@ -31,6 +35,8 @@ __all__ = [
     "LSTMRule",
     "MomentsConfig",
     "NormalizedConfig",
+    "OptimisticConfig",
+    "OptimisticRule",
     "RNNPropConfig",
     "RNNPropRule",
     "Rule",

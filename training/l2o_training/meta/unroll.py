@@ -155,7 +155,7 @@ def unroll(
             places[span] = average.look(mean), mean_theta
         share = weight(weights, step, steps)
         if share:
-            product, value = _summands(objectives, inner.instances, places, stepper)
+            product, value = _summands(objectives, inner.instances, places, stepper, state)
             total = total + share * product
             values.append(share * value)
     inner.params, inner.loss, inner.grad = params.detach(), point.loss, point.grad
@@ -189,14 +189,14 @@ def _span(objectives: Sequence[Objective]) -> float | None:
 
 
 def _summands(
-    objectives: Sequence[Objective], instances: Instances, places: Places, stepper: Stepper
+    objectives: Sequence[Objective], instances: Instances, places: Places, stepper: Stepper, state: State
 ) -> tuple[Tensor, Tensor]:
     """Σ of the objectives of a step: a scalar with their gradient, and their values (B,) float64."""
     latest, _ = places[None]
     product, value = latest.loss.new_zeros(()), torch.zeros_like(latest.loss, dtype=torch.float64)
     for objective in objectives:
         point, theta = places[objective.span]
-        found = objective.at(instances, point)
+        found = objective.at(instances, point, state)
         if found is not None:
             product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))
             value = value + objective.weight * found[0]
