@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from l2o_runtime.config import ConfigError
 from l2o_runtime.files.artifact import ArtifactError, load_rule, save_rule
 from l2o_runtime.learned_solver import LearnedSolver
+from l2o_runtime.minimax import LearnedMinimax
 from l2o_runtime.optimizer import LearnedOptimizer
 from l2o_runtime.rules import Rule, RuleConfig, make_rule
 from l2o_runtime.stepping.advice import HorizonWarning
@@ -13,6 +14,7 @@ __all__ = [
     "ArtifactError",
     "ConfigError",
     "HorizonWarning",
+    "LearnedMinimax",
     "LearnedOptimizer",
     "LearnedSolver",
     "Rule",

@@ -3,14 +3,23 @@
 from typing import Any, TypeAlias
 
 from l2o_runtime.rules import RULES, AnyRuleConfig, Rule
-from l2o_runtime.solvers import Descent, Solver, UnrolledConfig, UnrolledSolver
+from l2o_runtime.solvers import (
+    Descent,
+    Solver,
+    SwarmConfig,
+    SwarmSolver,
+    TwinConfig,
+    TwinSolver,
+    UnrolledConfig,
+    UnrolledSolver,
+)
 
-AnyConfig: TypeAlias = AnyRuleConfig | UnrolledConfig
+AnyConfig: TypeAlias = AnyRuleConfig | UnrolledConfig | SwarmConfig | TwinConfig
 """The configuration of what is learned, told apart by its `kind`."""
 
 Learned: TypeAlias = Rule | Solver
 
-LEARNED: dict[Any, Any] = RULES | {UnrolledConfig: UnrolledSolver}
+LEARNED: dict[Any, Any] = RULES | {UnrolledConfig: UnrolledSolver, SwarmConfig: SwarmSolver, TwinConfig: TwinSolver}
 """Configuration → what is learned. A new solver is a file in `solvers`, and a line here."""
 
 

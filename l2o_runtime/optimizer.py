@@ -46,6 +46,14 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{key}: expected a finite number, 0 or more, got {value!r}")
 
 
+def _read(rule: str | Path | Rule) -> Rule | ExportedRule:
+    """A rule from a bundled name or a file, or as it is."""
+    if isinstance(rule, Rule):
+        return rule
+    path = find_rule(rule)
+    return load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
+
+
 class LearnedOptimizer(Optimizer):
     """Optimize with a frozen learned rule.
 
@@ -78,7 +86,8 @@ class LearnedOptimizer(Optimizer):
     Args:
         params: as for any torch optimizer: tensors, named tensors, or groups with their own `lr`,
             `weight_decay` and `maximize`.
-        rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote.
+        rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote; or a rule
+            that was loaded already.
         lr: factor on the learned step; 1 is what the rule was meta-trained with.
         weight_decay: decoupled weight decay. Values mean what they mean in AdamW at a learning rate of unit · lr, for
             by unit · lr · weight_decay of themselves parameters shrink in a step.
@@ -117,7 +126,7 @@ class LearnedOptimizer(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        rule: str | Path = "default",
+        rule: str | Path | Rule = "default",
         lr: float | Tensor = 1.0,
         *,
         weight_decay: float = 0.0,
@@ -143,11 +152,10 @@ class LearnedOptimizer(Optimizer):
         _check_group(defaults)
         if safeguard is None:
             del defaults["safeguard_lr"]
-        if not isinstance(rule, str | Path):
+        if not isinstance(rule, str | Path | Rule):
             raise TypeError(f"rule: expected a name or a path, got {rule!r}; the learning rate goes by keyword, lr=")
-        path = find_rule(rule)
-        self._name = str(rule)
-        self._rule: Rule | ExportedRule = load_exported(path) if path.suffix in SUFFIXES else load_rule(path)
+        self._name = rule.config.kind if isinstance(rule, Rule) else str(rule)
+        self._rule = _read(rule)
         coordinate, self._tensor_spec, self._context_spec = self._rule.spec
         self._coordinate_spec = kept_in(state_dtype, coordinate)
         self._collector = Collector(self._coordinate_spec, self._tensor_spec, self._rule.config.decay_unit)

@@ -7,6 +7,7 @@ from l2o_runtime.rules.directional import DirectionalConfig, DirectionalRule
 from l2o_runtime.rules.hierarchical import HierarchicalConfig, HierarchicalRule
 from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.lstm import LSTMConfig, LSTMRule, MomentsConfig, NormalizedConfig, PlainConfig
+from l2o_runtime.rules.optimistic import OptimisticConfig, OptimisticRule
 from l2o_runtime.rules.rnnprop import RNNPropConfig, RNNPropRule
 from l2o_runtime.rules.tiered import TieredConfig, TieredRule
 
@@ -19,6 +20,7 @@ AnyRuleConfig = (
     | TieredConfig
     | DirectionalConfig
     | HierarchicalConfig
+    | OptimisticConfig
 )
 """A rule's configuration, told apart by its `kind`."""
 
@@ -31,6 +33,7 @@ RULES: dict[type[RuleConfig], Any] = {
     TieredConfig: TieredRule,
     DirectionalConfig: DirectionalRule,
     HierarchicalConfig: HierarchicalRule,
+    OptimisticConfig: OptimisticRule,
 }
 """Configuration → rule."""
 
@@ -45,6 +48,8 @@ __all__ = [
     "LSTMRule",
     "MomentsConfig",
     "NormalizedConfig",
+    "OptimisticConfig",
+    "OptimisticRule",
     "PlainConfig",
     "RNNPropConfig",
     "RNNPropRule",

@@ -3,6 +3,8 @@
 from l2o_runtime.solvers.base import Point, Problems, Solver, SolverConfig, Structure
 from l2o_runtime.solvers.classical import AMP, CLASSICAL, FISTA, ISTA
 from l2o_runtime.solvers.descent import Descent
+from l2o_runtime.solvers.swarm import Swarm, SwarmConfig, SwarmSolver
+from l2o_runtime.solvers.twin import MAX, MIN, Players, TwinConfig, TwinSolver
 from l2o_runtime.solvers.unrolled import UnrolledConfig, UnrolledSolver
 
 __all__ = [
@@ -10,12 +12,20 @@ __all__ = [
     "CLASSICAL",
     "FISTA",
     "ISTA",
+    "MAX",
+    "MIN",
     "Descent",
+    "Players",
     "Point",
     "Problems",
     "Solver",
     "SolverConfig",
     "Structure",
+    "Swarm",
+    "SwarmConfig",
+    "SwarmSolver",
+    "TwinConfig",
+    "TwinSolver",
     "UnrolledConfig",
     "UnrolledSolver",
 ]

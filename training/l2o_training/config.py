@@ -16,7 +16,7 @@ from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.files.upgrade import upgraded
 from l2o_runtime.learned import AnyConfig
 from l2o_runtime.rules import AnyRuleConfig, LSTMConfig, RuleConfig
-from l2o_runtime.solvers import UnrolledConfig
+from l2o_runtime.solvers import SwarmConfig, TwinConfig, UnrolledConfig
 from l2o_training.tasks import MLPConfig, PythonConfig, TaskConfig
 
 PRESETS = Path(str(files("l2o_training"))) / "presets"
@@ -125,7 +125,9 @@ class TrainConfig:
             older ones forgotten by this factor per update.
         weights: which losses of a truncation count: all of them, the last, or the mean of its last tenth (end).
         objective: sum losses as in the papers, or their logarithms, so that late steps and hard tasks count alike; or
-            squared errors, where solutions are known: validations look at the last one then.
+            squared errors, where solutions are known: validations look at the last one then; or what players gain by
+            their moves, or their distance from a solution, for games.
+        entropy: weight of a swarm's indecision about where the minimum is: see `meta.objectives.Entropy`.
         tail: a; where given, losses count for a half at the mean of the parameters over about the latest a τ of the τ
             steps so far, and for the other half at the latest ones: see `unroll`.
         jacobian: λ; λ ‖∇L‖² is added to every loss. With tbptt only, all coordinates, and no tasks of one's own.
@@ -172,7 +174,8 @@ class TrainConfig:
     clip_lanes: bool = dataclasses.field(default=False, metadata=LATER)
     average: float | None = dataclasses.field(default=None, metadata=LATER)
     weights: Literal["uniform", "last", "end"] = "uniform"
-    objective: Literal["loss", "log_loss", "squared_error"] = "loss"
+    objective: Literal["loss", "log_loss", "squared_error", "reward", "distance"] = "loss"
+    entropy: float = dataclasses.field(default=0.0, metadata=LATER)
     tail: float | None = dataclasses.field(default=None, metadata=LATER)
     jacobian: float = dataclasses.field(default=0.0, metadata=LATER)
     layerwise: float | None = dataclasses.field(default=None, metadata=LATER)
@@ -208,6 +211,7 @@ class TrainConfig:
         )
         require(self.tail is None or 0 < self.tail <= 1, f"tail: must be in (0, 1] or absent, got {self.tail}")
         require(0 <= self.hide_loss <= 1, f"hide_loss: must be in [0, 1], got {self.hide_loss}")
+        require(self.entropy >= 0, f"entropy: must be 0 or more, got {self.entropy}")
         require(self.koopman >= 0, f"koopman: must be 0 or more, got {self.koopman}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
         require(len(self.tasks) > 0, "tasks: needs at least one task")
@@ -232,6 +236,10 @@ class TrainConfig:
         rule = isinstance(self.rule, RuleConfig)
         require(rule or not self.expert, f"expert: only rules imitate one, not a solver of kind {self.rule.kind}")
         require(rule or self.sample is None, f"sample: only with rules, not with a solver of kind {self.rule.kind}")
+        twin, swarm = (isinstance(self.rule, made) for made in (TwinConfig, SwarmConfig))
+        plays = twin or self.objective != "reward"
+        require(plays, f"objective: reward is what players gain: only with a rule of kind twin, not {self.rule.kind}")
+        require(swarm or not self.entropy, f"entropy: only with a rule of kind swarm, not {self.rule.kind}")
         alone = not self.expert or (self.sample is None and not isinstance(self.rule.context, KAEConfig))
         require(alone, "expert: not with sample, nor with a Koopman autoencoder, which look at the rule's steps alone")
         self._check_halo()

@@ -5,19 +5,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from l2o_runtime.config import nearest, require
+from l2o_runtime.config import ConfigError, nearest, require
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State
+from l2o_training.compare.classical import Alternating, ExtraGradient, LineSearch, Optimistic, ParticleSwarm
 from l2o_training.compare.muon import MuonAdamW
 
-Make = Callable[..., Optimizer]
-"""Parameters, and a learning rate under the name `lr`, → optimizer."""
+Make = Callable[..., Any]
+"""Parameters, and a learning rate under the name `lr`, → optimizer; or of one for flat tasks alone, a rate → solver."""
 
 Schedule = Callable[[int, int], float]
 """The factor on a learning rate after t of T steps."""
@@ -42,6 +44,12 @@ def grid(first: float) -> tuple[float, ...]:
 
 
 ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
+
+GAME_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Learning rates of solvers for games."""
+
+INERTIAS = (0.4, 0.5, 0.6, 0.729, 0.8, 0.9)
+"""Of particle swarms; 0.729 is that of Eberhart & Shi 2000."""
 
 WARMUP = 0.02
 """Share of a run over which schedules rise."""
@@ -117,7 +125,7 @@ class Baseline:
         optimizer, schedule = self.make(params, lr=lr), self.schedule
         return optimizer, None if schedule is None else LambdaLR(optimizer, lambda done: schedule(done, steps))
 
-    def solver(self, lr: float, steps: int) -> "TorchSolver":
+    def solver(self, lr: float, steps: int) -> Solver:
         """For tasks whose instances are optimized side by side, for so many steps.
 
         Raises:
@@ -143,6 +151,36 @@ class Baseline:
     def installed(self) -> bool:
         """Whether its package is there."""
         return self.package is None or find_spec(self.package) is not None
+
+    @property
+    def scripts(self) -> bool:
+        """Whether it is a torch optimizer, which training scripts need."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatBaseline(Baseline):
+    """A hand-made solver that is no torch optimizer: it runs on flat tasks, some on games or swarms alone."""
+
+    grid: tuple[float, ...] = GAME_RATES
+
+    def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
+        """There is none.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.name} runs on flat tasks only, it is no torch optimizer: leave it out, or take sgd")
+
+    def solver(self, lr: float, steps: int) -> Solver:
+        """As made with this rate."""
+        solver: Solver = self.make(lr)
+        return solver
+
+    @property
+    def scripts(self) -> bool:
+        """It is not."""
+        return False
 
 
 class TorchSolver(Solver):
@@ -221,6 +259,11 @@ BASELINES = {
         Baseline(name="sgd", label="SGD", make=SGD, lr=0.1, grid=PLAIN),
         Baseline(name="momentum", label="SGD, momentum 0.9", make=partial(SGD, momentum=0.9), lr=0.03, grid=PLAIN),
         Baseline(name="rmsprop", label="RMSprop", make=RMSprop, lr=0.01),
+        FlatBaseline(name="line-search", label="gradient descent, backtracking line search", make=LineSearch, lr=1.0),
+        FlatBaseline(name="optimistic", label="optimistic gradient descent", make=Optimistic, lr=0.1),
+        FlatBaseline(name="extra-gradient", label="extra-gradient", make=ExtraGradient, lr=0.1),
+        FlatBaseline(name="alternating", label="gradient descent and ascent by turns", make=Alternating, lr=0.1),
+        FlatBaseline(name="pso", label="particle swarm, inertia tuned", make=ParticleSwarm, lr=0.729, grid=INERTIAS),
     )
 }
 """Name → baseline."""
@@ -229,7 +272,8 @@ BASELINES = {
 def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
     """Baselines from "adam,momentum", in that order; none for "".
 
-    "all" are all that can run: those whose package is installed and, on flat tasks, that stack.
+    "all" are all torch optimizers that can run: those whose package is installed and, on flat tasks, that stack. What
+    is no torch optimizer is for tasks of its own, and has to be named.
 
     Args:
         text: names.
@@ -240,7 +284,8 @@ def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     if names == ["all"]:
-        return [baseline for baseline in BASELINES.values() if baseline.installed and (baseline.stacks or not flat)]
+        every = [baseline for baseline in BASELINES.values() if baseline.installed and baseline.scripts]
+        return [baseline for baseline in every if baseline.stacks or not flat]
     for name in names:
         require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
     found = [BASELINES[name] for name in names]
@@ -250,6 +295,10 @@ def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
         )
         if flat:
             baseline.require_stacks()
+        else:
+            require(
+                baseline.scripts, f"{baseline.name} is no torch optimizer: it runs on flat tasks only; leave it out"
+            )
     return found
 
 

@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from l2o_runtime.config import ConfigError, KAEConfig
 from l2o_runtime.contexts import KAE
-from l2o_runtime.solvers import Descent, Point, Solver
+from l2o_runtime.solvers import Descent, Players, Point, Solver, SwarmConfig
+from l2o_runtime.solvers.twin import DONE, MAX
 from l2o_runtime.state import State
 from l2o_training.config import TrainConfig
 from l2o_training.tasks import Instances
@@ -44,7 +46,7 @@ class Objective(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor] | None:
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor] | None:
         """Value and slope at a point; None where it has none there.
 
         ⟨slope, θ⟩ with the slope held constant has the gradient of the value with respect to all that θ depends on.
@@ -52,6 +54,7 @@ class Objective(ABC):
         Args:
             instances: the problems.
             point: constant.
+            state: the solver's, after the step that led there.
 
         Returns:
             Value (B,) float64, and slope ∂value/∂θ (B, n).
@@ -75,7 +78,7 @@ class Objective(ABC):
 class Loss(Objective):
     """L, as in the papers."""
 
-    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
         """L and ∇L."""
         return point.loss.double(), point.grad
 
@@ -84,7 +87,7 @@ class Loss(Objective):
 class LogLoss(Objective):
     """log L, so that late steps and hard tasks count alike."""
 
-    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
         """log L and ∇L / L."""
         return logarithm(point.loss.double()), point.grad / point.loss.clamp_min(TINY).unsqueeze(-1)
 
@@ -96,7 +99,7 @@ class Jacobian(Objective):
     Source: HALO, Li et al. 2020, "HALO: Hardware-Aware Learning to Optimize", Jacobian regularisation.
     """
 
-    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
         """‖∇L‖² and 2 H ∇L; the instances have to have looked at the point just now."""
         return point.grad.double().square().sum(-1), instances.slope_of_square(point.params)
 
@@ -105,7 +108,7 @@ class Jacobian(Objective):
 class SquaredError(Objective):
     """‖θ − θ*‖², where the solution θ* is known: that of sparse recovery, as in the papers."""
 
-    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
         """‖θ − θ*‖² and 2 (θ − θ*)."""
         return self.measure(instances, point.params, point.loss).double(), 2 * _error(instances, point.params)
 
@@ -116,10 +119,70 @@ class SquaredError(Objective):
 
 def _error(instances: Instances, params: Tensor) -> Tensor:
     """θ − θ*."""
-    solution = None if instances.structure is None else instances.structure.solution
+    solution = getattr(instances.structure, "solution", None)
     if solution is None:
         raise ConfigError("objective: squared_error needs tasks whose solutions are known, such as sparse")
-    return params - solution
+    error: Tensor = params - solution
+    return error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(Objective):
+    """What the player who has just moved has gained by it: over an iteration of min over u, max over v of f(u, v),
+
+    [f(u⁺, v) − f(u, v)] + [f(u⁺, v) − f(u⁺, v⁺)].
+
+    What is subtracted from f after a move is constant to the mover, and so is the other's place: the slope is that of
+    the mover's own loss, by its own coordinates. Up to constants of every move the value is f, or −f of the maximizer.
+
+    Source: Shen et al. 2021, "Learning A Minimax Optimizer: A Pilot Study", equation 4.
+    """
+
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+        """±f, and the mover's part of the field."""
+        players, mover = instances.structure, (int(state[DONE]) - 1) % 2
+        assert isinstance(players, Players)  # as the solver has asked for
+        moved = torch.zeros_like(point.grad[0])
+        moved[players.places(mover, instances.shapes, moved.device)] = 1
+        return (-1 if mover == MAX else 1) * point.loss.double(), moved * point.grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance(Objective):
+    """log ‖x − x*‖ for the nearest solution x*: what a reward cannot say where gains have no bound, as uᵀ A v has."""
+
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+        """log d and (x − x*) / d², with d² at least `TINY`²."""
+        apart = instances.structure.apart(point.params)
+        squares = apart.square().sum(-1).clamp_min(TINY**2)
+        return squares.log() / 2, (apart / squares.unsqueeze(-1)).to(point.grad.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy(Objective):
+    """How undecided a swarm is about where the minimum is: H(p) per particle, p = softmax(−ρ f) over its particles.
+
+    It is lowest where one particle is far better than all others. The published one is the entropy of a posterior over
+    all of space, exp(−ρ f̂) with the mean f̂ of a Gaussian process through all points so far, from a thousand samples;
+    this is the same posterior at the particles alone, where f is known.
+
+    Attributes:
+        particles: k.
+        sharpness: ρ.
+
+    Source: Cao, Chen, Wang & Shen 2019, section 3.3.
+    """
+
+    particles: int
+    sharpness: float = 1.0
+
+    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+        """H/k, and ∂(H/k)/∂f ∇f, where ∂H/∂f_i = ρ p_i (log p_i + H)."""
+        logs = (-self.sharpness * point.loss.unflatten(0, (-1, self.particles))).log_softmax(-1)
+        entropy = -(logs.exp() * logs).sum(-1, keepdim=True)
+        slope = self.sharpness * logs.exp() * (logs + entropy)
+        share = (entropy / self.particles).expand_as(logs).flatten()
+        return share.double(), slope.flatten().unsqueeze(-1) / self.particles * point.grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +192,7 @@ class KoopmanLoss(Objective):
     name: ClassVar[str] = "koopman_loss"
     reads: ClassVar[tuple[str, ...]] = ("optimization/features",)
 
-    def at(self, instances: Instances, point: Point) -> None:
+    def at(self, instances: Instances, point: Point, state: State) -> None:
         """It is of the truncation alone."""
 
     def of(self, solver: Solver, states: State) -> Tensor | None:
@@ -145,7 +208,7 @@ class ExpertObjective(Objective):
     name: ClassVar[str] = "imitation"
     reads: ClassVar[tuple[str, ...]] = ("distance",)
 
-    def at(self, instances: Instances, point: Point) -> None:
+    def at(self, instances: Instances, point: Point, state: State) -> None:
         """It is of the steps, not of where they lead."""
 
     def of(self, solver: Solver, states: State) -> Tensor:
@@ -153,7 +216,13 @@ class ExpertObjective(Objective):
         return states[self.reads[0]].sum(0).mean()
 
 
-MEASURES: dict[str, type[Objective]] = {"loss": Loss, "log_loss": LogLoss, "squared_error": SquaredError}
+MEASURES: dict[str, type[Objective]] = {
+    "loss": Loss,
+    "log_loss": LogLoss,
+    "squared_error": SquaredError,
+    "reward": Reward,
+    "distance": Distance,
+}
 """What a run's `objective` is."""
 
 
@@ -171,4 +240,6 @@ def make_objectives(config: TrainConfig, share: float = 1.0) -> tuple[Objective,
     if config.expert:
         handed = tuple(replace(loss, weight=share * loss.weight) for loss in losses)
         return *handed, ExpertObjective(weight=1 - share)
+    if isinstance(config.rule, SwarmConfig) and config.entropy:
+        return *losses, Entropy(weight=config.entropy, particles=config.rule.particles)
     return (*losses, KoopmanLoss(weight=config.koopman)) if isinstance(config.rule.context, KAEConfig) else losses

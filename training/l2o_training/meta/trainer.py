@@ -88,7 +88,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         learned = make_learned(cast(AnyConfig, config.trained_rule.unrolled)).to(self.device)
         if isinstance(learned, Solver):
-            learned.fit(self.tasks[0].instances(1, config.seed))
+            learned.fit(self.tasks[0].instances(learned.queries, config.seed))
         self.ancestor: dict[str, Any] | None = None
         if config.start and checkpoint is None:
             self.ancestor = inherit(learned, config.start)

@@ -157,12 +157,12 @@ def unroll(
             continue
         counted = [[each for each in objectives if share and each.span == place] for place in (None, span)]
         point = latest.look(params.detach())
-        product, value = _summands(counted[0], inner.instances, point, theta, stepper)
+        product, value = _summands(counted[0], inner.instances, point, theta, stepper, state)
         if span is not None:
             newest = 1 / (1 + span * (begun + step + 1))
             mean, mean_theta = torch.lerp(mean, params.detach(), newest), torch.lerp(mean_theta, theta, newest)
             # Objectives may ask for more of the minibatch that was looked at last: each place is done with first.
-            more = _summands(counted[1], inner.instances, average.look(mean), mean_theta, stepper)
+            more = _summands(counted[1], inner.instances, average.look(mean), mean_theta, stepper, state)
             product, value = product + more[0], value + more[1]
         if share:
             total = total + share * product
@@ -198,7 +198,7 @@ def _span(objectives: Sequence[Objective]) -> float | None:
 
 
 def _summands(
-    objectives: Sequence[Objective], instances: Instances, point: Point, theta: Tensor, stepper: Stepper
+    objectives: Sequence[Objective], instances: Instances, point: Point, theta: Tensor, stepper: Stepper, state: State
 ) -> tuple[Tensor, Tensor]:
     """Σ of the objectives at a point: a scalar with their gradient, and their values (B,) float64.
 
@@ -208,10 +208,11 @@ def _summands(
         point: constant.
         theta: what is differentiated through there, (B, k).
         stepper: which of the coordinates these are.
+        state: the solver's, after the step that led there.
     """
     product, value = point.loss.new_zeros(()), torch.zeros_like(point.loss, dtype=torch.float64)
     for objective in objectives:
-        found = objective.at(instances, point)
+        found = objective.at(instances, point, state)
         if found is not None:
             product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))
             value = value + objective.weight * found[0]

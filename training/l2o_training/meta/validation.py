@@ -55,13 +55,14 @@ def score(config: TrainConfig, losses: Tensor) -> float:
     """Mean over steps and tasks of mean losses over instances (..., T), those at the mean of the latest parameters
     included with a tail. Where meta-training counts the end of an optimization alone, so does this.
 
-    Where logarithms of losses are meta-trained on, the mean over tasks and steps is geometric: a hard task counts like
-    an easy one. That over the instances of a task is not, so that one that goes wrong counts in full.
+    Where anything but plain losses is meta-trained on, the mean over tasks and steps is geometric: a hard task counts
+    like an easy one. That over the instances of a task is not, so that one that goes wrong counts in full. Games are
+    scored by the distance from a solution.
     """
     steps = range(losses.shape[-1])
     counted = [step for step in steps if config.weights != "end" or weight("end", step, len(steps))]
     means = losses[..., counted]
-    return float(logarithm(means).mean().exp() if config.objective == "log_loss" else means.mean())
+    return float(means.mean() if config.objective == "loss" else logarithm(means).mean().exp())
 
 
 class Validation:

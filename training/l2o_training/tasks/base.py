@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2o_runtime.config import require
-from l2o_runtime.solvers import Structure
 
 Losses = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, Tensor]]
 """Losses (B,) of instances that know nothing of each other, and their running statistics (B, m) from then on.
@@ -54,7 +53,7 @@ class Instances:
         rng: torch.Generator,
         shapes: list[torch.Size] | None = None,
         statistics: Tensor | None = None,
-        structure: Structure | None = None,
+        structure: Any = None,
     ):
         self.params = params
         self.statistics = params.new_zeros(len(params), 0) if statistics is None else statistics

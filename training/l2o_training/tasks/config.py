@@ -12,11 +12,13 @@ from torch import nn
 from l2o_runtime.config import LATER, require
 from l2o_training.tasks.base import Task
 from l2o_training.tasks.data import Load
+from l2o_training.tasks.games import GameName, GameTask
 from l2o_training.tasks.networks import CharGRU, CharTransformer, convnet, mlp
 from l2o_training.tasks.open_l2o import NETWORKS, drawn
 from l2o_training.tasks.own import OwnTask
 from l2o_training.tasks.places import is_place, name_of
 from l2o_training.tasks.quadratic import ClippedTask, QuadraticTask
+from l2o_training.tasks.rastrigin import RastriginTask
 from l2o_training.tasks.sparse import SparseTask, dictionary
 from l2o_training.tasks.supervised import (
     Draw,
@@ -109,6 +111,49 @@ class OpenL2OConfig:
     def data(self) -> str:
         """The data set that it needs."""
         return NETWORKS[self.network][0] + "-test" * self.original
+
+
+@dataclass(frozen=True, kw_only=True)
+class RastriginConfig:
+    """A function of Rastrigin's family, with many local minima: see `l2o_training.tasks.rastrigin`.
+
+    Attributes:
+        size: n.
+        particles: points at which every problem is evaluated in a step; instances are rows, so many for each problem.
+        spread: σ of the family near Rastrigin's own function; absent for the one of numbers from N(0, 1).
+    """
+
+    kind: ClassVar[str] = "rastrigin"
+    name: str = ""
+    size: int = 10
+    particles: int = 1
+    spread: float | None = None
+
+    def __post_init__(self) -> None:
+        require(1 <= self.size <= 1000, f"size: must be in 1..1000, got {self.size}")
+        require(1 <= self.particles <= 64, f"particles: must be in 1..64, got {self.particles}")
+        require(self.spread is None or 0 <= self.spread <= 1, f"spread: must be in [0, 1] or absent, got {self.spread}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GameConfig:
+    """A game of two players: see `l2o_training.tasks.games`.
+
+    Attributes:
+        game: which.
+        size: n, of either player.
+        reach: coordinates begin in [−reach, reach].
+    """
+
+    kind: ClassVar[str] = "game"
+    name: str = ""
+    game: GameName = "rotated-saddle"
+    size: int = 1
+    reach: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(1 <= self.size <= 1000, f"size: must be in 1..1000, got {self.size}")
+        require(0 < self.reach <= 100, f"reach: must be in (0, 100], got {self.reach}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +301,8 @@ TaskConfig = (
     | SparseConfig
     | ClippedConfig
     | OpenL2OConfig
+    | RastriginConfig
+    | GameConfig
     | MLPConfig
     | ConvConfig
     | AutoencoderConfig
@@ -289,6 +336,10 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
         return SparseTask(matrix, config.weight, config.sparsity, config.snr, device)
     if isinstance(config, ClippedConfig):
         return ClippedTask(config.size, device)
+    if isinstance(config, RastriginConfig):
+        return RastriginTask(config.size, config.particles, config.spread, device)
+    if isinstance(config, GameConfig):
+        return GameTask(config.game, config.size, config.reach, device)
     if isinstance(config, PythonConfig):
         return OwnTask(config.make, device)
     default, model, loss, draw = _parts(config, load, device)
