@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Losses = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, Tensor]]
 """Losses (B,) of instances that know nothing of each other, and their running statistics (B, m) from then on.
@@ -107,7 +108,7 @@ class Instances:
         """∂‖∇L‖²/∂θ = 2 H ∇L (B, n) at `params`, on the minibatches of the latest `look`; a Hessian-vector product."""
         assert self._latest is not None, "look first"
         batch, statistics = self._latest
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels of attention go one way once
             leaf = params.detach().requires_grad_()
             inner = leaf if self._scale is None else leaf * self._scale
             losses, _ = self._losses(inner, batch, statistics, True)
