@@ -1,5 +1,7 @@
 """The hierarchical rule against NumPy, its tiers, and what it is before meta-training."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,12 @@ from l2o_runtime import ConfigError, LearnedOptimizer, save_rule
 from l2o_runtime.rules import HierarchicalConfig
 from l2o_runtime.rules import make_rule as untrained
 from l2o_runtime.rules.gru import GRU
+from l2o_runtime.solvers import Descent
 from l2o_training.config import load_preset
 from l2o_training.meta.trainer import Trainer
+from l2o_training.meta.unroll import begin, unroll
+from l2o_training.tasks import QuadraticConfig, make_task
+from l2o_training.tasks.data import load_dataset
 
 SMALL = HierarchicalConfig(hidden=3, tensor_hidden=4, model_hidden=2, output_scale=0.01)
 SHAPES = [(3, 2), (5,), ()]
@@ -114,6 +120,17 @@ def test_before_meta_training_steps_are_of_momentum_and_have_one_size():
     for part in steps.split([6, 5, 1], dim=-1):
         torch.testing.assert_close(part.square().mean(-1).sqrt(), torch.full((30,), 0.01), rtol=1e-3, atol=0)
     assert (steps[-1, 1:6] * grads.mean(0)[1:6] < 0).all()
+
+
+def test_to_rescale_a_problem_is_to_begin_at_another_learning_rate():
+    """Exactly: so `rescale` draws initial learning rates as the paper does."""
+    task, losses = make_task(QuadraticConfig(size=5), load_dataset, torch.device("cpu")), []
+    for rate, scale in ((0.01, 1.0), (0.00125, 8.0)):
+        instances, solver = task.instances(2, seed=0), Descent(make_rule(dataclasses.replace(SMALL, output_scale=rate)))
+        instances.rescale(torch.full((2,), scale))
+        losses.append(unroll(solver, begin(solver, instances), 20).losses)
+    assert losses[0][-1].max() < losses[0][0].max()
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("tier", ["tensor_to_coordinate", "model_to_coordinate", "model_to_tensor"])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2o_runtime.config import require
 
@@ -110,7 +111,7 @@ class Instances:
         """∂‖∇L‖²/∂θ = 2 H ∇L (B, n) at `params`, on the minibatches of the latest `look`; a Hessian-vector product."""
         assert self._latest is not None, "look first"
         batch, statistics = self._latest
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels of attention go one way once
             leaf = params.detach().requires_grad_()
             inner = leaf if self._scale is None else leaf * self._scale
             losses, _ = self._losses(inner, batch, statistics, True)
