@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from l2o_runtime.config import nearest, require
+from l2o_runtime.config import ConfigError, nearest, require
+from l2o_runtime.solvers import AMP, FISTA, ISTA
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State
 from l2o_training.compare.muon import MuonAdamW
@@ -42,6 +44,9 @@ def grid(first: float) -> tuple[float, ...]:
 
 
 ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
+
+WEIGHTS, TUNINGS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5), (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
+"""λ of ISTA and FISTA, and α of AMP."""
 
 WARMUP = 0.02
 """Share of a run over which schedules rise."""
@@ -101,23 +106,25 @@ class Baseline:
         schedule: what the learning rate is multiplied with; the rate that is tuned is the peak.
         stacks: whether it is elementwise with a state per element, so that it can run on stacked parameters too.
         package: that it comes from, where that is not torch.
+        structured: whether it reads the A and b of a problem, and solves no other.
     """
 
     name: str
     label: str
-    make: Make
+    make: Callable[..., Any]
     lr: float
     grid: tuple[float, ...] = ADAPTIVE
     schedule: Schedule | None = None
     stacks: bool = True
     package: str | None = None
+    structured: ClassVar[bool] = False
 
     def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
         """For a training script of so many steps: the optimizer, and its schedule if it has one."""
         optimizer, schedule = self.make(params, lr=lr), self.schedule
         return optimizer, None if schedule is None else LambdaLR(optimizer, lambda done: schedule(done, steps))
 
-    def solver(self, lr: float, steps: int) -> "TorchSolver":
+    def solver(self, lr: float, steps: int) -> Solver:
         """For tasks whose instances are optimized side by side, for so many steps.
 
         Raises:
@@ -143,6 +150,26 @@ class Baseline:
     def installed(self) -> bool:
         """Whether its package is there."""
         return self.package is None or find_spec(self.package) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classical(Baseline):
+    """A hand-made solver for problems with A and b; in place of a learning rate, its own number is tuned: λ, or α."""
+
+    structured: ClassVar[bool] = True
+
+    def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
+        """None: scripts have no A and b.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.name}: it is for tasks with A and b, which training scripts are not: leave it out")
+
+    def solver(self, lr: float, steps: int) -> Solver:
+        """With that number."""
+        made: Solver = self.make(lr)
+        return made
 
 
 class TorchSolver(Solver):
@@ -221,26 +248,34 @@ BASELINES = {
         Baseline(name="sgd", label="SGD", make=SGD, lr=0.1, grid=PLAIN),
         Baseline(name="momentum", label="SGD, momentum 0.9", make=partial(SGD, momentum=0.9), lr=0.03, grid=PLAIN),
         Baseline(name="rmsprop", label="RMSprop", make=RMSprop, lr=0.01),
+        Classical(name="ista", label="ISTA, λ tuned", make=ISTA, lr=0.005, grid=WEIGHTS),
+        Classical(name="fista", label="FISTA, λ tuned", make=FISTA, lr=0.005, grid=WEIGHTS),
+        Classical(name="amp", label="AMP, threshold tuned", make=AMP, lr=1.3, grid=TUNINGS),
     )
 }
 """Name → baseline."""
 
 
-def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
+def find_baselines(text: str, *, flat: bool = False, structured: bool = False) -> list[Baseline]:
     """Baselines from "adam,momentum", in that order; none for "".
 
-    "all" are all that can run: those whose package is installed and, on flat tasks, that stack.
+    "all" are all that can run: those whose package is installed and, on flat tasks, that stack. On tasks with A and b
+    that is a dozen too many: there, they are Adam and those that read A and b.
 
     Args:
         text: names.
         flat: whether they are for flat tasks.
+        structured: whether all of these have A and b.
 
     Raises:
-        ConfigError: one is unknown, not installed, or not for flat tasks.
+        ConfigError: one is unknown, not installed, or not for such tasks.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
+    if names == ["all"] and structured:
+        return [baseline for baseline in BASELINES.values() if baseline.structured or baseline.name == "adam"]
     if names == ["all"]:
-        return [baseline for baseline in BASELINES.values() if baseline.installed and (baseline.stacks or not flat)]
+        able = [baseline for baseline in BASELINES.values() if baseline.installed and not baseline.structured]
+        return [baseline for baseline in able if baseline.stacks or not flat]
     for name in names:
         require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
     found = [BASELINES[name] for name in names]
@@ -250,6 +285,10 @@ def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
         )
         if flat:
             baseline.require_stacks()
+        fits = structured or not baseline.structured
+        require(
+            fits, f"{baseline.name}: for tasks with A and b, as in the suites sparse-recovery and lasso; leave it out"
+        )
     return found
 
 
