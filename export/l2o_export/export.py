@@ -41,10 +41,10 @@ def parse_formats(text: str) -> list[str]:
 
 
 def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str, Any]:
-    """Write a rule, or a solver, in several formats, each verified against eager; one that fails does not take the others with it.
+    """Write a rule, or a solver, in several formats, each verified against eager; one that fails takes no other with it.
 
     Args:
-        rule_path: a `.safetensors` rule.
+        rule_path: a `.safetensors` file.
         formats: keys of `WRITERS`.
         out: folder; made if needed.
 
