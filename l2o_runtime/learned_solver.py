@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class LearnedSolver:
     @property
     def matrix(self) -> Tensor:
         """A (m, n)."""
-        return cast(Tensor, self.solver.matrix)
+        return self.solver.matrix
 
     @property
     def layers(self) -> int:
@@ -76,7 +76,7 @@ class LearnedSolver:
         self.solver.to(b.device)
         target = b.to(self.matrix.dtype)
         x = self._guarded(target, count, weight) if safeguard else self.solver(target, count)
-        return cast(Tensor, x.to(b.dtype))
+        return x.to(b.dtype)
 
     def fit(self, matrix: Tensor) -> Self:
         """Go over to another A, without meta-training: for cells that learn numbers alone, such as ALISTA's.

@@ -38,7 +38,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma-separated: adam, adam-0.001, adamw-cosine, adamw-linear, muon-linear, schedule-free, nadamw, "
-            "sgd, momentum, rmsprop; or all.",
+            "sgd, momentum, rmsprop; ista, fista, amp; or all.",
             show_default="all; own tasks: four",
         ),
     ] = None,

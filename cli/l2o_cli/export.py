@@ -15,7 +15,7 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path("runs/export"),
     as_json: Json = False,
 ) -> None:
-    """Write a rule, its context computation included, for places without this package or without Python.
+    """Write a rule, its context computation included, or a learned solver, for places without this package or Python.
 
     Every file is verified against eager, over 200 steps of an optimization: step by step from equal states, and left to
     itself. One that fails is not written, and the exit code is 1; the others are. Beside the files lie manifest.json

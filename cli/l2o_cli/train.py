@@ -111,6 +111,7 @@ def _train(
     """Train as one of several ranks, or alone."""
     import torch
 
+    from l2o_runtime.rules import RuleConfig
     from l2o_training.config import load_preset, pick_device
     from l2o_training.meta.folder import kept
     from l2o_training.meta.provenance import comparable, versions
@@ -158,10 +159,11 @@ def _train(
         ranks.agree(lambda: build(fetch=True) if os.environ.get("LOCAL_RANK", "0") == "0" else None, DOWNLOAD_TIMEOUT)
     trainer = ranks.agree(lambda: build(fetch=download and ranks.size == 1))
     ranks.require_same({"checkpoint": trainer.epoch if trainer.restored else None})
-    kind, count = config.rule.context.kind, f" with {ranks.size} ranks" if ranks.size > 1 else ""
+    what = f"context {config.rule.context.kind}" if isinstance(config.rule, RuleConfig) else config.rule.network
+    count = f" with {ranks.size} ranks" if ranks.size > 1 else ""
     if ranks.main:
         again = f", continuing after epoch {trainer.epoch}" if trainer.restored else ""
-        text = f"meta-training {preset} (context {kind}) on {place}{count} into {folder}{again}"
+        text = f"meta-training {preset} ({what}) on {place}{count} into {folder}{again}"
         err.print(text, soft_wrap=True)
     with training_bar(config.epochs, trainer.epoch, console=err, shown=ranks.main) as report:
         try:
@@ -175,6 +177,7 @@ def _train(
 
 def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     """Say how good the rule is, and what can be done with it."""
+    from l2o_runtime.solvers import UnrolledConfig
     from l2o_training.meta.validation import RATES
     from l2o_training.tasks import PythonConfig
 
@@ -185,12 +188,20 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     if trainer.best_epoch == 0:
         text = "warning: no validation was better than before training; the untrained rule was kept"
         err.print(text, soft_wrap=True)
+    name = shlex.quote(str(path))
+    if isinstance(config.rule, UnrolledConfig):
+        for step in (
+            f"l2o eval {name} --suite sparse-recovery",
+            f"l2o export {name}",
+            f"x = l2o_runtime.LearnedSolver({str(path)!r})(b)",
+        ):
+            err.print(f"next: {step}", soft_wrap=True)
+        return
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
     err.print(f"{mean} over tasks and steps; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
     places = [task.make for task in config.tasks if isinstance(task, PythonConfig)]
     own = "".join(f" --task {shlex.quote(place)}" for place in places) + f" --steps {config.horizon}" * bool(places)
     told = f", total_steps={config.horizon}" if config.rule.scheduled else ""
-    name = shlex.quote(str(path))
     for step in (
         f"l2o eval {name}{' default' if own else ''}{own}",
         f"l2o export {name}",

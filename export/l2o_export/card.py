@@ -101,7 +101,7 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
         f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter. "
         f"Steps: {describe_steps(rule)}. Full provenance: `manifest.json`."
     )
-    text = [f"# Learned optimizer `{manifest['rule']}`", _fill(about), "", *_files(manifest), "", *_step(rule)]
+    text = [f"# Learned optimizer `{manifest['rule']}`", fill(about), "", *_files(manifest), "", *_step(rule)]
     if any(entry["format"] == "onnx" for entry in manifest["files"].values()):
         sizes, layout = "", LOOP_LAYOUT * rule.per_tensor
         if "grid" in rule.layout_keys:
@@ -112,7 +112,8 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _fill(text: str) -> str:
+def fill(text: str) -> str:
+    """Text in lines of a card's width."""
     indent = "  " * text.startswith("- ")
     return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
@@ -133,7 +134,7 @@ def _files(manifest: dict[str, Any]) -> list[str]:
             note = "; `_` for `.` in names"
         lines.append(f"- `{name}`: step {parity['step_error']:.1e}, free {parity['distance']:.1e}{note}")
     lines += [f"- **{name} was not written**: {reason}." for name, reason in manifest["failed"].items()]
-    return list(map(_fill, lines))
+    return list(map(fill, lines))
 
 
 def _step(rule: Rule) -> list[str]:
@@ -159,4 +160,4 @@ def _step(rule: Rule) -> list[str]:
             said = f" {str(dtype)[6:]}" * (dtype != torch.float32)
             parts.append(f"{', '.join(f'{name}' for _, name, _ in same)} ({', '.join(map(str, shape))}){said}")
         lines.append(f"- `{group}.`: {'; '.join(parts)}")
-    return list(map(_fill, lines))
+    return list(map(fill, lines))

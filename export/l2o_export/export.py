@@ -1,4 +1,4 @@
-"""Export a rule: write the formats, verify each against eager, and say so in a manifest and a card."""
+"""Export a rule or a solver: write the formats, verify each against eager, and say so in a manifest and a card."""
 
 import hashlib
 import json
@@ -9,17 +9,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from l2o_export.card import model_card
-from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, Source
-from l2o_export.verify import STEP_TOLERANCE, STEPS, Parity, Reference, make_reference, verify
+from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, RuleSource, Source
+from l2o_export.solvers import SolverReference, SolverSource, read_solver, solver_card, verify_solver
+from l2o_export.verify import Parity, Reference, make_reference, verify
 from l2o_runtime.config import nearest, require
-from l2o_runtime.files.artifact import load_rule, read_rule
+from l2o_runtime.files.artifact import load_rule, read_learned
 from l2o_runtime.files.atomic import atomic_write
-from l2o_runtime.files.exported import ExportedRule, load_exported
+from l2o_runtime.files.exported import load_exported
 from l2o_runtime.files.untrusted import printable
+from l2o_runtime.learned import Learned
 from l2o_runtime.rules import Rule
+from l2o_runtime.solvers import UnrolledSolver
+
+AnyReference: TypeAlias = Reference | SolverReference
 
 
 def parse_formats(text: str) -> list[str]:
@@ -36,10 +41,10 @@ def parse_formats(text: str) -> list[str]:
 
 
 def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str, Any]:
-    """Write a rule in several formats, each verified against eager; one that fails does not take the others with it.
+    """Write a rule, or a solver, in several formats, each verified against eager; one that fails takes no other with it.
 
     Args:
-        rule_path: a `.safetensors` rule.
+        rule_path: a `.safetensors` file.
         formats: keys of `WRITERS`.
         out: folder; made if needed.
 
@@ -50,9 +55,9 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
     Raises:
         ExportError: the rule itself diverges on the network that files are verified with.
     """
-    source = Source(*read_rule(rule_path))
+    learned, provenance = read_learned(rule_path)
+    source, reference = _prepared(learned, provenance)
     out.mkdir(parents=True, exist_ok=True)
-    reference = make_reference(source.rule)
     files: dict[str, Any] = {}
     contents: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as folder:
@@ -69,8 +74,8 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
             } | (ONNX_VERSIONS if name == "onnx" else {})
     manifest = {
         "rule": rule_path.name,
-        "steps": STEPS,
-        "step_tolerance": STEP_TOLERANCE,
+        "steps": reference.steps,
+        "step_tolerance": reference.tolerance,
         "eager_distance": reference.own,
         "provenance": source.provenance,
         "versions": _versions(),
@@ -79,24 +84,43 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
     }
     if files:
         contents["manifest.json"] = json.dumps(manifest, indent=2, sort_keys=True).encode()
-        contents["README.md"] = model_card(source.rule, manifest).encode()
+        contents["README.md"] = _card(learned, manifest).encode()
     for file_name, content in contents.items():
         with atomic_write(out / file_name) as file:
             file.write(content)
     return manifest
 
 
-def _verified(source: Source, paths: dict[str, Path], reference: Reference) -> tuple[dict[str, str], dict[str, Parity]]:
+def _prepared(learned: Learned, provenance: dict[str, Any]) -> tuple[Source, AnyReference]:
+    """What is written, and what files are held against."""
+    if isinstance(learned, Rule):
+        return RuleSource(learned, provenance), make_reference(learned)
+    if isinstance(learned, UnrolledSolver):
+        return SolverSource(learned, provenance), SolverReference(learned)
+    raise ExportError(f"solvers of kind {learned.config.kind} are not exported; unrolled ones are")
+
+
+def _card(learned: Learned, manifest: dict[str, Any]) -> str:
+    if isinstance(learned, UnrolledSolver):
+        return solver_card(learned, manifest)
+    assert isinstance(learned, Rule)
+    return model_card(learned, manifest)
+
+
+def _verified(
+    source: Source, paths: dict[str, Path], reference: AnyReference
+) -> tuple[dict[str, str], dict[str, Parity]]:
     """Write formats to paths and hold them against eager: why some fail, how the others compare."""
     failed: dict[str, str] = {}
-    written: dict[str, Rule | ExportedRule] = {}
+    written: dict[str, Any] = {}
     parities: dict[str, Parity] = {}
     for name, path in paths.items():
         try:
             written[name] = _write(source, name, path)
         except ExportError as error:
             failed[name] = str(error)
-    for name, found in verify(reference, written).items():
+    check = verify_solver if isinstance(reference, SolverReference) else verify
+    for name, found in check(reference, written).items():  # type: ignore[arg-type]
         if isinstance(found, ExportError):
             failed[name] = str(found)
         elif found.complaint:
@@ -106,7 +130,7 @@ def _verified(source: Source, paths: dict[str, Path], reference: Reference) -> t
     return failed, parities
 
 
-def _write(source: Source, name: str, path: Path) -> Rule | ExportedRule:
+def _write(source: Source, name: str, path: Path) -> Any:
     """Write one format and read it back.
 
     Raises:
@@ -115,6 +139,8 @@ def _write(source: Source, name: str, path: Path) -> Rule | ExportedRule:
     try:
         with _quiet():
             WRITERS[name][1](source, path)
+        if isinstance(source, SolverSource):
+            return read_solver(path)
         return load_rule(path) if name == "safetensors" else load_exported(path)
     except (ExportError, OSError):
         raise

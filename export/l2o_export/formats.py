@@ -1,16 +1,17 @@
-"""Write a rule as TorchScript, torch.export or ONNX: one function for the whole step, n left free."""
+"""Write a rule, or a solver, as TorchScript, torch.export or ONNX: one function of tensors."""
 
 import copy
 import io
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from l2o_runtime.config import to_dict
@@ -19,6 +20,7 @@ from l2o_runtime.files.archive import METADATA_KEY, seal
 from l2o_runtime.files.artifact import FORMAT, save_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.files.exported import FlatStep, no_guards, step_names, torchscript
+from l2o_runtime.learned import Learned
 from l2o_runtime.rules import DirectionalRule, Rule
 from l2o_runtime.state import zeros
 
@@ -41,9 +43,9 @@ def example_inputs(rule: Rule, coordinates: int = 11) -> tuple[Tensor, ...]:
     return param, grad, torch.tensor(1.0), *layout.given.values(), *state, *zeros(rule.spec.tensor, (3,)).values()
 
 
-def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
+def metadata(rule: Learned, provenance: dict[str, Any], names: tuple[list[str], list[str]]) -> str:
     """What every exported file says about itself: format, configuration, provenance, names of its tensors."""
-    inputs, outputs = step_names(rule)
+    inputs, outputs = names
     content = {
         "format": FORMAT,
         "config": to_dict(rule.config),
@@ -54,32 +56,84 @@ def metadata(rule: Rule, provenance: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-class Source:
-    """A rule to be written: what its formats share is made once.
+class Source(ABC):
+    """What is written, a rule or a solver: one function of tensors. What formats share is made once.
 
     Attributes:
-        rule: not to be changed while it is written.
+        learned: not to be changed while it is written.
         provenance: where it comes from.
     """
 
-    def __init__(self, rule: Rule, provenance: dict[str, Any]):
-        self.rule, self.provenance = rule, provenance
+    def __init__(self, learned: Learned, provenance: dict[str, Any]):
+        self.learned, self.provenance = learned, provenance
+
+    @property
+    @abstractmethod
+    def function(self) -> nn.Module:
+        """The function, of positional tensors."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Examples of what it takes."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> tuple[Any, ...]:
+        """Which of their sizes are free."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[list[str], list[str]]:
+        """Of inputs and outputs, in order."""
 
     @cached_property
     def metadata(self) -> str:
         """What every exported file says about itself."""
-        return metadata(self.rule, self.provenance)
+        return metadata(self.learned, self.provenance, self.names)
 
     @cached_property
     def program(self) -> ExportedProgram:
-        """The step, traced by torch.export: takes longer than all else."""
-        inputs, shapes = example_inputs(self.rule), _dynamic_shapes(self.rule)
+        """The function, traced by torch.export: takes longer than all else."""
         with torch.no_grad():
-            return torch.export.export(FlatStep(self.rule), inputs, dynamic_shapes=shapes)
+            return torch.export.export(self.function, self.inputs, dynamic_shapes=self.shapes)
 
-    @cached_property
+    @property
     def elementary(self) -> "Source":
         """The same of elementary operations only, which ONNX has; itself where there are no others."""
+        return self
+
+
+class RuleSource(Source):
+    """The whole step of a rule, n left free."""
+
+    def __init__(self, rule: Rule, provenance: dict[str, Any]):
+        super().__init__(rule, provenance)
+        self.rule = rule
+
+    @property
+    def function(self) -> nn.Module:
+        """The step."""
+        return FlatStep(self.rule)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """At the first step of an optimization."""
+        return example_inputs(self.rule)
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """n, and numbers of tensors and matrices."""
+        return _dynamic_shapes(self.rule)
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Those of the step."""
+        return step_names(self.rule)
+
+    @cached_property
+    def elementary(self) -> Source:
+        """With eigenvalues from the elementary solver."""
         rule = copy.deepcopy(self.rule)
         if isinstance(rule, DirectionalRule):
             rule.elementary = True
@@ -87,22 +141,22 @@ class Source:
             rule.context.elementary = True
         else:
             return self
-        return Source(rule, self.provenance)
+        return RuleSource(rule, self.provenance)
 
 
 def to_safetensors(source: Source, path: Path) -> None:
     """The rule's own file."""
-    save_rule(path, source.rule, source.provenance)
+    save_rule(path, source.learned, source.provenance)
 
 
 def to_torchscript(source: Source, path: Path) -> None:
     """A traced TorchScript module; `torch::jit::load` reads it in C++."""
-    rule, buffer = source.rule, io.BytesIO()
+    buffer = io.BytesIO()
     with torchscript(), warnings.catch_warnings(), torch.no_grad():
         # The number of feature columns is a Python number, rightly constant in the trace.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        module = torch.jit.trace(FlatStep(rule), example_inputs(rule), check_trace=False)  # type: ignore[no-untyped-call]
-        for value, name in zip(list(module.graph.inputs())[1:], step_names(rule)[0], strict=True):
+        module = torch.jit.trace(source.function, source.inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        for value, name in zip(list(module.graph.inputs())[1:], source.names[0], strict=True):
             value.setDebugName(identifier(name))
         torch.jit.save(module, buffer, _extra_files={METADATA_KEY: source.metadata})  # type: ignore[no-untyped-call]
     _write(path, buffer)
@@ -126,7 +180,7 @@ def to_onnx(source: Source, path: Path) -> None:
         import onnxscript  # noqa: F401  (the exporter imports it only when it runs)
     except ImportError:
         raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
-    inputs, outputs = step_names(source.rule)
+    inputs, outputs = source.names
     with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.
         warnings.simplefilter("ignore")
@@ -136,7 +190,7 @@ def to_onnx(source: Source, path: Path) -> None:
             opset_version=ONNX_VERSIONS["opset"],
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=_dynamic_shapes(source.rule),  # for the names of sizes
+            dynamic_shapes=source.shapes,  # for the names of sizes
             # The exporter's optimizer takes + 1e-8 for + 0 and drops it: 0/0 wherever a gradient is zero.
             optimize=False,
             verbose=False,

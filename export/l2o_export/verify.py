@@ -217,6 +217,16 @@ class Reference(NamedTuple):
     end: Tensor
     own: float
 
+    @property
+    def steps(self) -> int:
+        """Of the optimization that files are held against."""
+        return STEPS
+
+    @property
+    def tolerance(self) -> float:
+        """What a step may be off."""
+        return STEP_TOLERANCE
+
     def recorded(self) -> Iterator[tuple[list[torch.Size], int, Recorded]]:
         """A network's shapes, number of a step, from 1, and that step of eager.
 

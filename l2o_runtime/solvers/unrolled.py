@@ -83,6 +83,7 @@ class UnrolledSolver(Solver):
     """
 
     config: UnrolledConfig
+    matrix: Tensor
     blind = True
 
     def __init__(self, config: UnrolledConfig):
@@ -130,15 +131,26 @@ class UnrolledSolver(Solver):
                 values[steps - 1].copy_(values[steps - 2])
 
     def init(self, problems: Problems) -> State:
-        """What it reads of the problems, and no layer done."""
-        target = structure_of(problems).target
+        """What it reads of the problems, and no layer done.
+
+        Raises:
+            ConfigError: their A is another than the solver's.
+        """
+        structure = structure_of(problems)
+        matrix, target = structure.matrix, structure.target
+        wanted, found = tuple(self.matrix.shape), tuple(matrix.shape)
+        require(found == wanted, f"rule.rows, rule.columns: the task's A is {found}, the solver's {wanted}")
+        require(
+            torch.equal(matrix, self.matrix), "rule: the task's A has other numbers than the solver's; meta-train it"
+        )
         memory = {f"{MEMORY}{name}": value for name, value in self.memory(target).items()}
         return {TARGET: target, DONE: torch.zeros((), dtype=torch.int64)} | memory
 
     def step(self, point: Point, state: State) -> tuple[Tensor, State]:
-        """The next layer."""
+        """The next layer; after the last one, x stays as it is."""
         done = int(state[DONE])
-        require(done < self.config.layers, f"steps: {done + 1}, but there are {self.config.layers} layers")
+        if done == self.config.layers:
+            return point.params, state
         memory = {name: state[f"{MEMORY}{name}"] for name in self.cell.memory}
         x, memory = self.layer(done, point.params, state[TARGET], memory)
         return x, state | {DONE: state[DONE] + 1} | {f"{MEMORY}{name}": value for name, value in memory.items()}

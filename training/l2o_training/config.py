@@ -229,6 +229,9 @@ class TrainConfig:
         require(either, "imitated: needs an expert, such as expert=adam, and no handed_over")
         if isinstance(self.curriculum, GrowingConfig):
             self._check_growing(self.curriculum)
+        if isinstance(self.rule, UnrolledConfig):
+            layers = self.rule.layers
+            require(self.horizon <= layers, f"horizon: must be at most rule.layers, {layers}, got {self.horizon}")
         if isinstance(self.curriculum, LayerwiseConfig):
             self._check_layerwise()
         told = self.tail is None or self.objective != "squared_error"
@@ -278,6 +281,11 @@ class TrainConfig:
         whole = self.unroll == 0 and self.shortest is None
         require(whole, "unroll: must be 0, and shortest left out, with layerwise: optimizations are whole")
         require(self.final_lr is None, "final_lr: not with layerwise, whose stages have lower rates: leave it out")
+
+    @property
+    def last_counts(self) -> bool:
+        """Whether validations look at the last step alone."""
+        return self.objective == "squared_error" or isinstance(self.curriculum, LayerwiseConfig)
 
     def share(self, epoch: int, stage: int = 0) -> float:
         """The rule's part in every step after so many epochs, in a stage of the curriculum; 1 without an expert."""

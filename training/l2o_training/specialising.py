@@ -302,7 +302,7 @@ def _sized(
 def verdict(trainer: Trainer) -> list[str]:
     """How the rule stands beside Adam and the rule that it began with, on the validation's instances, in words."""
     config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
-    last = config.weights == "end" or config.objective == "squared_error"
+    last = config.weights == "end" or config.last_counts
     steps = f"{'after' if last else 'over'} {config.horizon:,} steps"
     found = [f"loss {steps} on {config.validation_runs} fresh instances of each task: {trainer.best:.4g}"]
     if "name" in adam:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from l2o_runtime.config import ConfigError, nearest, require
+from l2o_runtime.solvers import AMP, FISTA, ISTA
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State
 from l2o_training.compare.classical import Alternating, ExtraGradient, LineSearch, Optimistic, ParticleSwarm
@@ -50,6 +51,8 @@ GAME_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 INERTIAS = (0.4, 0.5, 0.6, 0.729, 0.8, 0.9)
 """Of particle swarms; 0.729 is that of Eberhart & Shi 2000."""
+WEIGHTS, TUNINGS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5), (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
+"""λ of ISTA and FISTA, and α of AMP."""
 
 WARMUP = 0.02
 """Share of a run over which schedules rise."""
@@ -109,16 +112,18 @@ class Baseline:
         schedule: what the learning rate is multiplied with; the rate that is tuned is the peak.
         stacks: whether it is elementwise with a state per element, so that it can run on stacked parameters too.
         package: that it comes from, where that is not torch.
+        structured: whether it reads the A and b of a problem, and solves no other.
     """
 
     name: str
     label: str
-    make: Make
+    make: Callable[..., Any]
     lr: float
     grid: tuple[float, ...] = ADAPTIVE
     schedule: Schedule | None = None
     stacks: bool = True
     package: str | None = None
+    structured: ClassVar[bool] = False
 
     def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
         """For a training script of so many steps: the optimizer, and its schedule if it has one."""
@@ -181,6 +186,13 @@ class FlatBaseline(Baseline):
     def scripts(self) -> bool:
         """It is not."""
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classical(FlatBaseline):
+    """One for problems with A and b; in place of a learning rate, its own number is tuned: λ, or α."""
+
+    structured: ClassVar[bool] = True
 
 
 class TorchSolver(Solver):
@@ -264,25 +276,32 @@ BASELINES = {
         FlatBaseline(name="extra-gradient", label="extra-gradient", make=ExtraGradient, lr=0.1),
         FlatBaseline(name="alternating", label="gradient descent and ascent by turns", make=Alternating, lr=0.1),
         FlatBaseline(name="pso", label="particle swarm, inertia tuned", make=ParticleSwarm, lr=0.729, grid=INERTIAS),
+        Classical(name="ista", label="ISTA, λ tuned", make=ISTA, lr=0.005, grid=WEIGHTS),
+        Classical(name="fista", label="FISTA, λ tuned", make=FISTA, lr=0.005, grid=WEIGHTS),
+        Classical(name="amp", label="AMP, threshold tuned", make=AMP, lr=1.3, grid=TUNINGS),
     )
 }
 """Name → baseline."""
 
 
-def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
+def find_baselines(text: str, *, flat: bool = False, structured: bool = False) -> list[Baseline]:
     """Baselines from "adam,momentum", in that order; none for "".
 
     "all" are all torch optimizers that can run: those whose package is installed and, on flat tasks, that stack. What
-    is no torch optimizer is for tasks of its own, and has to be named.
+    is no torch optimizer is for tasks of its own, and has to be named; on tasks with A and b "all" are Adam and those
+    that read A and b.
 
     Args:
         text: names.
         flat: whether they are for flat tasks.
+        structured: whether all of these have A and b.
 
     Raises:
-        ConfigError: one is unknown, not installed, or not for flat tasks.
+        ConfigError: one is unknown, not installed, or not for such tasks.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
+    if names == ["all"] and structured:
+        return [baseline for baseline in BASELINES.values() if baseline.structured or baseline.name == "adam"]
     if names == ["all"]:
         every = [baseline for baseline in BASELINES.values() if baseline.installed and baseline.scripts]
         return [baseline for baseline in every if baseline.stacks or not flat]
@@ -299,6 +318,10 @@ def find_baselines(text: str, *, flat: bool = False) -> list[Baseline]:
             require(
                 baseline.scripts, f"{baseline.name} is no torch optimizer: it runs on flat tasks only; leave it out"
             )
+        fits = structured or not baseline.structured
+        require(
+            fits, f"{baseline.name}: for tasks with A and b, as in the suites sparse-recovery and lasso; leave it out"
+        )
     return found
 
 

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from l2o_runtime import HorizonWarning, LearnedOptimizer
 from l2o_runtime.config import require
 from l2o_runtime.contexts import passes
-from l2o_runtime.files.artifact import find_rule, load_rule, read_rule
+from l2o_runtime.files.artifact import find_rule, read_learned
+from l2o_runtime.learned import Learned
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Point, Problems, Solver
 from l2o_runtime.state import State
@@ -108,18 +109,19 @@ def of_baseline(baseline: Baseline) -> Contender:
     )
 
 
-def baselines(text: str, thin: int = 1, *, flat: bool = False) -> list[Contender]:
+def baselines(text: str, thin: int = 1, *, flat: bool = False, structured: bool = False) -> list[Contender]:
     """Baselines by name, such as "adam,momentum", or "all". The reference has to be among them.
 
     Args:
         text: names.
         thin: take every n-th learning rate of their grids.
         flat: whether they are for flat tasks.
+        structured: whether all of these have A and b.
 
     Raises:
         ConfigError: an unknown one, one that cannot run there, or no reference.
     """
-    found = [of_baseline(baseline) for baseline in find_baselines(text, flat=flat)]
+    found = [of_baseline(baseline) for baseline in find_baselines(text, flat=flat, structured=structured)]
     names = [contender.name for contender in found]
     require(REFERENCE in names, f"--baselines: {REFERENCE} sets the target and has to be among them, got {text!r}")
     return [replace(contender, lrs=contender.lrs[::thin]) for contender in found]
@@ -155,11 +157,11 @@ def of_rule(name: str, path: Path, schedule: Schedule | None = None) -> Contende
     Raises:
         ArtifactError: it cannot be read.
     """
-    found, provenance = read_rule(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    found, provenance = read_learned(path)
+    digest, kind = hashlib.sha256(path.read_bytes()).hexdigest(), "rule" if isinstance(found, Rule) else "solver"
     return Contender(
         name=name if schedule is None else f"{name}-{schedule}",
-        label=f"learned rule, lr 1, not tuned{'' if schedule is None else f', {SCHEDULES[schedule]}'}",
+        label=f"learned {kind}, lr 1, not tuned{'' if schedule is None else f', {SCHEDULES[schedule]}'}",
         identity=digest if schedule is None else f"{digest}, {schedule}",
         optimizer=partial(_rule_optimizer, path, schedule),
         solver=partial(_rule_solver, path, digest, schedule),
@@ -179,8 +181,10 @@ def _rule_optimizer(
 
 
 def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, steps: int) -> Solver:
-    """The same for flat tasks, without torch's optimizers."""
+    """The same for flat tasks, without torch's optimizers; a learned solver is what it is."""
     rule = _loaded(path, digest)
+    if isinstance(rule, Solver):
+        return rule
     if schedule is None:
         return Descent(rule)
     if schedule == "cosine":
@@ -190,9 +194,10 @@ def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, 
 
 
 @functools.lru_cache(8)
-def _loaded(path: Path, digest: str) -> Rule:
-    """A frozen rule; the digest is that of the file, so that another file is read anew."""
-    return fuse(load_rule(path))
+def _loaded(path: Path, digest: str) -> Learned:
+    """A frozen rule or solver; the digest is that of the file, so that another file is read anew."""
+    found, _ = read_learned(path)
+    return fuse(found) if isinstance(found, Rule) else found
 
 
 class Scheduled(Solver):

@@ -135,7 +135,9 @@ def _study(request: Request, out: Path, load: Datasets, device: torch.device) ->
         workloads=own or workloads(suite, load, device),
         contenders=[
             *contenders.rules(request.rules, request.schedules),
-            *contenders.baselines(baselines, request.thin, flat=not (request.own or suite.scripts)),
+            *contenders.baselines(
+                baselines, request.thin, flat=not (request.own or suite.scripts), structured=suite.structured
+            ),
         ],
         steps=suite.steps if request.steps is None else request.steps,
         horizons=suite.horizons if request.horizons is None else parse_horizons(request.horizons),

@@ -9,7 +9,7 @@ from l2o_runtime.config import nearest, require
 from l2o_training.compare.flat import CPU, FlatWorkload, task_name
 from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.workloads import Workload
-from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, TaskConfig
+from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, SparseConfig, TaskConfig
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.scripts import RECIPES, everyday, larger
 from l2o_training.tasks.scripts.base import Recipe
@@ -37,6 +37,11 @@ class Suite:
     def scripts(self) -> bool:
         """Whether it has training scripts."""
         return any(isinstance(task, Recipe) for task in self.tasks)
+
+    @property
+    def structured(self) -> bool:
+        """Whether all of its tasks have A and b, for solvers that read them."""
+        return bool(self.tasks) and all(isinstance(task, SparseConfig) for task in self.tasks)
 
 
 SUITES = {
@@ -100,6 +105,29 @@ SUITES = {
         horizons=(1, 5, 25),
         runs=3,
         caveat="Eight of these networks had a part in what the rule scale does in networks larger than it knew.",
+    ),
+    "sparse-recovery": Suite(
+        description="x from b = A x, A of 256 × 512, as in meta-training and beside it; for unrolled solvers",
+        tasks=(
+            SparseConfig(name="sparse-256-512", score="nmse"),
+            SparseConfig(name="sparse-snr-20", score="nmse", snr=20.0),
+            SparseConfig(name="sparse-denser", score="nmse", sparsity=0.15),
+            SparseConfig(name="sparse-perturbed", score="nmse", perturbed=0.05),
+        ),
+        steps=26,
+        runs=100,
+        caveat="Losses are ‖x − x*‖²/E‖x*‖² (NMSE). A solver stays after its 16 layers, others go on to 25.",
+    ),
+    "lasso": Suite(
+        description="Lasso problems with λ = 0.005 and A of 5 × 10 and 25 × 50 (Open-L2O's); for unrolled solvers",
+        tasks=(
+            SparseConfig(name="lasso-5-10", rows=5, columns=10),
+            SparseConfig(name="lasso-25-50", rows=25, columns=50),
+        ),
+        steps=26,
+        runs=100,
+        caveat="Losses are f(x), not f(x) − f*. An unrolled solver has one A: choose its task by --task. It stays where "
+        "it is after its layers, others go on to 25.",
     ),
 }
 """Name → suite."""

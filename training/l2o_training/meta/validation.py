@@ -107,8 +107,9 @@ class Validation:
         Args:
             solver: makes the steps.
         """
-        runs, last = self.config.validation_runs, self.config.objective == "squared_error"
-        objectives = loss_objectives("squared_error" if last else "loss", self.config.tail)
+        runs, last = self.config.validation_runs, self.config.last_counts
+        squared = self.config.objective == "squared_error"
+        objectives = loss_objectives("squared_error" if squared else "loss", self.config.tail)
         weights: Weights = "last" if last else "uniform"
         shape = (len(self.tasks), len(objectives), 1 if last else self.horizon)
         sums = torch.zeros(shape, dtype=torch.float64, device=self.device)

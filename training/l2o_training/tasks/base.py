@@ -18,6 +18,10 @@ From flat parameters (B, n), a minibatch for each, running statistics so far, an
 evaluation mode the statistics are used and stay as they are."""
 
 
+Score = Callable[["Instances", Tensor], Tensor]
+"""What comparisons look at, (B,), of instances and parameters (B, n)."""
+
+
 class Seen(NamedTuple):
     """What instances show of parameters, each on its next minibatch.
 
@@ -44,6 +48,8 @@ class Instances:
         statistics: (B, m) initial running statistics of BatchNorm; m = 0 without.
         steps: how many steps there will be, for solvers that are told; None where nobody says.
         structure: what model-based solvers and oracles may read of the problems; None where there is nothing.
+
+    Where scores are not losses in evaluation mode, a function of the instances and the parameters gives them.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Instances:
         shapes: list[torch.Size] | None = None,
         statistics: Tensor | None = None,
         structure: Any = None,
+        score: "Score | None" = None,
     ):
         self.params = params
         self.statistics = params.new_zeros(len(params), 0) if statistics is None else statistics
@@ -64,6 +71,7 @@ class Instances:
         self.structure = structure
         self._batches = batches
         self._losses = losses
+        self._judge = score
         self._scale: Tensor | None = None
         self._latest: tuple[tuple[Tensor, ...], Tensor] | None = None
 
@@ -105,6 +113,8 @@ class Instances:
         if statistics.shape[1]:
             with torch.no_grad():
                 score, _ = self._losses(inner, batch, statistics, False)
+        if self._judge is not None:
+            score = self._judge(self, inner)
         return Seen(losses, grads if self._scale is None else grads * self._scale, score, after.detach())
 
     def slope_of_square(self, params: Tensor) -> Tensor:

@@ -57,6 +57,9 @@ class SparseConfig:
         snr: in dB; absent without noise.
         weight: λ of the Lasso that is the loss.
         seed: of A.
+        condition: κ, the ratio of the largest to the smallest singular value of A; absent leaves them as drawn.
+        perturbed: standard deviation of what is added to A where b is made, times √m; solvers read A as it was.
+        score: what comparisons look at, the loss, or ‖x − x*‖²/E‖x*‖².
     """
 
     kind: ClassVar[str] = "sparse"
@@ -67,12 +70,18 @@ class SparseConfig:
     snr: float | None = None
     weight: float = 0.005
     seed: int = 0
+    condition: float | None = dataclasses.field(default=None, metadata=LATER)
+    perturbed: float = dataclasses.field(default=0.0, metadata=LATER)
+    score: Literal["loss", "nmse"] = dataclasses.field(default="loss", metadata=LATER)
 
     def __post_init__(self) -> None:
         for key in ("rows", "columns"):
             require(1 <= getattr(self, key) <= 4096, f"{key}: must be in 1..4096, got {getattr(self, key)}")
         require(0 < self.sparsity <= 1, f"sparsity: must be in (0, 1], got {self.sparsity}")
         require(self.weight >= 0, f"weight: must be 0 or more, got {self.weight}")
+        require(self.perturbed >= 0, f"perturbed: must be 0 or more, got {self.perturbed}")
+        usable = self.condition is None or self.condition >= 1
+        require(usable, f"condition: must be 1 or more, or absent, got {self.condition}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
 
 
@@ -332,8 +341,16 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     if isinstance(config, QuadraticConfig):
         return QuadraticTask(config.size, device)
     if isinstance(config, SparseConfig):
-        matrix = dictionary(config.rows, config.columns, config.seed)
-        return SparseTask(matrix, config.weight, config.sparsity, config.snr, device)
+        matrix = dictionary(config.rows, config.columns, config.seed, config.condition)
+        return SparseTask(
+            matrix,
+            weight=config.weight,
+            sparsity=config.sparsity,
+            snr=config.snr,
+            perturbed=config.perturbed,
+            relative=config.score == "nmse",
+            device=device,
+        )
     if isinstance(config, ClippedConfig):
         return ClippedTask(config.size, device)
     if isinstance(config, RastriginConfig):

@@ -4,12 +4,23 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.solvers import Structure
+from l2o_runtime.solvers.classical import lasso
 from l2o_training.tasks.base import Instances, Task, generator
 
 
-def dictionary(rows: int, columns: int, seed: int) -> Tensor:
-    """A (m, n) with entries from N(0, 1/m), and columns of norm 1."""
+def dictionary(rows: int, columns: int, seed: int, condition: float | None = None) -> Tensor:
+    """A (m, n) with entries from N(0, 1/m), and columns of norm 1.
+
+    Args:
+        rows, columns: m and n.
+        seed: of the entries.
+        condition: κ; where given, singular values fall evenly in their logarithms from 1 to 1/κ, before columns are
+            scaled to norm 1, which moves them a little.
+    """
     matrix = torch.randn(rows, columns, generator=generator(seed, torch.device("cpu"))) / rows**0.5
+    if condition is not None:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        matrix = left * condition ** -torch.linspace(0, 1, len(values)) @ right
     unit: Tensor = matrix / torch.linalg.vector_norm(matrix, dim=0)
     return unit
 
@@ -24,12 +35,25 @@ class SparseTask(Task):
         weight: λ.
         sparsity: p.
         snr: 20 log₁₀ of the ratio of ‖A x*‖ to ‖ε‖ of every instance; None without noise.
+        perturbed: σ; b is made with A + N(0, σ²/m), another for every draw of instances, while A is what solvers read.
+        relative: whether scores are ‖x − x*‖²/(p n), whose mean is one at x = 0, in place of losses.
         device: where instances live.
     """
 
-    def __init__(self, matrix: Tensor, weight: float, sparsity: float, snr: float | None, device: torch.device):
+    def __init__(
+        self,
+        matrix: Tensor,
+        *,
+        weight: float = 0.005,
+        sparsity: float = 0.1,
+        snr: float | None = None,
+        perturbed: float = 0.0,
+        relative: bool = False,
+        device: torch.device,
+    ):
         self.name = f"sparse-{matrix.shape[0]}-{matrix.shape[1]}"
         self.matrix, self.weight, self.sparsity, self.snr = matrix.to(device), weight, sparsity, snr
+        self.perturbed, self.relative = perturbed, relative
 
     def instances(self, count: int, seed: int) -> Instances:
         """Draw `count` pairs (x*, b)."""
@@ -37,19 +61,29 @@ class SparseTask(Task):
         rng = generator(seed, device)
         chosen = torch.rand(count, columns, generator=rng, device=device) < self.sparsity
         solution = chosen * torch.randn(count, columns, generator=rng, device=device)
-        target = solution @ self.matrix.T
+        matrix = self.matrix
+        if self.perturbed:
+            change = torch.randn(rows, columns, generator=rng, device=device)
+            matrix = matrix + self.perturbed / rows**0.5 * change
+        target = solution @ matrix.T
         if self.snr is not None:
             noise = torch.randn(count, rows, generator=rng, device=device)
             size = target.std(-1, correction=0, keepdim=True) * 10 ** (-self.snr / 20)
             target = target + size * noise
         structure = Structure(matrix=self.matrix, target=target, weight=self.weight, solution=solution)
         start = torch.zeros(count, columns, device=device)
-        return Instances(start, self._losses, lambda: (target,), rng, structure=structure)
+        score = self._relative_error if self.relative else None
+        return Instances(start, self._losses, lambda: (target,), rng, structure=structure, score=score)
 
     def _losses(
         self, params: Tensor, batch: tuple[Tensor, ...], statistics: Tensor, training: bool
     ) -> tuple[Tensor, Tensor]:
         """½‖A x − b‖² + λ‖x‖₁ of every instance."""
         (target,) = batch
-        fit = (params @ self.matrix.T - target).square().sum(-1) / 2
-        return fit + self.weight * params.abs().sum(-1), statistics
+        return lasso(params, target, self.matrix, self.weight), statistics
+
+    def _relative_error(self, instances: Instances, params: Tensor) -> Tensor:
+        """‖x − x*‖²/E‖x*‖²."""
+        assert instances.structure is not None
+        assert instances.structure.solution is not None
+        return (params - instances.structure.solution).square().sum(-1) / (self.sparsity * self.matrix.shape[1])
