@@ -58,7 +58,7 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
         parts += [_TRAINS, _code(_train_commands(plan, lab, threads)), "## Meta-training", _trainings(variants, lab)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     path = out / f"{name}.md"
-    _write(path, parts)
+    write_parts(path, parts)
     write_index(out)
     return path
 
@@ -74,7 +74,7 @@ def write_index(out: Path) -> None:
             parts += [f"## [{plan.title}]({out.name}/{name}.md)", linked]
         else:
             parts += [f"## {plan.title}", f"{NOT_RUN.capitalize()}: `l2o reproduce {name}`."]
-    _write(index_of(out), parts)
+    write_parts(index_of(out), parts)
 
 
 def index_of(out: Path) -> Path:
@@ -149,7 +149,8 @@ def _code(lines: list[str]) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
-def _write(path: Path, parts: list[str]) -> None:
+def write_parts(path: Path, parts: list[str]) -> None:
+    """Write paragraphs, tables and blocks of code as a page."""
     with atomic_write(path) as file:
         file.write((wrapped("\n\n".join(parts)) + "\n").encode())
 
