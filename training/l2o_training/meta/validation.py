@@ -55,9 +55,9 @@ def score(config: TrainConfig, losses: Tensor) -> float:
     """Mean over steps and tasks of mean losses over instances (..., T), those at the mean of the latest parameters
     included with a tail. Where meta-training counts the end of an optimization alone, so does this.
 
-    Where it is not losses as they are that are meta-trained on, the mean over tasks and steps is geometric: a hard task,
-    or a late step, counts like an easy one. That over the instances of a task is not, so that one that goes wrong counts
-    in full.
+    Where it is not losses as they are that are meta-trained on, the mean over tasks and steps is geometric: a hard
+    task, or a late step, counts like an easy one. That over the instances of a task is not, so that one that goes wrong
+    counts in full.
     """
     steps = range(losses.shape[-1])
     counted = [step for step in steps if config.weights != "end" or weight("end", step, len(steps))]

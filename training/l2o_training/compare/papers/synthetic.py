@@ -98,6 +98,9 @@ PUBLISHED_SEARCHES = {
 }
 """Source: Cao et al. 2019."""
 
+RESTARTS = 8
+"""Of the search for the best known value: 64 found nothing lower in 80 functions of 10 or 20 dimensions."""
+
 Values = dict[str, dict[str, np.ndarray]]
 """Title of a line → of a task → (seeds, runs)."""
 
@@ -186,7 +189,7 @@ def best_known(lab: Lab) -> dict[str, float]:
     found = {}
     for name, config in SEARCHES.tasks.items():
         instances = make_task(config, lab.load, CPU).instances(SEARCHES.runs, VERDICTS)
-        found[name] = float(instances.structure.lowest().mean())
+        found[name] = float(instances.structure.lowest(RESTARTS).mean())
     return found
 
 
