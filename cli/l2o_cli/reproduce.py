@@ -42,11 +42,11 @@ def reproduce(
         from l2o_training.compare.papers import synthetic
         from l2o_training.compare.papers.lab import Lab
         from l2o_training.compare.papers.page import index_of, write_page
-        from l2o_training.compare.papers.plans import find_plan
+        from l2o_training.compare.papers.plans import SYNTHETIC, find_plan
         from l2o_training.compare.papers.run import reproduce as run
 
         set_threads(threads)
-        if plan == synthetic.NAME:
+        if plan == SYNTHETIC:
             others = {"--runs": runs, "--rule": rules, "--only": only, "--train-only": train_only}
             for option, value in others.items():
                 require(not value, f"{option}: not with the plan {plan}, which has its own: leave it out")

@@ -17,16 +17,14 @@ from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.compare.flat import CPU, rollout
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import markdown, number, with_spread
-from l2o_training.compare.papers.page import write_parts
+from l2o_training.compare.papers.page import DETAILS, write_index, write_parts
+from l2o_training.compare.papers.plans import SYNTHETIC, SYNTHETIC_TITLE
 from l2o_training.compare.papers.run import is_trained, train
 from l2o_training.compare.sharing import Report
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.folder import METRICS, RULE
 from l2o_training.tasks import GameConfig, RastriginConfig, Task, make_task
 from l2o_training.tasks.rastrigin import Swarms
-
-NAME = "synthetic"
-"""Of the plan: `l2o reproduce synthetic`."""
 
 PRESETS = ("twin", "swarm", "rastrigin-dm")
 """What is meta-trained."""
@@ -199,14 +197,14 @@ Measured = tuple[Values, dict[str, dict[str, float]]]
 def write_page(lab: Lab, out: Path, seeds: int, games: Measured, searches: Measured) -> Path:
     """Write `<out>/synthetic.md`."""
     lowest = best_known(lab)
-    parts = ["# Games, and many local minima", TEXT.format(runs=GAMES.runs, steps=GAMES.steps), "## Games", GAMES_TEXT]
-    parts += [_games(*games), *_game_verdicts(games[0])]
-    parts += ["## Searches", SEARCHES_TEXT, _searches(*searches, lowest), *_search_verdicts(searches[0], lowest)]
+    parts = [f"# {SYNTHETIC_TITLE}", TEXT, *_game_verdicts(games[0]), *_search_verdicts(searches[0], lowest), DETAILS]
+    parts += ["## Games", GAMES_TEXT, _games(*games), "## Searches", SEARCHES_TEXT, _searches(*searches, lowest)]
     parts += ["## Commands", _commands(lab, seeds), "## Meta-training", _trainings(lab, seeds)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{NAME}.md"
+    path = out / f"{SYNTHETIC}.md"
     write_parts(path, parts)
+    write_index(out)
     return path
 
 
@@ -283,7 +281,10 @@ def _commands(lab: Lab, seeds: int) -> str:
     changes = "".join(f" --set {change}" for change in lab.changes)
     trains = [f"  l2o train --preset {preset}{changes} --seed $seed --out {{}}/{preset}-s$seed" for preset in PRESETS]
     loop = [f"for seed in {' '.join(map(str, range(FIRST, FIRST + seeds)))}; do", *trains, "done"]
-    lines = [f"l2o reproduce {NAME} --seeds {seeds}{changes}", *(line.format("runs/reproduction") for line in loop)]
+    lines = [
+        f"l2o reproduce {SYNTHETIC} --seeds {seeds}{changes}",
+        *(line.format("runs/reproduction") for line in loop),
+    ]
     return "\n".join(["```", *lines, "```"])
 
 
