@@ -14,7 +14,7 @@ def inspect(
     provenance: Annotated[bool, typer.Option("--provenance", help="Print all of its provenance as well.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a rule, or a learned solver, is: architecture, sizes, horizon, what it was meta-trained on."""
+    """Say what a rule or a learned solver is: architecture, sizes, horizon, what it was meta-trained on."""
     with friendly_errors():
         from l2o_export.card import describe_context, describe_steps, describe_tasks, state_bytes
         from l2o_runtime.config import to_dict
@@ -29,10 +29,11 @@ def inspect(
             "format": FORMAT,
             "bytes": path.stat().st_size,
             "weights": sum(p.numel() for p in loaded.parameters()),
-            "state_bytes_per_parameter": state_bytes(loaded) if isinstance(loaded, Rule) else None,
             "config": to_dict(config),
             "provenance": origin,
         }
+        if isinstance(loaded, Rule):
+            facts["state_bytes_per_parameter"] = state_bytes(loaded)
         if as_json:
             print_json(facts)
             return
@@ -44,9 +45,8 @@ def inspect(
             table.add_row("context", describe_context(loaded))
             table.add_row("state", f"{facts['state_bytes_per_parameter']} bytes per parameter")
             table.add_row("steps", describe_steps(loaded))
-        table.add_row("horizon", f"{config.horizon} steps")
-        if isinstance(loaded, Rule):
             table.add_row("loss", "needed at every step" if loaded.config.needs_loss else "optional")
+        table.add_row("horizon", f"{config.horizon} steps")
         table.add_row("tasks", describe_tasks(origin))
         for key in ("validation", "git"):
             if key in origin:

@@ -10,7 +10,10 @@ from l2o_cli.console import Threads, friendly_errors, out, progress, set_threads
 
 def reproduce(
     plan: Annotated[
-        str, typer.Argument(help="table1, controls, two-tiers, fig3, fig4, koopman, networks, bundled or horizon.")
+        str,
+        typer.Argument(
+            help="table1, controls, two-tiers, fig3, fig4, koopman, networks, synthetic, bundled or horizon."
+        ),
     ],
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")] = False,
@@ -38,12 +41,23 @@ def reproduce(
     Example: l2o reproduce table1 --data-root data --threads 1
     """
     with friendly_errors():
+        from l2o_runtime.config import require
+        from l2o_training.compare.papers import synthetic
         from l2o_training.compare.papers.lab import Lab
         from l2o_training.compare.papers.page import index_of, write_page
-        from l2o_training.compare.papers.plans import find_plan
+        from l2o_training.compare.papers.plans import SYNTHETIC, find_plan
         from l2o_training.compare.papers.run import reproduce as run
 
         set_threads(threads)
+        if plan == SYNTHETIC:
+            others = {"--runs": runs, "--rule": rules, "--only": only, "--train-only": train_only}
+            for option, value in others.items():
+                require(not value, f"{option}: not with the plan {plan}, which has its own: leave it out")
+            lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
+            with progress(plan) as report:
+                page = synthetic.reproduce(lab, out_dir, seeds or 3, report)
+            out.print(str(page), soft_wrap=True)
+            return
         chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
         index_of(out_dir)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))

@@ -43,7 +43,7 @@ class Family(Swarm):
         values = {key: getattr(self, key)[start:stop] for key in ("matrix", "target", "bumps")}
         return Family(particles=self.particles, **values)
 
-    def lowest(self, restarts: int = 8, seed: int = 0) -> Tensor:
+    def lowest(self, restarts: int = 64, seed: int = 0) -> Tensor:
         """The lowest value (P,) of each problem that `best_known` finds."""
         first = slice(None, None, self.particles)
         return best_known(self.matrix[first], self.target[first], self.bumps[first], restarts, seed)

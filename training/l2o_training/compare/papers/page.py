@@ -14,7 +14,7 @@ from l2o_runtime.files.artifact import read_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import NOT_RUN, collect, markdown, number
-from l2o_training.compare.papers.plans import PLANS, Experiment, Plan, Variant
+from l2o_training.compare.papers.plans import PLANS, SYNTHETIC, SYNTHETIC_TITLE, Experiment, Plan, Variant
 from l2o_training.compare.papers.sections import SECTIONS
 from l2o_training.errors import RunError
 from l2o_training.meta.folder import METRICS, RULE
@@ -58,7 +58,7 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
         parts += [_TRAINS, _code(_train_commands(plan, lab, threads)), "## Meta-training", _trainings(variants, lab)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     path = out / f"{name}.md"
-    _write(path, parts)
+    write_parts(path, parts)
     write_index(out)
     return path
 
@@ -66,15 +66,15 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
 def write_index(out: Path) -> None:
     """Write `<out>.md`, beside the folder: the summaries of all pages that are there."""
     parts = [TITLE, "What the papers report, run again: one section per `l2o reproduce PLAN`."]
-    for name, plan in PLANS.items():
+    for name, title in ({name: plan.title for name, plan in PLANS.items()} | {SYNTHETIC: SYNTHETIC_TITLE}).items():
         page = out / f"{name}.md"
         if page.is_file():
             body = page.read_text(encoding="utf-8").split("\n", 1)[1].split(DETAILS)[0].strip()
             linked = re.sub(r"\]\((?=[^):]+\))", f"]({out.name}/", body)  # links are relative to the page
-            parts += [f"## [{plan.title}]({out.name}/{name}.md)", linked]
+            parts += [f"## [{title}]({out.name}/{name}.md)", linked]
         else:
-            parts += [f"## {plan.title}", f"{NOT_RUN.capitalize()}: `l2o reproduce {name}`."]
-    _write(index_of(out), parts)
+            parts += [f"## {title}", f"{NOT_RUN.capitalize()}: `l2o reproduce {name}`."]
+    write_parts(index_of(out), parts)
 
 
 def index_of(out: Path) -> Path:
@@ -149,7 +149,8 @@ def _code(lines: list[str]) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
-def _write(path: Path, parts: list[str]) -> None:
+def write_parts(path: Path, parts: list[str]) -> None:
+    """Write paragraphs, tables and blocks of code as a page."""
     with atomic_write(path) as file:
         file.write((wrapped("\n\n".join(parts)) + "\n").encode())
 

@@ -374,6 +374,9 @@ PLANS = {
 }
 """Name → plan, in the order in which pages stand."""
 
+SYNTHETIC, SYNTHETIC_TITLE = "synthetic", "Games, and many local minima"
+"""A plan of its own kind, see `compare.papers.synthetic`, and the title of its page."""
+
 MULTIPLES = (1, 5, 25)
 """Horizons after which the plan `horizon` looks at the loss."""
 

@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from l2o_runtime.config import ConfigError, build, nearest, require
-from l2o_runtime.files.artifact import read_rule, save_rule
+from l2o_runtime.files.artifact import read_learned, read_rule, save_rule
 from l2o_runtime.learned import make_learned
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.plans import Experiment, Plan, Variant, never_sees_context
@@ -139,7 +139,7 @@ def is_trained(folder: Path, config: TrainConfig) -> bool:
     path = folder / RULE
     if not path.is_file():
         return False
-    provenance = read_rule(path)[1]
+    provenance = read_learned(path)[1]
     try:  # keys that have been added since have their defaults in it
         same = comparable(build(TrainConfig, provenance.get("config", {}))) == comparable(config)
     except ConfigError:
