@@ -76,7 +76,7 @@ def require_optimizer(optimizer: Any, name: str = "optimizer") -> None:
 def take_step(optimizer: Optimizer, loss: Any) -> None:
     """A step of an optimizer that has its gradients, with the loss if it takes one, as learned rules do."""
     if "loss" in inspect.signature(optimizer.step).parameters:
-        optimizer.step(loss=loss)  # type: ignore[call-arg]
+        optimizer.step(loss=loss)  # type: ignore[call-overload]
     else:
         optimizer.step()
 
