@@ -35,7 +35,7 @@ def step_gram(snapshots: Sequence[Tensor]) -> Tensor:
     return gram
 
 
-def resting_weights(gram: Tensor, ridge: float, rank: int | None = None) -> Tensor:
+def resting_weights(gram: Tensor, ridge: float) -> Tensor:
     """c = argmin ‖Σ c_i Δ_i‖² + ridge · g ‖c‖² with Σ c_i = 1, where g is the mean of ‖Δ_i‖²: c ∝ (G + ridge g I)⁻¹ 1.
 
     Σ c_i s_{i+1} is then where steps vanish: where s_{i+1} − s* = A (s_i − s*) with fewer than m modes and no ridge,
@@ -45,7 +45,6 @@ def resting_weights(gram: Tensor, ridge: float, rank: int | None = None) -> Tens
     Args:
         gram: (m, m) float64, from `step_gram`.
         ridge: ≥ 0.
-        rank: directions beyond it, by size, count as noise: all as large as the next one. None takes them as they are.
 
     Returns:
         (m,) float64, of the snapshots but the first.
@@ -57,9 +56,6 @@ def resting_weights(gram: Tensor, ridge: float, rank: int | None = None) -> Tens
     3.0
     """
     sizes, directions = torch.linalg.eigh(gram / gram.diagonal().mean().clamp_min(TINY))
-    count = len(sizes)
-    if rank is not None and rank < count - 1:
-        sizes = sizes.clamp_min(float(sizes[count - 1 - rank]))
     sizes = sizes.clamp_min(torch.finfo(torch.float64).eps) + ridge
     weights: Tensor = directions @ (directions.sum(0) / sizes)
     return weights / weights.sum()

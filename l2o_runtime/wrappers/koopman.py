@@ -106,7 +106,6 @@ class KoopmanAccelerated(Wrapper):
     Args:
         optimizer: the one inside, any but those that call the closure themselves (LBFGS).
         window: m, differences of snapshots that an extrapolation is made of.
-        rank: directions of the window in which steps are told from noise, at most m − 1; None takes all.
         every: steps between tries; more after failures.
         stride: steps between snapshots.
 
@@ -129,9 +128,7 @@ class KoopmanAccelerated(Wrapper):
     (1, True)
     """
 
-    def __init__(
-        self, optimizer: Optimizer, window: int = 10, rank: int | None = None, every: int = 40, *, stride: int = 4
-    ):
+    def __init__(self, optimizer: Optimizer, window: int = 10, every: int = 40, stride: int = 4):
         require_optimizer(optimizer)
         for name, value, low, high in (
             ("window", window, 2, 64),
@@ -140,20 +137,20 @@ class KoopmanAccelerated(Wrapper):
         ):
             fits = type(value) is int and low <= value <= high
             require(fits, f"{name}: expected a whole number in {low}..{high}, got {value!r}")
-        fits = rank is None or (type(rank) is int and 1 <= rank < window)
-        require(fits, f"rank: expected a whole number in 1..{window - 1} (window − 1) or None, got {rank!r}")
         require_plain(listed(optimizer.param_groups), type(self).__name__)
-        own = {"window": window, "rank": rank, "every": every, "stride": stride}
+        own = {"window": window, "every": every, "stride": stride}
         self.__setstate__({"optimizer": optimizer, "state": no_states(), **own})
 
     window: int
-    rank: int | None
     every: int
     stride: int
     state: Any
 
     _lent = False
     """Parameters are lent to `averaged` at present; those of copies that were made meanwhile stay what they are."""
+
+    _step_supports_amp_scaling = True
+    """GradScaler calls `step` even where gradients have overflowed."""
     """GradScaler calls `step` even where gradients have overflowed."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -273,7 +270,7 @@ class KoopmanAccelerated(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         """Groups are copied with the optimizer inside."""
-        return {key: getattr(self, key) for key in ("optimizer", "state", "window", "rank", "every", "stride")}
+        return {key: getattr(self, key) for key in ("optimizer", "state", "window", "every", "stride")}
 
     def _followed(self) -> list[Tensor]:
         """Parameters that may move."""
@@ -319,7 +316,7 @@ class KoopmanAccelerated(Wrapper):
         gram = step_gram([self.state[param]["snapshots"][order.to(param.device)] for param in params])
         if not bool(gram.isfinite().all()):
             return
-        weights = resting_weights(gram, ridge, self.rank)
+        weights = resting_weights(gram, ridge)
         for param in params:
             param.copy_(combine(self.state[param]["snapshots"][order.to(param.device)], weights))
 
