@@ -31,7 +31,7 @@ from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.scripts import everyday
 from l2o_training.tasks.scripts.everyday.fields import residuals
 
-RATES = [10 ** (k / 2 - 3.5) for k in range(7)]
+RATES = [10 ** (k / 2 - 3) for k in range(7)]
 SMOOTH = 20
 """Losses whose mean counts."""
 
@@ -159,26 +159,23 @@ def arrival(losses: list[float], target: float) -> float:
     return float(there[0] + SMOOTH) if len(there) else math.inf
 
 
-def quiet(name: str, seeds: list[int], steps: int) -> dict[str, list[float]]:
+def quiet(name: str, seeds: list[int], steps: int, contenders: list[str]) -> dict[str, list[float]]:
     """Contender → evaluations to the target on every seed."""
     task = TASKS[name]
     tuning = {
-        who: {lr: curve(task, make, lr * (LARGER if "momentum" in who else 1), 0, steps) for lr in RATES}
-        for who, make in CONTENDERS.items()
+        who: {lr: curve(task, CONTENDERS[who], lr * (LARGER if "momentum" in who else 1), 0, steps) for lr in RATES}
+        for who in contenders
     }
     finals = {lr: float(smoothed(c)[-1]) for lr, c in tuning["Adam"].items() if len(c) == steps}
     best = min(finals, key=lambda lr: finals[lr] if math.isfinite(finals[lr]) else math.inf)
-    found: dict[str, list[float]] = {"rate of Adam": [best], "target": []}
-    for who, make in CONTENDERS.items():
+    found: dict[str, list[float]] = {"rate of Adam": [best], "target on seed 0": [finals[best]]}
+    targets = {seed: float(smoothed(curve(task, Adam, best, seed, steps))[-1]) for seed in seeds}
+    for who in contenders:
         by_rate = {lr: arrival(c, finals[best]) for lr, c in tuning[who].items()}
         first = min(by_rate, key=lambda lr: by_rate[lr])
         found[f"{who}, rate"] = [first]
-        for seed in seeds:
-            target = float(smoothed(curve(task, Adam, best, seed, steps))[-1])
-            lr = first * (LARGER if "momentum" in who else 1)
-            found.setdefault(who, []).append(arrival(curve(task, make, lr, seed, steps), target))
-            if who == "Adam":
-                found["target"].append(target)
+        lr = first * (LARGER if "momentum" in who else 1)
+        found[who] = [arrival(curve(task, CONTENDERS[who], lr, seed, steps), targets[seed]) for seed in seeds]
     return found
 
 
@@ -233,6 +230,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=None)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:3], help="with Adam")
     parser.add_argument("--noisy", action="store_true", help="training scripts on minibatches instead")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--cost", action="store_true", help="only what a step takes")
@@ -242,7 +240,7 @@ def main() -> None:
         print(json.dumps(cost()))
         return
     names = args.tasks or (["lenet", "diamond-prices", "diabetes"] if args.noisy else list(TASKS))
-    run = partial(noisy, root=args.data_root) if args.noisy else quiet
+    run = partial(noisy, root=args.data_root) if args.noisy else partial(quiet, contenders=args.contenders)
     for name in names:
         print(json.dumps({"task": name} | run(name, args.seeds, args.steps)), flush=True)
 
