@@ -5,8 +5,8 @@ steps, on seed 0; that loss is the target, which takes it all steps. Counted are
 losses is at the target, tries included. Each contender, Adam too, has the rate with which it gets there first on
 seed 0; verdicts are of other seeds. The placebo jumps to the mean of the window instead.
 
-    python research/koopman_acceleration.py --steps 1000 --seeds 1 2
-    python research/koopman_acceleration.py --noisy --data-root data --steps 500 --seeds 1 2
+    python research/koopman_acceleration.py --steps 600 --seeds 1 2
+    python research/koopman_acceleration.py --noisy --data-root data --steps 400 --seeds 1 2
     python research/koopman_acceleration.py --cost
 """
 
@@ -227,7 +227,7 @@ def cost(width: int = 600, steps: int = 400) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=None)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:3], help="with Adam")
