@@ -4,11 +4,8 @@
 `referee` decides by the losses alone whose step is taken, the `guard` does what it says.
 """
 
-import copy
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -19,15 +16,11 @@ from l2o_runtime.state import StateSpec
 from l2o_runtime.stepping.distributed import check_process_group
 from l2o_runtime.stepping.losses import Loss
 from l2o_runtime.stepping.whole import listed, share, whole
+from l2o_runtime.wrappers.base import States, Wrapper, joint_state_dict, load_joint_state_dict, no_states
 from l2o_runtime.wrappers.guard import STATE, Guard, Guarded
 
-INSIDE = "inside_"
-"""Prefix of the states of a torch optimizer in a state dict: a guard has some of the same name."""
 
-HOOKS = ("state_dict_pre_hooks", "state_dict_post_hooks")
-
-
-class Safeguard(Optimizer):
+class Safeguard(Wrapper):
     """Take Adam's steps until the optimizer inside has shown that it does better, and again once it does not.
 
     Groups and hooks of the state dict are those of the optimizer inside. Each group gets an entry
@@ -55,7 +48,6 @@ class Safeguard(Optimizer):
     1
     """
 
-    optimizer: Optimizer
     lr: float
     guard: Guard
     inside: Guarded
@@ -74,18 +66,13 @@ class Safeguard(Optimizer):
         self._set_rates()
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Those of the optimizer inside."""
-        return self.optimizer.param_groups
-
-    @property
     def state(self) -> Any:  # type: ignore[override]
         """The guard's states, by parameter; with those of a `LearnedOptimizer` inside, which has them in one."""
         return self.inside.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters to the optimizer inside."""
-        self.optimizer.add_param_group(param_group)
+        super().add_param_group(param_group)
         self._set_rates()
 
     @torch.no_grad()
@@ -129,19 +116,9 @@ class Safeguard(Optimizer):
         self.guard.left = {}
         self._set_rates()
 
-    def __repr__(self) -> str:
-        """What is inside, with its groups."""
-        return f"Safeguard around {self.optimizer!r}"
-
     def __getstate__(self) -> dict[str, Any]:
         """Groups and states are copied with the optimizer inside."""
         return {"optimizer": self.optimizer, "inside": self.inside, "lr": self.lr, "guard": self.guard}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make what torch's methods need, and share the hooks of the state dict with the optimizer inside."""
-        optimizer = state["optimizer"]
-        hooks = {key: value for key, value in vars(optimizer).items() if key.endswith(HOOKS)}
-        super().__setstate__(state | hooks | {"defaults": dict(optimizer.defaults)})
 
     def _set_rates(self) -> None:
         """Give groups their `safeguard_lr` where they have none."""
@@ -165,7 +142,7 @@ class Torch:
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
-        self.state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
+        self.state: States = no_states()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -194,32 +171,9 @@ class Torch:
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with both states in one."""
-        saved = self.optimizer.state_dict()
-        for index, param in self._numbered(saved):
-            own = {INSIDE + key: value for key, value in saved["state"].get(index, {}).items()}
-            if own or param in self.state:
-                saved["state"][index] = own | self.state.get(param, {})
-        return saved
+        return joint_state_dict(self.optimizer, self.state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The optimizer's as torch does; the guard's as they are, for the referee would not survive torch's casts."""
-        guards, inside = {}, {}
-        for index, state in state_dict["state"].items():
-            guards[index] = {key: value for key, value in state.items() if not key.startswith(INSIDE)}
-            own = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
-            if own:
-                inside[index] = copy.deepcopy(own)  # torch may keep the very tensors that it is given
-            if unknown := guards[index].keys() - {"health", *STATE}:
-                names = ", ".join(sorted(unknown))
-                raise ValueError(f"unknown state {names}: it was saved with another optimizer, or without a safeguard")
-        self.optimizer.load_state_dict(state_dict | {"state": inside})
-        self.state.clear()
-        for index, param in self._numbered(state_dict):
-            for key, value in guards.get(index, {}).items():
-                self.state[param][key] = value.to(param.device if value.dim() else value.device, copy=True)
+        load_joint_state_dict(self.optimizer, self.state, state_dict, {"health", *STATE}, "a safeguard")
         share(listed(self.param_groups), self.state, {})
-
-    def _numbered(self, saved: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
-        """The parameters with their numbers in a state dict."""
-        numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-        return zip(numbers, listed(self.param_groups), strict=True)

@@ -1,0 +1,391 @@
+"""Koopman acceleration: from time to time jump to where the last steps lead, if the loss is lower there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from l2o_runtime.config import require
+from l2o_runtime.stepping.losses import Loss, evaluate
+from l2o_runtime.stepping.whole import listed
+from l2o_runtime.wrappers.base import (
+    Wrapper,
+    beside_all,
+    joint_state_dict,
+    load_joint_state_dict,
+    no_states,
+    require_optimizer,
+    require_plain,
+    take_step,
+)
+from l2o_runtime.wrappers.extrapolation import combine, resting_weights, step_gram
+
+RIDGES = (1e-14, 1e-6, 1.0)
+"""Lowest, first and highest ridge; above the highest, where jumps end in the window's middle, it begins anew."""
+
+AGAIN = 1e-8
+"""The ridge at which it begins anew."""
+
+MARGIN = 2.0
+"""Standard deviations by which a loss has to be below its trend, where it is of another minibatch."""
+
+RECENT = 20
+"""Losses that the trend is taken from."""
+
+ROUND, LONGEST = 4, 4
+"""So many failed tries go once through the ridges; every round doubles the wait, which grows up to so many times."""
+
+STATE = ("koopman", "koopman_losses", "snapshots", "returns_to")
+
+
+@dataclass
+class Pace:
+    """Where the accelerator is.
+
+    Attributes:
+        kept: snapshots since the window was begun; the newest `window` + 1 of them are there.
+        since: steps since the last snapshot.
+        waited: steps since the last try.
+        failures: failed tries in a row.
+        ridge: of the next try.
+        pending: a jump was made that has not been judged.
+        tries, jumps: counters, of all tries and of those that lowered the loss.
+    """
+
+    kept: int = 0
+    since: int = 0
+    waited: int = 0
+    failures: int = 0
+    ridge: float = RIDGES[1]
+    pending: bool = False
+    tries: int = 0
+    jumps: int = 0
+
+    def judged(self, good: bool) -> None:
+        """Take notice of how a try went."""
+        lowest, _, highest = RIDGES
+        self.pending, self.waited = False, 0
+        self.tries, self.jumps, self.failures = self.tries + 1, self.jumps + good, 0 if good else self.failures + 1
+        self.ridge = max(self.ridge / 10, lowest) if good else self.ridge * 100
+        if self.ridge > highest:
+            self.ridge = AGAIN
+
+    def to_tensor(self) -> Tensor:
+        """All of it, (8,) float64 on the CPU."""
+        return torch.tensor([float(value) for value in astuple(self)], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> "Pace":
+        """What `to_tensor` gave."""
+        start = cls()
+        return cls(*(type(old)(new) for old, new in zip(astuple(start), tensor.tolist(), strict=True)))
+
+
+class KoopmanAccelerated(Wrapper):
+    """Follow the slow modes of an optimization to their end.
+
+    The last snapshots of the parameters are taken for a linear recurrence, as those of an optimizer near a minimum
+    are. Where that comes to rest is an affine combination of them (`extrapolation`). Every so many steps the
+    parameters jump there. If the loss is lower there the optimizer inside goes on from there, with all it knows; else
+    everything is as it was, to the bit, and the next jump is a shorter one.
+
+    With a closure both losses are of the same minibatch, and a try costs one more evaluation. Without one pass the
+    loss, `step(loss=loss)`: the jump is made after a step, and judged by the loss of the next minibatch, which has to
+    be below the trend of the last ones by twice their deviation. If it is not, that minibatch is lost. So **between
+    two steps the parameters may be on trial**: call `settle()` before they are evaluated or saved for good.
+
+    Memory: `window` + 1 copies of the parameters, and one more without a closure. Only one process is asked for its
+    loss. Under DDP replicas stay equal if all pass the same loss: all-reduce it first. DTensors are refused.
+
+    Args:
+        optimizer: the one inside, any but those that call the closure themselves (LBFGS).
+        window: m, differences of snapshots that an extrapolation is made of.
+        every: steps between tries; more after failures.
+        stride: steps between snapshots.
+
+    Raises:
+        TypeError: what is inside is no such optimizer.
+        ConfigError: a number is out of range.
+        ValueError: parameters are complex, or DTensors.
+
+    >>> x = torch.nn.Parameter(torch.ones(2))
+    >>> curvature = torch.tensor([1.0, 0.01])
+    >>> optimizer = KoopmanAccelerated(torch.optim.SGD([x], lr=0.5), window=4, every=5, stride=1)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = (curvature * x.square()).sum()
+    ...     loss.backward()
+    ...     return loss
+    >>> for _ in range(8):
+    ...     loss = optimizer.step(closure)
+    >>> optimizer.health()["jumps"], bool(loss < 1e-6)
+    (1, True)
+    """
+
+    def __init__(self, optimizer: Optimizer, window: int = 10, every: int = 40, stride: int = 4):
+        require_optimizer(optimizer)
+        for name, value, low, high in (
+            ("window", window, 2, 64),
+            ("every", every, 1, 10**6),
+            ("stride", stride, 1, 10**4),
+        ):
+            fits = type(value) is int and low <= value <= high
+            require(fits, f"{name}: expected a whole number in {low}..{high}, got {value!r}")
+        require_plain(listed(optimizer.param_groups), type(self).__name__)
+        own = {"window": window, "every": every, "stride": stride}
+        self.__setstate__({"optimizer": optimizer, "state": no_states(), **own})
+
+    window: int
+    every: int
+    stride: int
+    state: Any
+
+    _lent = False
+    """Parameters are lent to `averaged` at present; those of copies that were made meanwhile stay what they are."""
+
+    _step_supports_amp_scaling = True
+    """GradScaler calls `step` even where gradients have overflowed."""
+    """GradScaler calls `step` even where gradients have overflowed."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters to the optimizer inside; the window begins anew. A jump on trial is undone."""
+        self.settle()
+        super().add_param_group(param_group)
+        require_plain(self.param_groups[-1]["params"], type(self).__name__)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Loss = None) -> Any:
+        """Perform one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+            loss: the loss of this step; one of both is needed.
+
+        Returns:
+            What the closure returned; after a jump, where it jumped to.
+
+        Raises:
+            ValueError: there is no loss, or more than one number.
+            RuntimeError: within `averaged`.
+        """
+        if self._lent:
+            raise RuntimeError("step() within averaged(): parameters are lent there; leave the context first")
+        if self._overflowed():
+            self.settle()
+            return None
+        pace = self._pace()
+        if closure is not None and pace.pending:  # the script has changed over
+            self.settle()
+            pace = self._pace()
+        returned, loss = evaluate(closure, loss)
+        if loss is None and not any(param.grad is not None and param.grad.any() for param in self._followed()):
+            take_step(self.optimizer, None)  # as tools do that want states to be made
+            return returned
+        value = self._number(loss)
+        if not pace.kept:
+            self._keep(pace)
+        if pace.pending:
+            good = self._below_trend(value)
+            pace.judged(good)
+            self._begin(pace) if good else self._swap_back()
+            self._set(pace)
+            if not good:
+                return returned  # its gradients are of where we no longer are
+        elif closure is not None and self._due(pace):
+            returned, loss = self._try(pace, closure, returned, loss)
+        take_step(self.optimizer, loss)
+        self._note(value)
+        pace.since, pace.waited = pace.since + 1, pace.waited + 1
+        if pace.since >= self.stride:
+            self._keep(pace)
+        if closure is None and self._due(pace):
+            self._jump(pace)
+            pace.pending = True
+        self._set(pace)
+        return returned
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take back a jump that has not been judged, so that parameters are what steps made of them."""
+        pace = self._pace()
+        if pace.pending:
+            self._swap_back()
+            pace.pending, pace.waited = False, 0
+            self._set(pace)
+
+    @contextmanager
+    def averaged(self, ridge: float = RIDGES[1]) -> Iterator[None]:
+        """Within it parameters are where the window comes to rest, for evaluation; after it they are what they were.
+
+        Where noise hides all trends that is close to the window's mean. Before the window is full nothing changes.
+
+        Args:
+            ridge: a larger one is closer to the mean.
+
+        Raises:
+            RuntimeError: this is within another such context.
+        """
+        if self._lent:
+            raise RuntimeError("averaged() within averaged(): parameters are lent already")
+        params = self._followed()
+        before = [param.detach().clone() for param in params]
+        self._lent = True
+        try:
+            with torch.no_grad():
+                if self._full(self._pace()):
+                    self._go(ridge)
+            yield
+        finally:
+            self._lent = False
+            with torch.no_grad():
+                for param, kept in zip(params, before, strict=True):
+                    param.copy_(kept)
+
+    def health(self) -> dict[str, int]:
+        """How many jumps were tried, and how many of them lowered the loss and stayed."""
+        pace = self._pace()
+        return {"tries": pace.tries, "jumps": pace.jumps}
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the optimizer inside, whose states are named `inside_…`, with the snapshots among them."""
+        return joint_state_dict(self.optimizer, self.state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that `state_dict` gave.
+
+        Raises:
+            ValueError: it belongs to another optimizer, to other parameters, or to another window.
+        """
+        for state in state_dict["state"].values():
+            size = len(state.get("snapshots", ())) or self.window + 1
+            if size != self.window + 1:
+                raise ValueError(f"window: the state has one of {size - 1}, this optimizer of {self.window}")
+        load_joint_state_dict(self.optimizer, self.state, state_dict, STATE, "Koopman acceleration")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Groups are copied with the optimizer inside."""
+        return {key: getattr(self, key) for key in ("optimizer", "state", "window", "every", "stride")}
+
+    def _followed(self) -> list[Tensor]:
+        """Parameters that may move."""
+        return [param for param in listed(self.param_groups) if param.requires_grad and param.numel()]
+
+    def _pace(self) -> Pace:
+        """Where we are; the window begins anew where parameters have joined."""
+        params = self._followed()
+        pace = Pace.from_tensor(beside_all(params, self.state, "koopman", lambda: Pace().to_tensor()))
+        if any("snapshots" not in self.state[param] for param in params):
+            pace.kept = pace.since = 0
+        return pace
+
+    def _set(self, pace: Pace) -> None:
+        beside_all(self._followed(), self.state, "koopman", lambda: Pace().to_tensor()).copy_(pace.to_tensor())
+
+    def _full(self, pace: Pace) -> bool:
+        return pace.kept > self.window
+
+    def _due(self, pace: Pace) -> bool:
+        wait = self.every * min(2 ** (pace.failures // ROUND), LONGEST)
+        return self._full(pace) and pace.waited >= wait
+
+    def _keep(self, pace: Pace) -> None:
+        """Take a snapshot, in place of the oldest."""
+        for param in self._followed():
+            state = self.state[param]
+            if "snapshots" not in state:
+                state["snapshots"] = param.new_zeros((self.window + 1, *param.shape))
+            state["snapshots"][pace.kept % (self.window + 1)].copy_(param)
+        pace.kept, pace.since = pace.kept + 1, 0
+
+    def _begin(self, pace: Pace) -> None:
+        """Begin the window anew, here: a recurrence does not hold across a jump."""
+        pace.kept = 0
+        self._keep(pace)
+
+    def _go(self, ridge: float) -> None:
+        """Go where the window, which is full, comes to rest."""
+        kept = self._pace().kept
+        order = (torch.arange(self.window + 1) + kept) % (self.window + 1)
+        params = self._followed()
+        gram = step_gram([self.state[param]["snapshots"][order.to(param.device)] for param in params])
+        if not bool(gram.isfinite().all()):
+            return
+        weights = resting_weights(gram, ridge)
+        for param in params:
+            param.copy_(combine(self.state[param]["snapshots"][order.to(param.device)], weights))
+
+    def _jump(self, pace: Pace) -> None:
+        """Remember the parameters, and go."""
+        self._set(pace)
+        for param in self._followed():
+            self.state[param].setdefault("returns_to", torch.empty_like(param)).copy_(param)
+        self._go(pace.ridge)
+
+    def _swap_back(self) -> None:
+        for param in self._followed():
+            if "returns_to" in self.state[param]:
+                param.copy_(self.state[param]["returns_to"])
+
+    def _try(self, pace: Pace, closure: Callable[[], Any], returned: Any, loss: Loss) -> tuple[Any, Loss]:
+        """Jump, and stay there if the closure's loss is lower; what it returned, and the loss, where we are then."""
+        params = listed(self.param_groups)
+        grads = [None if param.grad is None else param.grad.clone() for param in params]
+        self._jump(pace)
+        there, loss_there = evaluate(closure, None)
+        good = self._number(loss_there) < self._number(loss)
+        pace.judged(good)
+        if good:
+            self._begin(pace)
+            return there, loss_there
+        self._swap_back()
+        for param, grad in zip(params, grads, strict=True):
+            if param.grad is None or grad is None:
+                param.grad = grad
+            else:
+                param.grad.copy_(grad)  # in place: it may be a view of DDP's buckets
+        return returned, loss
+
+    def _number(self, loss: Loss) -> float:
+        """A loss as a number to be minimized."""
+        if loss is None:
+            raise ValueError("KoopmanAccelerated compares losses: call step(loss=loss) or step(closure)")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(f"loss: expected one number, got shape {tuple(loss.shape)}")
+        return -float(loss) if self.param_groups[0].get("maximize") else float(loss)
+
+    def _note(self, value: float) -> None:
+        """Remember a loss."""
+        losses = self._losses()
+        losses.copy_(torch.cat([losses[1:], losses.new_tensor([value])]))
+
+    def _losses(self) -> Tensor:
+        fresh = lambda: torch.full((RECENT,), float("nan"), dtype=torch.float64)  # noqa: E731
+        return beside_all(self._followed(), self.state, "koopman_losses", fresh)
+
+    def _below_trend(self, value: float) -> bool:
+        """Whether a loss is clearly below those before it, had they gone on falling as they did."""
+        known = [loss for loss in self._losses().tolist() if loss == loss]
+        falls = [after - before for before, after in pairwise(known)]
+        if len(falls) < 2:
+            return False
+        expected = fmean(known) + min(fmean(falls), 0.0) * (len(known) + 1) / 2
+        return bool(value < expected - MARGIN * pstdev(falls) / 2**0.5)
+
+    def _overflowed(self) -> bool:
+        """For GradScaler, which else would skip this step, and leave us on trial: unscale, or tell of an overflow."""
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found is None:
+            return False
+        if bool(found):
+            return True
+        if scale is not None:
+            for param in listed(self.param_groups):
+                if param.grad is not None:
+                    param.grad.div_(scale.to(param.grad.device))
+        return False
