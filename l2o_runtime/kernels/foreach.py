@@ -274,7 +274,8 @@ class ForeachKernel(Kernel):
             kept = torch.where(good, torch.stack([new[key] for key in STATES]), old)
             self._advance(plan, parts, steering, good)
             torch._foreach_copy_(own, list(kept.view(-1).unbind()))
-            torch._foreach_add_([part.state["step"] for part in parts], good.float())
+            # One tensor for all of them would be read by the host.
+            torch._foreach_add_([part.state["step"] for part in parts], [good.float().reshape(1)] * len(parts))
         for part in parts:
             part.write_back()
         return good, reasons
