@@ -1,8 +1,9 @@
 """Fast implementations of a rule's update, one per kind of device; without one, the plain loop does the work.
 
 A kernel advances all coordinates of a part in place, exactly as the plain loop of `l2o_runtime.stepping.engine.advance`
-does but for rounding. The environment variable L2O_KERNELS=plain turns all of them off; the Triton kernel, which has
-run in its interpreter but on no GPU yet, has to be asked for: L2O_KERNELS=triton.
+does but for rounding. The environment variable L2O_KERNELS=plain turns all of them off. What is for GPUs has run on
+none yet and has to be asked for: L2O_KERNELS=triton is the LSTM's kernel; `foreach`, or `compiled`, the directional
+rule's step in few operators, which runs on CPUs too, for tests.
 """
 
 import os
@@ -70,7 +71,12 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
     """
     if turned_off():
         return None
-    if device.type == "cuda" and os.environ.get("L2O_KERNELS") == "triton" and find_spec("triton") is not None:
+    asked = os.environ.get("L2O_KERNELS")
+    if asked in ("foreach", "compiled") and isinstance(rule, DirectionalRule):
+        from l2o_runtime.kernels import foreach
+
+        return foreach.make_kernel(rule, torch.compile) if asked == "compiled" else foreach.make_kernel(rule)
+    if device.type == "cuda" and asked == "triton" and find_spec("triton") is not None:
         from l2o_runtime.kernels import triton
 
         return triton.TritonKernel(rule) if triton.supported(rule) else None

@@ -205,7 +205,7 @@ class DirectionalKernel(Kernel):
         if rank > LARGEST_RANK:
             for index, matrix in wave.matrices:
                 part = plan.parts[index]
-                momentum = nesterov(part.gradient, part.state[MOMENTUM].float()).view(matrix)
+                momentum = nesterov(part.gradient, part.state[MOMENTUM].float()).view(1, *matrix)
                 with full_precision(momentum.device):
                     plan.direction(index).copy_(orthogonalise_each([momentum], rank)[0].reshape(-1))
         elif wave.matrices:

@@ -218,7 +218,7 @@ class DirectionalRule(Rule):
         matrix = sides(shape)
         if matrix is None or not self.config.rank:
             return {}
-        momentum = nesterov(grad, state[MOMENTUM]).view(matrix)
+        momentum = nesterov(grad, state[MOMENTUM]).view(1, *matrix)
         return {"whole": orthogonalise_each([momentum], self.config.rank)[0].reshape(-1)}
 
     def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:

@@ -70,12 +70,13 @@ class Sketch(NamedTuple):
     columns: Tensor
 
 
-def sketch(matrix: Tensor, rank: int) -> Sketch:
-    """Look at a matrix (..., r, c)."""
+def sketch(matrix: Tensor, rank: int, mix: Tensor | None = None) -> Sketch:
+    """Look at a matrix (..., r, c); `mix` from `mixing` where products cost less than sums."""
     largest = torch.linalg.vector_norm(matrix, math.inf, dim=(-2, -1), keepdim=True)
     x = matrix / largest.clamp_min(SMALLEST_NORM)  # squares would leave float32
     size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_SIZE)
-    return Sketch(x, size, x @ (_sums_of_rows(x, rank) / size.square()).mT)
+    sums = _sums_of_rows(x, rank) if mix is None else mix @ x
+    return Sketch(x, size, x @ (sums / size.square()).mT)
 
 
 def squares(rows: Tensor) -> Tensor:
@@ -136,17 +137,33 @@ def _trace(matrix: Tensor) -> Tensor:
     return trace
 
 
-def _sums_of_rows(matrix: Tensor, count: int) -> Tensor:
-    """(..., count, c) sums of rows with signs that look random: row i is in sum i mod count.
+def _signs(rows: int, count: int, beside: Tensor) -> tuple[Tensor, Tensor]:
+    """In which sum a row is, i mod count, and a sign that looks random: (rows,) each.
 
     Rows of the gradient of logits add up to zero; so the first rows of the first two sums differ in their signs, lest
     the sum of all rows is a combination of these.
     """
-    row = torch.arange(matrix.shape[-2], device=matrix.device)
+    row = torch.arange(rows, device=beside.device)
     place, block = row % count, row // count
-    signs = ((31 * block + 17 * place + 30) * block % 97 < 48).to(matrix.dtype) * 2 - 1
+    return place, ((31 * block + 17 * place + 30) * block % 97 < 48).to(beside.dtype) * 2 - 1
+
+
+def _sums_of_rows(matrix: Tensor, count: int) -> Tensor:
+    """(..., count, c) of (..., r, c)."""
+    place, signs = _signs(matrix.shape[-2], count, matrix)
     sums = matrix.new_zeros((*matrix.shape[:-2], count, matrix.shape[-1]))
     return sums.index_add(-2, place, matrix * signs.unsqueeze(-1))
+
+
+def mixing(rows: int, count: int, beside: Tensor) -> Tensor:
+    """(count, rows), by which a matrix is multiplied for the same sums, always in one order.
+
+    >>> mixing(5, 2, torch.ones(()))
+    tensor([[ 1.,  0., -1.,  0., -1.],
+            [ 0.,  1.,  0., -1.,  0.]])
+    """
+    place, signs = _signs(rows, count, beside)
+    return torch.where(place == torch.arange(count, device=beside.device).unsqueeze(-1), signs, 0.0)
 
 
 def _identity(beside: Tensor) -> Tensor:
@@ -186,26 +203,36 @@ def sides(shape: Sequence[int]) -> tuple[int, int] | None:
 
 
 def across(matrix: Tensor) -> Tensor:
-    """It, or its transpose, so that there are not more rows than columns."""
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    """It (..., r, c), or its transpose, so that there are not more rows than columns."""
+    return matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
 
 
-def orthogonalise_each(matrices: Sequence[Tensor], rank: int) -> list[Tensor]:
-    """`orthogonalise` of matrices (r, c), each scaled to a root mean square of about 1.
+def orthogonalise_each(
+    stacks: Sequence[Tensor], rank: int, mixes: Sequence[Tensor | None] | None = None
+) -> list[Tensor]:
+    """`orthogonalise` of stacks of matrices (M, r, c), each matrix scaled to a root mean square of about 1.
 
     What is small is done for all of them at once.
+
+    Args:
+        stacks: of matrices of one shape each.
+        rank: k.
+        mixes: for each stack as in `sketch`.
     """
-    seen = [sketch(across(matrix), rank) for matrix in matrices]
-    white = whitening(torch.stack([squares(one.columns.mT) for one in seen]))
-    bases = [whitened(one.columns, own) for one, own in zip(seen, white, strict=True)]
+    seen = [sketch(across(stack), rank, mix) for stack, mix in zip(stacks, mixes or [None] * len(stacks), strict=True)]
+    counts = [len(stack) for stack in stacks]
+    white = whitening(torch.cat([squares(one.columns.mT) for one in seen]))
+    bases = [whitened(one.columns, own) for one, own in zip(seen, white.split(counts), strict=True)]
     insides = [basis.mT @ one.x / one.size for one, basis in zip(seen, bases, strict=True)]
-    left = white.new_tensor([min(matrix.shape) - rank for matrix in matrices])[:, None, None]
-    changes = zip(*change(torch.stack([squares(inside) for inside in insides]), left), strict=True)
+    left = torch.cat([white.new_full((len(stack), 1, 1), min(stack.shape[-2:]) - rank) for stack in stacks])
+    changed, scales = change(torch.cat([squares(inside) for inside in insides]), left)
     found = []
-    for matrix, one, basis, inside, (changed, scale) in zip(matrices, seen, bases, insides, changes, strict=True):
-        longer = math.sqrt(max(matrix.shape))
-        result = compose(one, basis, inside, changed * longer, scale * longer)
-        found.append(result.mT if matrix.shape[0] > matrix.shape[1] else result)
+    for stack, one, basis, inside, own, scale in zip(
+        stacks, seen, bases, insides, changed.split(counts), scales.split(counts), strict=True
+    ):
+        longer = math.sqrt(max(stack.shape[-2:]))
+        result = compose(one, basis, inside, own * longer, scale * longer)
+        found.append(result.mT if stack.shape[-2] > stack.shape[-1] else result)
     return found
 
 

@@ -61,12 +61,14 @@ def common_loss(
     """
     if not (loss is None or isinstance(loss, (Tensor, Real))):
         raise TypeError(f"loss: expected a number or a tensor of one element, got a {type(loss).__name__}")
-    device = meeting_place(near, groups or ())
-    value = torch.as_tensor(0.0 if loss is None else loss, dtype=torch.float32, device=device).detach()
+    given, device = loss is not None, meeting_place(near, groups or ())
+    if not isinstance(loss, Tensor):  # filled in, not copied, for which a device would be waited for
+        loss = torch.full((), float(loss or 0.0), dtype=torch.float64, device=device)
+    value = loss.detach().to(device, torch.float32)
     if value.numel() != 1:
         raise ValueError(f"loss: expected one number, got shape {tuple(value.shape)}")
     value = value.reshape(())
     if groups is None or (groups and not wanted):
         return torch.zeros_like(value)
-    value = mean_loss(value, loss is not None, groups)
+    value = mean_loss(value, given, groups)
     return -value if param_groups[0].get("maximize") else value

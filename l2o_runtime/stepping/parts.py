@@ -16,6 +16,9 @@ from l2o_runtime.stepping.distributed import Groups, first_index, local, shard_g
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
 
+DEVICE_CHUNK = 2**20
+"""The same on other devices, whose memory is larger, and for which a hundred operators on few numbers take longest."""
+
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 """What the network's memory may be kept in between steps; it is computed with in float32."""
 
@@ -105,11 +108,12 @@ class Part:
 
     def chunks(self) -> Iterator[Chunk]:
         """Pieces of at most `CHUNK` coordinates; at least one, for a rank's part may be empty."""
-        if len(self.theta) <= CHUNK:
+        size = CHUNK if self.theta.device.type == "cpu" else DEVICE_CHUNK
+        if len(self.theta) <= size:
             yield self._chunk(self.theta, self.grad, self.state, self.offset)
             return
-        for start in range(0, len(self.theta), CHUNK):
-            piece = slice(start, start + CHUNK)
+        for start in range(0, len(self.theta), size):
+            piece = slice(start, start + size)
             offset = start + (self.offset[piece] if isinstance(self.offset, Tensor) else self.offset)
             yield self._chunk(self.theta[piece], self.grad[piece], rows(self.state, piece), offset)
 

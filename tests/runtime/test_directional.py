@@ -45,7 +45,7 @@ def batches(count):
 
 
 def orthogonalise_one(matrix, rank):
-    return orthogonalise_each([matrix], rank)[0]
+    return orthogonalise_each([matrix[None]], rank)[0][0]
 
 
 def newton_schulz(matrix):

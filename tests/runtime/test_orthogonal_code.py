@@ -41,7 +41,7 @@ def compiled(matrices, rank, width=None):
 
 
 def plain(matrices, rank):
-    return [orthogonalise_each([nesterov(grad, momentum)], rank)[0] for grad, momentum in matrices]
+    return [orthogonalise_each([nesterov(grad, momentum)[None]], rank)[0][0] for grad, momentum in matrices]
 
 
 def drawn(shape, seed, decay=0.0):

@@ -1,0 +1,357 @@
+"""The directional rule's step in few operators, for GPUs: all tensors of a model at once.
+
+A GPU takes as long for an operator on a bias as for one on a large matrix, and a model has a hundred tensors. So they
+lie end to end, in rows of `WIDTH` numbers, each row of one tensor: what is coordinatewise is one operator for all of
+them, what belongs to a tensor is a column beside its rows, and matrices of one shape are orthogonalised together.
+
+The formulas are the rule's own. No number is read by the host, sums are added up in one order, and nothing is copied to
+the device but tables, when the set of tensors changes; so steps can be captured in a CUDA graph, after one that is not.
+L2O_KERNELS=foreach asks for it on any device, L2O_KERNELS=compiled has torch.compile fuse what is coordinatewise.
+It has run on CPUs alone, where the tests hold it to the plain loop; on a GPU it has not run yet.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2o_runtime.config import NoneConfig
+from l2o_runtime.kernels import Kernel
+from l2o_runtime.layout import describe
+from l2o_runtime.rules.directional import MOMENTUM, DirectionalRule, mixture, nesterov, relative, terms
+from l2o_runtime.rules.orthogonal import mixing, orthogonalise_each, sides
+from l2o_runtime.rules.statistics import AVERAGES, averages_of
+from l2o_runtime.rules.steering import STATES
+from l2o_runtime.state import State
+from l2o_runtime.stepping.engine import diagnose
+from l2o_runtime.stepping.parts import Part, full_precision
+
+WIDTH = 256
+"""Numbers of a row."""
+
+MOST = 2**26
+"""Coordinates that are advanced together, unless a single tensor has more: bounds the memory of what is between."""
+
+PLANS = 8
+"""Sets of tensors whose tables are kept, for scripts in which they take turns."""
+
+Function = Callable[..., Any]
+
+
+class Stack(NamedTuple):
+    """Matrices of one shape, which lie one after the other.
+
+    Attributes:
+        first, rows: the row where they begin, and how many each has.
+        number: of matrices.
+        sides: of each.
+        mix: see `l2o_runtime.rules.orthogonal.mixing`.
+    """
+
+    first: int
+    rows: int
+    number: int
+    sides: tuple[int, int]
+    mix: Tensor
+
+    def of(self, flat: Tensor) -> Tensor:
+        """They, (number, r, c), in (rows, WIDTH) of all: a view."""
+        own = flat[self.first : self.first + self.number * self.rows].view(self.number, -1)
+        return own[:, : math.prod(self.sides)].view(self.number, *self.sides)
+
+
+class Bucket(NamedTuple):
+    """Tensors that are advanced together; their parameters have one dtype.
+
+    Attributes:
+        parts: their places in the plan's order.
+        splits: of each its coordinates, then what fills its last row up.
+        owner: (rows,) number of the tensor that a row belongs to.
+        levels: see `add_up`.
+        stacks: its matrices.
+    """
+
+    parts: slice
+    splits: list[int]
+    owner: Tensor
+    levels: list[Tensor]
+    stacks: list[Stack]
+
+    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(rows, WIDTH) of flat tensors; what fills up is zero."""
+        none = tensors[0].new_zeros(WIDTH)
+        between = (none[:fill] for fill in self.splits[1::2])
+        return torch.cat([x for pair in zip(tensors, between, strict=True) for x in pair]).view(-1, WIDTH)
+
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """The flat tensors in (rows, WIDTH)."""
+        return list(flat.view(-1).split(self.splits)[::2])
+
+
+class Plan:
+    """Where tensors lie, and what does not change from step to step.
+
+    Args:
+        parts: of a step.
+        rank: of what is orthogonalised, 0 for nothing.
+
+    Attributes:
+        order: of the parts: matrices of one shape one after the other.
+        back: (S,) places of the parts in that order.
+        shapes, sizes: of the parts in it, (S, 2) float32 as in `Layout`, and (S, 1) float64.
+        matrix: (S, 1) bool, whether it is orthogonalised.
+        signs, maximizes: (S, 1) float32, −1 where an objective is maximized; and whether one is.
+        leaders, group: a part for every group of parameters; and (S,) which of them says what a part's lr is.
+        buckets: all of them.
+    """
+
+    def __init__(self, parts: list[Part], rank: int):
+        device = parts[0].theta.device
+        kinds = [(str(part.theta.dtype), sides(part.shape) or (0, 0)) for part in parts]
+        self.order = sorted(
+            range(len(parts)), key=lambda index: (kinds[index][0], kinds[index][1] == (0, 0), kinds[index])
+        )
+        self.back = torch.tensor(self.order).argsort().to(device)
+        kinds, parts = [kinds[index] for index in self.order], [parts[index] for index in self.order]
+        self.shapes = describe([part.shape for part in parts], device)
+        self.sizes = torch.tensor([[float(len(part.theta))] for part in parts], dtype=torch.float64, device=device)
+        found = [bool(rank) and matrix != (0, 0) for _, matrix in kinds]
+        self.matrix = torch.tensor(found, device=device).unsqueeze(-1)
+        self.signs = torch.tensor([[1.0 - 2.0 * bool(part.group["maximize"])] for part in parts], device=device)
+        self.maximizes = any(part.group["maximize"] for part in parts)
+        leaders = {id(part.group): index for index, part in reversed(list(enumerate(parts)))}
+        self.leaders = list(leaders.values())
+        numbers = {key: number for number, key in enumerate(leaders)}
+        self.group = torch.tensor([numbers[id(part.group)] for part in parts], device=device)
+        self.buckets = [self._bucket(parts, kinds, members, rank) for members in _cut(parts)]
+
+    def _bucket(self, parts: list[Part], kinds: list[Any], members: slice, rank: int) -> Bucket:
+        device, sizes = parts[0].theta.device, [len(part.theta) for part in parts[members]]
+        counts = [-(-size // WIDTH) for size in sizes]
+        splits = [x for size, rows in zip(sizes, counts, strict=True) for x in (size, rows * WIDTH - size)]
+        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(counts)).to(device)
+        stacks: list[Stack] = []
+        first = 0
+        for (_, matrix), rows in zip(kinds[members], counts, strict=True):
+            if rank and matrix != (0, 0):
+                if stacks and stacks[-1].sides == matrix:
+                    stacks[-1] = stacks[-1]._replace(number=stacks[-1].number + 1)
+                else:
+                    mix = mixing(min(matrix), rank, torch.empty((), dtype=torch.float32, device=device))
+                    stacks.append(Stack(first, rows, 1, matrix, mix))
+            first += rows
+        return Bucket(members, splits, owner, levels_of(counts, device), stacks)
+
+
+def _cut(parts: list[Part]) -> Iterator[slice]:
+    """At most `MOST` coordinates of one dtype together."""
+    start, count = 0, 0
+    for index, part in enumerate(parts):
+        size = len(part.theta)
+        if index > start and (count + size > MOST or part.theta.dtype != parts[start].theta.dtype):
+            yield slice(start, index)
+            start, count = index, 0
+        count += size
+    yield slice(start, len(parts))
+
+
+def levels_of(counts: list[int], device: torch.device) -> list[Tensor]:
+    """Tables of `add_up`, for tensors of so many rows: (pieces, width) places of what is added up, two at most.
+
+    >>> levels_of([3, 1], torch.device("cpu"))
+    [tensor([[0, 1],
+            [2, 4],
+            [3, 4]]), tensor([[0, 1],
+            [2, 3]])]
+    """
+    left, found, width = torch.tensor(counts), list[Tensor](), math.isqrt(max(counts) - 1) + 1
+    while not found or int(left.max()) > 1:
+        pieces = -(-left // width)
+        owner = torch.arange(len(left)).repeat_interleave(pieces)
+        number = torch.arange(len(owner)) - (pieces.cumsum(0) - pieces)[owner]
+        inside = number.unsqueeze(-1) * width + torch.arange(width)
+        first = (left.cumsum(0) - left)[owner].unsqueeze(-1)
+        found.append((first + inside).where(inside < left[owner].unsqueeze(-1), int(left.sum())).to(device))
+        left, width = pieces, int(pieces.max())
+    return found
+
+
+def add_up(rows: Tensor, levels: list[Tensor]) -> Tensor:
+    """Sums (S, k) over the rows (rows, k) of each tensor, in the same order on every device."""
+    for places in levels:
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[places].sum(1)
+    return rows
+
+
+def row_sums(theta: Tensor, grad: Tensor, state: State) -> Tensor:
+    """Σ|g| and `terms` of every row, (rows, 1 + 6) float64."""
+    seen = relative(averages_of(grad.nan_to_num(), state)[0])
+    summands = [grad.abs(), *terms(theta.float(), *seen)]
+    return torch.stack([summand.sum(-1, dtype=torch.float64) for summand in summands], dim=-1)
+
+
+def directions(
+    grad: Tensor, state: State, whole: Tensor | None, matrix: Tensor, weights: Tensor, good: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """d, Σd² of every row (rows, 1) float64, and new averages, all (rows, WIDTH) but for columns.
+
+    Args:
+        grad, state: of coordinates; `step` is a column.
+        whole: orthogonalised momentum where there is a matrix.
+        matrix: a column, where that is.
+        weights: w, (rows, 1, 4).
+        good: () bool; else averages stay what they are.
+    """
+    averages, new = averages_of(grad, state)
+    x, u, s = relative(averages)
+    direction = mixture(u if whole is None else whole.where(matrix, u), x, u, s, weights.unbind(-1))
+    kept = [torch.where(good, new[key], state[key]) for key in AVERAGES]
+    norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True, dtype=torch.float64)
+    return direction, norm.square(), kept
+
+
+def moved(theta: Tensor, delta: Tensor, rate: Tensor, left: Tensor, good: Tensor) -> Tensor:
+    """left θ + rate Δ if good, rounded where the plain loop rounds: after the decay, and at the end."""
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    decayed = (theta.to(wide) * left.to(wide)).to(theta.dtype)
+    return torch.where(good, (decayed.to(wide) + delta.to(wide) * rate.to(wide)).to(theta.dtype), theta)
+
+
+class ForeachKernel(Kernel):
+    """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`. It is for whole tensors, not for shards.
+
+    Args:
+        rule: frozen, on the device of the parameters; its context keeps nothing per coordinate.
+        compiler: of what is coordinatewise, and of what is a few numbers per tensor; `torch.compile`, or nothing.
+    """
+
+    def __init__(self, rule: DirectionalRule, compiler: Callable[[Function], Function] = lambda function: function):
+        self.rule = rule
+        self.whole = isinstance(rule.config.context, NoneConfig)
+        functions: tuple[Function, ...] = (row_sums, directions, moved, rule.steer)
+        self.row_sums, self.directions, self.moved, self.steer = (compiler(function) for function in functions)
+        self.plans: dict[Any, Plan] = {}
+
+    def forget(self) -> None:
+        """As in `Kernel`."""
+        self.plans = {}
+
+    @torch.no_grad()
+    def observe(self, parts: list[Part]) -> Tensor:
+        """As in `Kernel`."""
+        plan = self._plan(parts)
+        with full_precision(parts[0].theta.device):
+            return self._totals(plan, [parts[index] for index in plan.order])[plan.back]
+
+    @torch.no_grad()
+    def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
+        """As in `Kernel`; a parameter that is there twice steps twice."""
+        if len({part.state["step"].data_ptr() for part in parts}) < len(parts):
+            for part, row in zip(parts, steering, strict=True):
+                self._advance(self._plan([part]), [part], row, good)
+            return
+        plan = self._plan(parts)
+        self._advance(
+            plan, [parts[index] for index in plan.order], torch.cat([steering[index] for index in plan.order]), good
+        )
+
+    @torch.no_grad()
+    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As in `Kernel`."""
+        plan = self._plan(parts)
+        parts = [parts[index] for index in plan.order]
+        with full_precision(loss.device):
+            totals = self._totals(plan, parts)
+            sums = totals[:, 1:]
+            good, reasons = diagnose(totals[:, 0].sum(), loss, sums)
+            own = [part.own[key] for key in STATES for part in parts]
+            old = torch.stack(own).view(len(STATES), -1)
+            state = dict(zip(STATES, old.unbind(), strict=True))
+            sums, loss = torch.where(good, sums, 0.0), torch.where(good, loss, 0.0)
+            steering, new = self.steer(sums, plan.shapes, loss, state)
+            kept = torch.where(good, torch.stack([new[key] for key in STATES]), old)
+            self._advance(plan, parts, steering, good)
+            torch._foreach_copy_(own, list(kept.view(-1).unbind()))
+            # One tensor for all of them would be read by the host.
+            torch._foreach_add_([part.state["step"] for part in parts], [good.float().reshape(1)] * len(parts))
+        for part in parts:
+            part.write_back()
+        return good, reasons
+
+    def _plan(self, parts: list[Part]) -> Plan:
+        """Where everything is; it holds as long as the set of tensors, their shapes and groups are the same."""
+        groups: dict[int, int] = {}
+        key = tuple(
+            (
+                part.shape,
+                part.theta.dtype,
+                groups.setdefault(id(part.group), len(groups)),
+                bool(part.group["maximize"]),
+            )
+            for part in parts
+        )
+        if key not in self.plans:
+            if len(self.plans) >= PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = Plan(parts, self.rule.config.rank)
+        return self.plans[key]
+
+    def _read(self, plan: Plan, bucket: Bucket, parts: list[Part]) -> tuple[Tensor, Tensor, State]:
+        """θ, g and state, (rows, WIDTH) each, with a column of `step`."""
+        theta, grad = bucket.flat([part.theta for part in parts]), bucket.flat([part.grad for part in parts]).float()
+        if plan.maximizes:
+            grad = grad * plan.signs[bucket.parts][bucket.owner]
+        state = {key: bucket.flat([part.state[key] for part in parts]).float() for key in AVERAGES}
+        step = torch.cat([part.state["step"] for part in parts])
+        return theta, grad, state | {"step": step[bucket.owner].unsqueeze(-1)}
+
+    def _totals(self, plan: Plan, parts: list[Part]) -> Tensor:
+        """Σ|g| and the rule's sums, (S, 1 + 7) float64, in the plan's order."""
+        found = torch.cat(
+            [
+                add_up(self.row_sums(*self._read(plan, bucket, parts[bucket.parts])), bucket.levels)
+                for bucket in plan.buckets
+            ]
+        )
+        return torch.cat([found[:, :1], plan.sizes, found[:, 1:]], dim=1)
+
+    def _advance(self, plan: Plan, parts: list[Part], steering: Tensor, good: Tensor) -> None:
+        """Move parts and write their averages, where steering (S, 5) is in the plan's order, as they are."""
+        one = torch.ones((), dtype=torch.float64, device=good.device)
+        rates, decays = (
+            torch.stack([one * getattr(parts[index], name) for index in plan.leaders])[plan.group].unsqueeze(-1)
+            for name in ("lr", "decay")
+        )
+        numbers = torch.cat([rates, 1 - good.double() * (rates * decays)], dim=1)
+        for bucket in plan.buckets:
+            own = parts[bucket.parts]
+            theta, grad, state = self._read(plan, bucket, own)
+            told = steering[bucket.parts][bucket.owner].unsqueeze(-2)
+            whole = self._whole(bucket, grad, state[MOMENTUM])
+            matrix = plan.matrix[bucket.parts][bucket.owner]
+            direction, squares, kept = self.directions(grad, state, whole, matrix, told[..., 1:], good)
+            mean = (add_up(squares, bucket.levels) / plan.sizes[bucket.parts]).float()[bucket.owner]
+            rate, left = numbers[bucket.parts][bucket.owner].split(1, dim=1)
+            theta = self.moved(theta, self.rule.finish(direction, mean, told), rate, left, good)
+            targets = [part.theta for part in own] + [part.state[key] for key in AVERAGES for part in own]
+            torch._foreach_copy_(targets, [piece for flat in (theta, *kept) for piece in bucket.pieces(flat)])
+
+    def _whole(self, bucket: Bucket, grad: Tensor, momentum: Tensor) -> Tensor | None:
+        """The orthogonalised momentum of matrices, (rows, WIDTH); what it is elsewhere means nothing."""
+        if not bucket.stacks:
+            return None
+        found = nesterov(grad, momentum)
+        views = [stack.of(found) for stack in bucket.stacks]
+        made = orthogonalise_each(views, self.rule.config.rank, [stack.mix for stack in bucket.stacks])
+        torch._foreach_copy_(views, made)
+        return found
+
+
+def make_kernel(
+    rule: DirectionalRule, compiler: Callable[[Function], Function] = lambda function: function
+) -> ForeachKernel | None:
+    """The kernel of a rule; None if it is not in float32, or its context keeps something for every coordinate."""
+    fits = all(p.dtype == torch.float32 for p in rule.parameters()) and not rule.context.coordinate_spec
+    return ForeachKernel(rule, compiler) if fits else None
