@@ -334,7 +334,7 @@ class ForeachKernel(Kernel):
             direction, squares, kept = self.directions(grad, state, whole, matrix, told[..., 1:], good)
             mean = (add_up(squares, bucket.levels) / plan.sizes[bucket.parts]).float()[bucket.owner]
             rate, left = numbers[bucket.parts][bucket.owner].split(1, dim=1)
-            theta = self.moved(theta, self.rule.finish(direction, mean, told), rate, left, good)
+            theta = self.moved(theta, self.rule.finish(direction, mean, told, state), rate, left, good)
             targets = [part.theta for part in own] + [part.state[key] for key in AVERAGES for part in own]
             torch._foreach_copy_(targets, [piece for flat in (theta, *kept) for piece in bucket.pieces(flat)])
 

@@ -127,7 +127,7 @@ def test_to_rescale_a_problem_is_to_begin_at_another_learning_rate():
     task, losses = make_task(QuadraticConfig(size=5), load_dataset, torch.device("cpu")), []
     for rate, scale in ((0.01, 1.0), (0.00125, 8.0)):
         instances, solver = task.instances(2, seed=0), Descent(make_rule(dataclasses.replace(SMALL, output_scale=rate)))
-        instances.rescale(torch.full((2,), scale))
+        instances.rescale(torch.full((2, 1), scale))
         losses.append(unroll(solver, begin(solver, instances), 20).losses)
     assert losses[0][-1].max() < losses[0][0].max()
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)

@@ -59,7 +59,7 @@ def test_the_slope_is_that_of_the_whole_hessian(kind, scaled):
     instances, batch = in_float64(instances_of(kind))
     scale = torch.tensor([0.5, 3.0], dtype=torch.float64)
     if scaled:
-        instances.rescale(scale)
+        instances.rescale(scale.unsqueeze(-1))
     theta = instances.params + 0.1
     seen = instances.look(theta, instances.statistics)
     slope = instances.slope_of_square(theta)
@@ -143,10 +143,10 @@ def test_it_is_of_the_minibatch_that_was_looked_at():
     seen = []
 
     class Watching(Jacobian):
-        def at(self, instances, point):
+        def at(self, instances, point, state):
             batch, statistics = instances._latest
             seen.append((instances._losses(point.params, batch, statistics, True)[0], point.loss))
-            return super().at(instances, point)
+            return super().at(instances, point, state)
 
     solver = Descent(make_rule(RULES["none-log_sign"]))
     for objectives in ([Watching(), LogLoss(span=0.5)], [LogLoss(span=0.5), Watching(span=0.5), Watching()]):

@@ -789,7 +789,7 @@ def test_adam_stands_beside_the_rule_on_the_same_instances(tmp_path, changes):
         assert ends == pytest.approx(expected, rel=1e-5)
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "other" / "checkpoints")
     resumed = Trainer(config, tmp_path / "other", resume=True)
-    resumed.validation.adam = None  # it is kept
+    resumed.validation.beside = None  # it is kept
     resumed.run()
     assert resumed.adam == found
 

@@ -85,7 +85,10 @@ class Validation:
 
         With it where it ends on every task, see `ends`.
         """
-        if all(isinstance(task.instances(1, VALIDATION_SEED).structure, Structure) for task in self.tasks):
+        if all(
+            isinstance(task.instances(self.config.validation_runs, VALIDATION_SEED).structure, Structure)
+            for task in self.tasks
+        ):
             losses = self.losses(FISTA())
             return {"name": "FISTA", "lr": None, "loss": self.score(losses), "ends": ends(losses[:, 0]).tolist()}
         adam = BASELINES["adam"]
