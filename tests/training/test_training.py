@@ -741,7 +741,7 @@ def test_biases_in_front_of_batch_norm_that_run_away_are_seen(kind, tail):
     for rule.push in (still, moving):
         with torch.no_grad():
             losses.append(unroll(solver, begin(solver, task.instances(2, 0)), 60, loss_objectives(tail=tail)).losses)
-        validation = Validation(config, [task], ALONE, CPU)
+        validation = Validation(config, config.horizon, [task], ALONE, CPU)
         scores.append(validation.score(validation.losses(solver)))
         ends.append(rollout(solver, task.instances(2, 0), 60)[-10:].mean())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
