@@ -95,9 +95,9 @@ def test_a_matrix_of_ones_own(tmp_path):
     with pytest.raises(ConfigError, match=r"A.npy is \(30, 60\); rows and columns are \(30, 61\)"):
         task_of(columns=61, **keys)
     (tmp_path / "A.npy").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match="no .npy file of numbers"):
+    with pytest.raises(ConfigError, match=r"no \.npy file of numbers"):
         task_of(**keys)
-    with pytest.raises(ConfigError, match="no .npy file of numbers"):
+    with pytest.raises(ConfigError, match=r"no \.npy file of numbers"):
         task_of(matrix=str(tmp_path / "none.npy"))
     with pytest.raises(ConfigError, match="condition: not with matrix"):
         task_of(condition=5.0, **keys)

@@ -107,7 +107,7 @@ def fewest(
     return best
 
 
-def classical_iterations(count: int = 64, target: float = -35.0) -> dict[str, tuple[float, int | None]]:
+def classical_iterations(count: int = 16, target: float = -35.0) -> dict[str, tuple[float, int | None]]:
     """Iterations of AMP, FISTA and ISTA to −35 dB with A of 250 × 500, p = 0.1 and SNR 40, their numbers tuned."""
     instances = draw(SparseConfig(rows=250, columns=500, snr=40.0), count)
     return {

@@ -99,7 +99,7 @@ def train(runs: Runs, only: Sequence[str] = (), report: Callable[[str], None] = 
             Trainer(load_preset(name, runs.changes), folder, restarted=True).run()
 
 
-def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int = 1024) -> Path:
+def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int = 256) -> Path:
     """Measure what was meta-trained, and write `sparse.md` with its picture.
 
     Args:
@@ -193,7 +193,7 @@ def _iterations() -> str:
         [name, "not reached" if steps is None else str(steps), f"{number:g}", str(ITERATIONS[name])]
         for name, (number, steps) in found.items()
     ]
-    text = "To −35 dB, A of 250 × 500, p = 0.1, SNR 40, 64 signals; λ, or α for AMP, with the fewest of a grid."
+    text = "To −35 dB, A of 250 × 500, p = 0.1, SNR 40, 16 signals; λ, or α for AMP, with the fewest of a grid."
     return f"{text}\n\n{markdown(['', 'iterations', 'λ or α', 'published'], rows)}"
 
 
