@@ -12,7 +12,7 @@ def reproduce(
     plan: Annotated[
         str,
         typer.Argument(
-            help="table1, controls, two-tiers, fig3, fig4, koopman, networks, synthetic, bundled or horizon."
+            help="table1, controls, two-tiers, fig3, fig4, koopman, networks, sparse, synthetic, bundled or horizon."
         ),
     ],
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
@@ -58,6 +58,9 @@ def reproduce(
                 page = synthetic.reproduce(lab, out_dir, seeds or 3, report)
             out.print(str(page), soft_wrap=True)
             return
+        if plan == "sparse":
+            _sparse(runs_dir, out_dir, tuple(overrides or ()), tuple(only or ()), train_only)
+            return
         chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
         index_of(out_dir)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
@@ -74,3 +77,15 @@ def reproduce(
         }
         arguments = [text for flag, values in given.items() for v in values or () if v for text in (flag, str(v))]
         out.print(str(write_page(plan, chosen, lab, out_dir, arguments)), soft_wrap=True)
+
+
+def _sparse(runs_dir: Path, out_dir: Path, changes: tuple[str, ...], only: tuple[str, ...], train_only: bool) -> None:
+    """The page on sparse recovery, whose solvers are no rules and are measured otherwise."""
+    from l2o_cli.console import err
+    from l2o_training.compare.papers import sparse
+
+    runs = sparse.Runs(runs_dir, changes)
+    sparse.train(runs, only, lambda name: err.print(f"meta-training {name}"))
+    if not train_only:
+        arguments = [word for change in changes for word in ("--set", change)]
+        out.print(str(sparse.write_page(runs, out_dir, arguments)), soft_wrap=True)

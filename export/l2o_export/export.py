@@ -41,7 +41,7 @@ def parse_formats(text: str) -> list[str]:
 
 
 def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str, Any]:
-    """Write a rule, or a solver, in several formats, each verified against eager; one that fails takes no other with it.
+    """Write a rule, or a solver, in several formats, each verified against eager; a failure takes none with it.
 
     Args:
         rule_path: a `.safetensors` file.

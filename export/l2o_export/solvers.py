@@ -159,8 +159,8 @@ def solver_card(solver: UnrolledSolver, manifest: dict[str, Any]) -> str:
         f"{sum(p.numel() for p in solver.parameters()):,} weights. Full provenance: `manifest.json`."
     )
     errors = (
-        f"`b` (batch, {config.rows}) → `x` (batch, {config.columns}), float32, any batch. Relative errors against eager, "
-        f"over batches of {', '.join(map(str, BATCHES))}:"
+        f"`b` (batch, {config.rows}) → `x` (batch, {config.columns}), float32, any batch. Relative errors against "
+        f"eager, over batches of {', '.join(map(str, BATCHES))}:"
     )
     lines = [f"# Learned solver `{manifest['rule']}`", fill(about), "", fill(errors)]
     lines += [f"- `{name}`: {entry['parity']['distance']:.1e}" for name, entry in manifest["files"].items()]

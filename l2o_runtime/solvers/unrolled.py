@@ -124,11 +124,11 @@ class UnrolledSolver(Solver):
 
     @torch.no_grad()
     def grow(self, steps: int) -> None:
-        """The last of so many layers begins with what the one before it has learned."""
+        """The last of so many layers, and those after it, begin with what the one before it has learned."""
         for name in self.names:
             values = getattr(self, name)
-            if 1 < steps <= len(values):
-                values[steps - 1].copy_(values[steps - 2])
+            for value in values[steps - 1 :] if steps > 1 else ():
+                value.copy_(values[steps - 2])
 
     def init(self, problems: Problems) -> State:
         """What it reads of the problems, and no layer done.

@@ -88,6 +88,21 @@ def test_data_that_cannot_be_are_told(keys, message):
         SparseConfig(**keys)
 
 
+def test_a_matrix_of_ones_own(tmp_path):
+    own, keys = np.random.default_rng(0).normal(size=(30, 60)), {"matrix": str(tmp_path / "A.npy")}
+    np.save(tmp_path / "A.npy", own)
+    torch.testing.assert_close(task_of(**keys).instances(1, 0).structure.matrix, torch.from_numpy(own).float())
+    with pytest.raises(ConfigError, match=r"A.npy is \(30, 60\); rows and columns are \(30, 61\)"):
+        task_of(columns=61, **keys)
+    (tmp_path / "A.npy").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"no \.npy file of numbers"):
+        task_of(**keys)
+    with pytest.raises(ConfigError, match=r"no \.npy file of numbers"):
+        task_of(matrix=str(tmp_path / "none.npy"))
+    with pytest.raises(ConfigError, match="condition: not with matrix"):
+        task_of(condition=5.0, **keys)
+
+
 @pytest.fixture
 def solver_file(tmp_path):
     config = UnrolledConfig(cell="step-lista", rows=25, columns=50, layers=4, shrinkage=0.005)

@@ -126,8 +126,8 @@ SUITES = {
         ),
         steps=26,
         runs=100,
-        caveat="Losses are f(x), not f(x) − f*. An unrolled solver has one A: choose its task by --task. It stays where "
-        "it is after its layers, others go on to 25.",
+        caveat="Losses are f(x), not f(x) − f*. An unrolled solver has one A: choose its task by --task. It stays "
+        "after its 16 layers, others go on to 25.",
     ),
 }
 """Name → suite."""

@@ -19,7 +19,7 @@ from l2o_training.tasks.own import OwnTask
 from l2o_training.tasks.places import is_place, name_of
 from l2o_training.tasks.quadratic import ClippedTask, QuadraticTask
 from l2o_training.tasks.rastrigin import RastriginTask
-from l2o_training.tasks.sparse import SparseTask, dictionary
+from l2o_training.tasks.sparse import SparseTask, dictionary, own_matrix
 from l2o_training.tasks.supervised import (
     Draw,
     Labelled,
@@ -49,9 +49,10 @@ class QuadraticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseConfig:
-    """b = A x* + ε with a sparse x* and one Gaussian A.
+    """b = A x* + ε with a sparse x* and one A, Gaussian or your own.
 
     Attributes:
+        matrix: a .npy file with A; empty draws one.
         rows, columns: m and n of A.
         sparsity: chance that an entry of x* is not zero.
         snr: in dB; absent without noise.
@@ -70,6 +71,7 @@ class SparseConfig:
     snr: float | None = None
     weight: float = 0.005
     seed: int = 0
+    matrix: str = dataclasses.field(default="", metadata=LATER)
     condition: float | None = dataclasses.field(default=None, metadata=LATER)
     perturbed: float = dataclasses.field(default=0.0, metadata=LATER)
     score: Literal["loss", "nmse"] = dataclasses.field(default="loss", metadata=LATER)
@@ -80,6 +82,8 @@ class SparseConfig:
         require(0 < self.sparsity <= 1, f"sparsity: must be in (0, 1], got {self.sparsity}")
         require(self.weight >= 0, f"weight: must be 0 or more, got {self.weight}")
         require(self.perturbed >= 0, f"perturbed: must be 0 or more, got {self.perturbed}")
+        alone = not self.matrix or self.condition is None
+        require(alone, "condition: not with matrix, whose numbers are taken as they are: leave it out")
         usable = self.condition is None or self.condition >= 1
         require(usable, f"condition: must be 1 or more, or absent, got {self.condition}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
@@ -341,7 +345,9 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     if isinstance(config, QuadraticConfig):
         return QuadraticTask(config.size, device)
     if isinstance(config, SparseConfig):
-        matrix = dictionary(config.rows, config.columns, config.seed, config.condition)
+        size = config.rows, config.columns
+        drawn = not config.matrix
+        matrix = dictionary(*size, config.seed, config.condition) if drawn else own_matrix(config.matrix, *size)
         return SparseTask(
             matrix,
             weight=config.weight,

@@ -1,8 +1,10 @@
 """Linear inverse problems with sparse solutions: sparse recovery, and the Lasso."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from l2o_runtime.config import ConfigError, require
 from l2o_runtime.solvers import Structure
 from l2o_runtime.solvers.classical import lasso
 from l2o_training.tasks.base import Instances, Task, generator
@@ -23,6 +25,23 @@ def dictionary(rows: int, columns: int, seed: int, condition: float | None = Non
         matrix = left * condition ** -torch.linspace(0, 1, len(values)) @ right
     unit: Tensor = matrix / torch.linalg.vector_norm(matrix, dim=0)
     return unit
+
+
+def own_matrix(path: str, rows: int, columns: int) -> Tensor:
+    """A (m, n) from a `.npy` file, as float32.
+
+    Raises:
+        ConfigError: it cannot be read, has another size, or numbers that are not finite.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        matrix = torch.from_numpy(np.asarray(found, dtype=np.float32))
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise ConfigError(f"matrix: {path}: no .npy file of numbers ({error})") from None
+    shape = tuple(matrix.shape)
+    require(shape == (rows, columns), f"matrix: {path} is {shape}; rows and columns are {(rows, columns)}")
+    require(bool(matrix.isfinite().all()), f"matrix: {path} has numbers that are not finite")
+    return matrix
 
 
 class SparseTask(Task):
