@@ -10,7 +10,7 @@ from torch import Tensor
 from l2o_runtime.config import KAEConfig
 from l2o_runtime.contexts import KAE
 from l2o_runtime.solvers import Descent, Players, Point, Solver, SwarmConfig
-from l2o_runtime.solvers.twin import DONE, MAX
+from l2o_runtime.solvers.twin import DONE, MAX, MIN
 from l2o_runtime.state import State
 from l2o_training.config import TrainConfig
 from l2o_training.tasks import Instances
@@ -45,8 +45,12 @@ class Objective(ABC):
     span: float | None = None
     reads: ClassVar[tuple[str, ...]] = ()
 
+    def after(self, state: State) -> "Objective":
+        """As it is at the point that a step has led to, which left the solver in this state."""
+        return self
+
     @abstractmethod
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor] | None:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor] | None:
         """Value and slope at a point; None where it has none there.
 
         ⟨slope, θ⟩ with the slope held constant has the gradient of the value with respect to all that θ depends on.
@@ -54,7 +58,6 @@ class Objective(ABC):
         Args:
             instances: the problems.
             point: constant.
-            state: the solver's, after the step that led there.
 
         Returns:
             Value (B,) float64, and slope ∂value/∂θ (B, n).
@@ -74,7 +77,7 @@ class Objective(ABC):
 class Loss(Objective):
     """L, as in the papers."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """L and ∇L."""
         return point.loss.double(), point.grad
 
@@ -83,7 +86,7 @@ class Loss(Objective):
 class LogLoss(Objective):
     """log L, so that late steps and hard tasks count alike."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """log L and ∇L / L."""
         return logarithm(point.loss.double()), point.grad / point.loss.clamp_min(TINY).unsqueeze(-1)
 
@@ -97,23 +100,32 @@ class Reward(Objective):
     What is subtracted from f after a move is constant to the mover, and so is the other's place: the slope is that of
     the mover's own loss, by its own coordinates. Up to constants of every move the value is f, or −f of the maximizer.
 
+    Attributes:
+        mover: who that is.
+
     Source: Shen et al. 2021, "Learning A Minimax Optimizer: A Pilot Study", equation 4.
     """
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    mover: int = MIN
+
+    def after(self, state: State) -> "Reward":
+        """Of whose turn it was."""
+        return replace(self, mover=(int(state[DONE]) - 1) % 2)
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """±f, and the mover's part of the field."""
-        players, mover = instances.structure, (int(state[DONE]) - 1) % 2
+        players = instances.structure
         assert isinstance(players, Players)  # as the solver has asked for
         moved = torch.zeros_like(point.grad[0])
-        moved[players.places(mover, instances.shapes, moved.device)] = 1
-        return (-1 if mover == MAX else 1) * point.loss.double(), moved * point.grad
+        moved[players.places(self.mover, instances.shapes, moved.device)] = 1
+        return (-1 if self.mover == MAX else 1) * point.loss.double(), moved * point.grad
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance(Objective):
     """log ‖x − x*‖ for the nearest solution x*: what a reward cannot say where gains have no bound, as uᵀ A v has."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """log d and (x − x*) / d², with d² at least `TINY`²."""
         apart = instances.structure.apart(point.params)
         squares = apart.square().sum(-1).clamp_min(TINY**2)
@@ -138,7 +150,7 @@ class Entropy(Objective):
     particles: int
     sharpness: float = 1.0
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """H/k, and ∂(H/k)/∂f ∇f, where ∂H/∂f_i = ρ p_i (log p_i + H)."""
         logs = (-self.sharpness * point.loss.unflatten(0, (-1, self.particles))).log_softmax(-1)
         entropy = -(logs.exp() * logs).sum(-1, keepdim=True)
@@ -154,7 +166,7 @@ class KoopmanLoss(Objective):
     name: ClassVar[str] = "koopman_loss"
     reads: ClassVar[tuple[str, ...]] = ("optimization/features",)
 
-    def at(self, instances: Instances, point: Point, state: State) -> None:
+    def at(self, instances: Instances, point: Point) -> None:
         """It is of the truncation alone."""
 
     def of(self, solver: Solver, states: State) -> Tensor | None:
@@ -170,7 +182,7 @@ class ExpertObjective(Objective):
     name: ClassVar[str] = "imitation"
     reads: ClassVar[tuple[str, ...]] = ("distance",)
 
-    def at(self, instances: Instances, point: Point, state: State) -> None:
+    def at(self, instances: Instances, point: Point) -> None:
         """It is of the steps, not of where they lead."""
 
     def of(self, solver: Solver, states: State) -> Tensor:

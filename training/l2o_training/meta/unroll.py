@@ -196,7 +196,7 @@ def _summands(
     product, value = latest.loss.new_zeros(()), torch.zeros_like(latest.loss, dtype=torch.float64)
     for objective in objectives:
         point, theta = places[objective.span]
-        found = objective.at(instances, point, state)
+        found = objective.after(state).at(instances, point)
         if found is not None:
             product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))
             value = value + objective.weight * found[0]
