@@ -100,6 +100,9 @@ PUBLISHED_SEARCHES = {
 }
 """Source: Cao et al. 2019."""
 
+LOOK = 500
+"""Gradients after which a rate is judged."""
+
 THICK = 8
 """Of grids with more rates than this every other one is tried."""
 
@@ -192,13 +195,17 @@ class Bench:
         return found
 
     def tuned(self, name: str) -> tuple[float, list[float]]:
-        """The rate with the lowest mean on instances for choices, and the scores with it on others."""
+        """The rate with the lowest mean on instances for choices, and the scores with it on others.
+
+        Choices are by the first 500 gradients where there are more.
+        """
         baseline, steps = BASELINES[name], self.comparison.steps
         rates = baseline.grid[:: 1 + (len(baseline.grid) > THICK)]
 
         def measure() -> tuple[float, list[float]]:
             instances = self.task.instances(self.comparison.runs // 4, CHOICES)
-            ends = {rate: rollout(baseline.solver(rate, steps), instances, steps + 1)[-1] for rate in rates}
+            tried = min(steps, LOOK)
+            ends = {rate: rollout(baseline.solver(rate, tried), instances, tried + 1)[-1] for rate in rates}
             rate = best_lr((lr, float(end.nan_to_num(math.inf).mean())) for lr, end in ends.items())
             return rate, self.finals(baseline.solver(rate, steps))
 
