@@ -124,7 +124,7 @@ def test_a_reward_is_of_the_mover_alone():
         with torch.no_grad():
             unroll(twin, inner, 1)
         point = instances.look(inner.params, inner.statistics)
-        value, slope = Reward().at(instances, point_of(inner), inner.state)
+        value, slope = Reward().after(inner.state).at(instances, point_of(inner))
         slopes.append(slope)
         torch.testing.assert_close(value.abs(), point.loss.abs().double())
     assert slopes[0].ne(0).tolist() == [[True, False]] * 4, "u has moved"
@@ -137,7 +137,7 @@ def point_of(inner):
 
 def test_the_slope_of_a_distance_is_its_gradient():
     instances = instances_of("matrix")
-    value, slope = Distance().at(instances, point_of(begin(random_twin(), instances)), {})
+    value, slope = Distance().at(instances, point_of(begin(random_twin(), instances)))
     x = instances.params.double().requires_grad_()
     u, v = x.chunk(2, dim=1)
     project = instances.structure.projections

@@ -143,10 +143,10 @@ def test_it_is_of_the_minibatch_that_was_looked_at():
     seen = []
 
     class Watching(Jacobian):
-        def at(self, instances, point, state):
+        def at(self, instances, point):
             batch, statistics = instances._latest
             seen.append((instances._losses(point.params, batch, statistics, True)[0], point.loss))
-            return super().at(instances, point, state)
+            return super().at(instances, point)
 
     solver = Descent(make_rule(RULES["none-log_sign"]))
     for objectives in ([Watching(), LogLoss(span=0.5)], [LogLoss(span=0.5), Watching(span=0.5), Watching()]):

@@ -46,7 +46,7 @@ def test_slopes_are_the_derivatives_of_values(name):
     losses = (torch.einsum("bij,bj->bi", matrix, theta) - target).square().sum(-1)
     wanted = losses if name == "loss" else losses.log()
     loss, grad = instances.value_and_grad(theta.detach())
-    value, slope = AT[name].at(instances, Point(theta.detach(), loss, grad), {})
+    value, slope = AT[name].at(instances, Point(theta.detach(), loss, grad))
     assert value.dtype == torch.float64
     torch.testing.assert_close(value.float(), wanted.detach())
     torch.testing.assert_close(slope, torch.autograd.grad(wanted.sum(), theta)[0])
@@ -79,7 +79,7 @@ def test_a_tail_needs_one_span():
 
 
 def test_losses_that_are_gone_have_finite_logarithms():
-    value, slope = LogLoss().at(None, Point(torch.zeros(1, 2), torch.zeros(1), torch.ones(1, 2)), {})
+    value, slope = LogLoss().at(None, Point(torch.zeros(1, 2), torch.zeros(1), torch.ones(1, 2)))
     assert value.item() == pytest.approx(math.log(1e-10))
     assert slope.isfinite().all()
 

@@ -154,7 +154,7 @@ def test_the_slope_of_the_entropy_is_its_gradient():
     entropy = -(p * p.log()).sum(-1)
     (gradient,) = torch.autograd.grad(entropy.sum(), x, retain_graph=True)
     (slope_of_loss,) = torch.autograd.grad(loss.sum(), x)
-    value, slope = Entropy(particles=4).at(instances, Point(x.detach(), loss.detach(), slope_of_loss), {})
+    value, slope = Entropy(particles=4).at(instances, Point(x.detach(), loss.detach(), slope_of_loss))
     torch.testing.assert_close(value.view(2, 4).sum(1), entropy.detach())
     torch.testing.assert_close(4 * slope, gradient)
 

@@ -13,7 +13,7 @@ import torch
 from l2o_runtime.config import require
 from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.learned import as_solver
-from l2o_runtime.rules import Rule, make_rule
+from l2o_runtime.rules import Rule, RuleConfig, make_rule
 from l2o_runtime.solvers import Descent
 from l2o_training.config import TrainConfig, load_preset, pick_device, read_config
 from l2o_training.errors import RunError
@@ -186,7 +186,7 @@ def prepare(
     own = [task for task in config.tasks if isinstance(task, PythonConfig)]
     for task in own:
         tell(f"running {task.make.rpartition(':')[0]}: a task is code, and is run as it is")
-    if config.trained:
+    if config.trained and isinstance(config.rule, RuleConfig):
         config = replace(config, rule=config.as_rule.freed)
     if resume and (minutes is not None or own):
         return _resumed(config, folder, seconds), over

@@ -46,7 +46,7 @@ def grid(first: float) -> tuple[float, ...]:
 
 ADAPTIVE, PLAIN = grid(1e-4), grid(1e-3)
 
-GAME_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+GAME_RATES = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3)
 """Learning rates of solvers for games."""
 
 INERTIAS = (0.4, 0.5, 0.6, 0.729, 0.8, 0.9)

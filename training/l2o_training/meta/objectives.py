@@ -10,7 +10,7 @@ from torch import Tensor
 from l2o_runtime.config import ConfigError, KAEConfig
 from l2o_runtime.contexts import KAE
 from l2o_runtime.solvers import Descent, Players, Point, Solver, SwarmConfig
-from l2o_runtime.solvers.twin import DONE, MAX
+from l2o_runtime.solvers.twin import DONE, MAX, MIN
 from l2o_runtime.state import State
 from l2o_training.config import TrainConfig
 from l2o_training.tasks import Instances
@@ -45,8 +45,12 @@ class Objective(ABC):
     span: float | None = None
     reads: ClassVar[tuple[str, ...]] = ()
 
+    def after(self, state: State) -> "Objective":
+        """As it is at the point that a step has led to, which left the solver in this state."""
+        return self
+
     @abstractmethod
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor] | None:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor] | None:
         """Value and slope at a point; None where it has none there.
 
         ⟨slope, θ⟩ with the slope held constant has the gradient of the value with respect to all that θ depends on.
@@ -54,7 +58,6 @@ class Objective(ABC):
         Args:
             instances: the problems.
             point: constant.
-            state: the solver's, after the step that led there.
 
         Returns:
             Value (B,) float64, and slope ∂value/∂θ (B, n).
@@ -78,7 +81,7 @@ class Objective(ABC):
 class Loss(Objective):
     """L, as in the papers."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """L and ∇L."""
         return point.loss.double(), point.grad
 
@@ -87,7 +90,7 @@ class Loss(Objective):
 class LogLoss(Objective):
     """log L, so that late steps and hard tasks count alike."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """log L and ∇L / L."""
         return logarithm(point.loss.double()), point.grad / point.loss.clamp_min(TINY).unsqueeze(-1)
 
@@ -99,7 +102,7 @@ class Jacobian(Objective):
     Source: HALO, Li et al. 2020, "HALO: Hardware-Aware Learning to Optimize", Jacobian regularisation.
     """
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """‖∇L‖² and 2 H ∇L; the instances have to have looked at the point just now."""
         return point.grad.double().square().sum(-1), instances.slope_of_square(point.params)
 
@@ -108,7 +111,7 @@ class Jacobian(Objective):
 class SquaredError(Objective):
     """‖θ − θ*‖², where the solution θ* is known: that of sparse recovery, as in the papers."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """‖θ − θ*‖² and 2 (θ − θ*)."""
         return self.measure(instances, point.params, point.loss).double(), 2 * _error(instances, point.params)
 
@@ -135,23 +138,32 @@ class Reward(Objective):
     What is subtracted from f after a move is constant to the mover, and so is the other's place: the slope is that of
     the mover's own loss, by its own coordinates. Up to constants of every move the value is f, or −f of the maximizer.
 
+    Attributes:
+        mover: who that is.
+
     Source: Shen et al. 2021, "Learning A Minimax Optimizer: A Pilot Study", equation 4.
     """
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    mover: int = MIN
+
+    def after(self, state: State) -> "Reward":
+        """Of whose turn it was."""
+        return replace(self, mover=(int(state[DONE]) - 1) % 2)
+
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """±f, and the mover's part of the field."""
-        players, mover = instances.structure, (int(state[DONE]) - 1) % 2
+        players = instances.structure
         assert isinstance(players, Players)  # as the solver has asked for
         moved = torch.zeros_like(point.grad[0])
-        moved[players.places(mover, instances.shapes, moved.device)] = 1
-        return (-1 if mover == MAX else 1) * point.loss.double(), moved * point.grad
+        moved[players.places(self.mover, instances.shapes, moved.device)] = 1
+        return (-1 if self.mover == MAX else 1) * point.loss.double(), moved * point.grad
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance(Objective):
     """log ‖x − x*‖ for the nearest solution x*: what a reward cannot say where gains have no bound, as uᵀ A v has."""
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """log d and (x − x*) / d², with d² at least `TINY`²."""
         apart = instances.structure.apart(point.params)
         squares = apart.square().sum(-1).clamp_min(TINY**2)
@@ -176,7 +188,7 @@ class Entropy(Objective):
     particles: int
     sharpness: float = 1.0
 
-    def at(self, instances: Instances, point: Point, state: State) -> tuple[Tensor, Tensor]:
+    def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """H/k, and ∂(H/k)/∂f ∇f, where ∂H/∂f_i = ρ p_i (log p_i + H)."""
         logs = (-self.sharpness * point.loss.unflatten(0, (-1, self.particles))).log_softmax(-1)
         entropy = -(logs.exp() * logs).sum(-1, keepdim=True)
@@ -192,7 +204,7 @@ class KoopmanLoss(Objective):
     name: ClassVar[str] = "koopman_loss"
     reads: ClassVar[tuple[str, ...]] = ("optimization/features",)
 
-    def at(self, instances: Instances, point: Point, state: State) -> None:
+    def at(self, instances: Instances, point: Point) -> None:
         """It is of the truncation alone."""
 
     def of(self, solver: Solver, states: State) -> Tensor | None:
@@ -208,7 +220,7 @@ class ExpertObjective(Objective):
     name: ClassVar[str] = "imitation"
     reads: ClassVar[tuple[str, ...]] = ("distance",)
 
-    def at(self, instances: Instances, point: Point, state: State) -> None:
+    def at(self, instances: Instances, point: Point) -> None:
         """It is of the steps, not of where they lead."""
 
     def of(self, solver: Solver, states: State) -> Tensor:

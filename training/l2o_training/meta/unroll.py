@@ -213,7 +213,7 @@ def _summands(
     """
     product, value = point.loss.new_zeros(()), torch.zeros_like(point.loss, dtype=torch.float64)
     for objective in objectives:
-        found = objective.at(instances, point, state)
+        found = objective.after(state).at(instances, point)
         if found is not None:
             product = product + objective.weight * ((stepper.weigh(found[1]) * theta).sum() / len(theta))
             value = value + objective.weight * found[0]

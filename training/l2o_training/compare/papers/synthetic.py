@@ -1,17 +1,22 @@
 """Games, and functions with many local minima: learned pairs and swarms beside classical solvers, on one page."""
 
+import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from l2o_runtime.config import to_dict
 from l2o_runtime.files.artifact import read_learned
-from l2o_runtime.learned import AnyConfig, as_solver, make_learned
+from l2o_runtime.files.atomic import atomic_write
+from l2o_runtime.learned import as_solver, make_learned
 from l2o_runtime.solvers import Solver
 from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.compare.flat import CPU, rollout
@@ -42,7 +47,6 @@ class Comparison(NamedTuple):
         runs: rows of instances; for choices a quarter.
         learned: title and preset.
         baselines: title and name; rates are tuned task by task.
-        particles: of searches; what has one point searches from so many.
     """
 
     tasks: Mapping[str, GameConfig | RastriginConfig]
@@ -59,7 +63,7 @@ GAMES = Comparison(
         "seesaw": GameConfig(game="seesaw"),
     },
     2000,
-    200,
+    100,
     {"Twin": "twin"},
     {
         "gradient descent and ascent": "sgd",
@@ -96,11 +100,20 @@ PUBLISHED_SEARCHES = {
 }
 """Source: Cao et al. 2019."""
 
+LOOK = 500
+"""Gradients after which a rate is judged."""
+
+THICK = 8
+"""Of grids with more rates than this every other one is tried."""
+
 RESTARTS = 8
 """Of the search for the best known value: 64 found nothing lower in 80 functions of 10 or 20 dimensions."""
 
 Values = dict[str, dict[str, np.ndarray]]
 """Title of a line → of a task → (seeds, runs)."""
+
+Measured = tuple[Values, dict[str, dict[str, float]]]
+"""Values, and the rates that were tuned."""
 
 
 def reproduce(lab: Lab, out: Path, seeds: int, report: Report) -> Path:
@@ -128,9 +141,7 @@ def folder_of(preset: str, seed: int, lab: Lab) -> Path:
     return lab.runs / f"{preset}-s{seed}"
 
 
-def measured(
-    lab: Lab, comparison: Comparison, seeds: int, report: Report
-) -> tuple[Values, dict[str, dict[str, float]]]:
+def measured(lab: Lab, comparison: Comparison, seeds: int, report: Report) -> Measured:
     """Final scores of all lines, and the rates that were tuned: line → task → rate."""
     values: Values = {}
     rates: dict[str, dict[str, float]] = {}
@@ -138,48 +149,91 @@ def measured(
     for count, title in enumerate(lines):
         for name, config in comparison.tasks.items():
             report("comparing", f"{title}: {name}", count, len(lines))
-            task = make_task(config, lab.load, CPU)
+            bench = Bench(lab, comparison, config)
             if title in comparison.learned:
                 preset = comparison.learned[title]
                 files = [folder_of(preset, seed, lab) / RULE for seed in range(FIRST, FIRST + seeds)]
-                values.setdefault(title, {})[name] = finals(comparison, task, [learned(file) for file in files])
-                values.setdefault(f"{title}, untrained", {})[name] = finals(comparison, task, [untrained(files[0])])
+                values.setdefault(title, {})[name] = np.array([bench.learned(file) for file in files])
+                values.setdefault(f"{title}, untrained", {})[name] = np.array([bench.untrained(preset)])
             else:
-                rate = tuned(comparison, task, comparison.baselines[title])
+                rate, scores = bench.tuned(comparison.baselines[title])
                 rates.setdefault(title, {})[name] = rate
-                solver = BASELINES[comparison.baselines[title]].solver(rate, comparison.steps)
-                values.setdefault(title, {})[name] = finals(comparison, task, [solver])
+                values.setdefault(title, {})[name] = np.array([scores])
     return values, rates
 
 
-def learned(file: Path) -> Solver:
-    """As it was meta-trained."""
-    return as_solver(read_learned(file)[0])
+@dataclass(frozen=True)
+class Bench:
+    """One task of a comparison. What was measured is kept in a folder of the lab, and not measured again.
 
+    Attributes:
+        lab: where.
+        comparison: how long, and how often.
+        config: the task.
+    """
 
-def untrained(file: Path) -> Solver:
-    """The placebo: the same architecture with the weights that a run begins with, but for its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return as_solver(make_learned(cast(AnyConfig, read_learned(file)[0].config)))
+    lab: Lab
+    comparison: Comparison
+    config: GameConfig | RastriginConfig
 
+    def learned(self, file: Path) -> list[float]:
+        """What a run has given."""
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        found: list[float] = self.kept(digest, lambda: self.finals(as_solver(read_learned(file)[0])))
+        return found
 
-def tuned(comparison: Comparison, task: Task, baseline: str) -> float:
-    """The rate with the lowest mean on instances for choices."""
-    found = BASELINES[baseline]
-    instances, scores = task.instances(comparison.runs // 4, CHOICES), {}
-    for rate in found.grid:
-        last = rollout(found.solver(rate, comparison.steps), instances, comparison.steps + 1)[-1]
-        scores[rate] = float(last.nan_to_num(math.inf).mean())
-    return best_lr(scores.items())
+    def untrained(self, preset: str) -> list[float]:
+        """The placebo: the architecture of a preset, as seed 0 draws it."""
+        config = config_of(preset, 0, self.lab)
 
+        def measure() -> list[float]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                return self.finals(as_solver(make_learned(config.trained_rule)))
 
-def finals(comparison: Comparison, task: Task, solvers: Sequence[Solver]) -> np.ndarray:
-    """Scores at the end (seeds, runs): distances from a solution, or the lowest value that a swarm has found."""
-    instances = task.instances(comparison.runs, VERDICTS)
-    step = instances.structure.particles if isinstance(instances, Swarms) else 1
-    rows = [rollout(solver, instances, comparison.steps + 1)[-1, ::step].double() for solver in solvers]
-    return torch.stack(rows).numpy()
+        found: list[float] = self.kept(f"untrained {to_dict(config.trained_rule)}", measure)
+        return found
+
+    def tuned(self, name: str) -> tuple[float, list[float]]:
+        """The rate with the lowest mean on instances for choices, and the scores with it on others.
+
+        Choices are by the first 500 gradients where there are more.
+        """
+        baseline, steps = BASELINES[name], self.comparison.steps
+        rates = baseline.grid[:: 1 + (len(baseline.grid) > THICK)]
+
+        def measure() -> tuple[float, list[float]]:
+            instances = self.task.instances(self.comparison.runs // 4, CHOICES)
+            tried = min(steps, LOOK)
+            ends = {rate: rollout(baseline.solver(rate, tried), instances, tried + 1)[-1] for rate in rates}
+            rate = best_lr((lr, float(end.nan_to_num(math.inf).mean())) for lr, end in ends.items())
+            return rate, self.finals(baseline.solver(rate, steps))
+
+        rate, scores = self.kept(f"{name} {rates}", measure)
+        return rate, scores
+
+    def finals(self, solver: Solver) -> list[float]:
+        """Scores at the end: distances from a solution, or the lowest value that a swarm has found."""
+        instances = self.task.instances(self.comparison.runs, VERDICTS)
+        step = instances.structure.particles if isinstance(instances, Swarms) else 1
+        ends: list[float] = rollout(solver, instances, self.comparison.steps + 1)[-1, ::step].double().tolist()
+        return ends
+
+    @cached_property
+    def task(self) -> Task:
+        """The task itself."""
+        return make_task(self.config, self.lab.load, CPU)
+
+    def kept(self, what: str, measure: Callable[[], Any]) -> Any:
+        """What was measured before, or is now."""
+        said = f"{what} {to_dict(self.config)} {self.comparison.steps} {self.comparison.runs} {CHOICES} {VERDICTS}"
+        path = self.lab.runs / "cache" / SYNTHETIC / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
+        if not path.is_file():
+            found = measure()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(json.dumps(found).encode())
+        return json.loads(path.read_text())
 
 
 def best_known(lab: Lab) -> dict[str, float]:
@@ -189,9 +243,6 @@ def best_known(lab: Lab) -> dict[str, float]:
         instances = make_task(config, lab.load, CPU).instances(SEARCHES.runs, VERDICTS)
         found[name] = float(instances.structure.lowest(RESTARTS).mean())
     return found
-
-
-Measured = tuple[Values, dict[str, dict[str, float]]]
 
 
 def write_page(lab: Lab, out: Path, seeds: int, games: Measured, searches: Measured) -> Path:
@@ -216,7 +267,7 @@ TEXT = (
 
 GAMES_TEXT = (
     "Distance from the nearest solution after 1,000 iterations, that is 2,000 gradients, the same for all; mean over "
-    "200 games with a start of their own each, and below it the median. Means are ± deviation over meta-training seeds "
+    "100 games with a start of their own each, and below it the median. Means are ± deviation over meta-training seeds "
     "where there are several. Solutions of a singular matrix are a linear space, from which the distance is taken; the "
     "published figures are of one start after the other on 100 games."
 )
