@@ -8,21 +8,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CHUNK = 2**18
-"""Coordinates whose float64 differences are in memory at a time."""
+from l2o_runtime.contexts.gram import difference_gram
+
+CHUNK = 2**15
+"""Coordinates whose float64 differences are in memory at a time: few enough for a cache."""
 
 TINY = 1e-300
 """Added to a Gram matrix of zeros, so that it can be solved with."""
 
 
-def step_gram(snapshots: Sequence[Tensor]) -> Tensor:
+def step_gram(snapshots: Sequence[Tensor], oldest: int = 0) -> Tensor:
     """G_ij = Δ_i · Δ_j of the successive differences Δ_i = s_{i+1} − s_i, summed over tensors.
 
-    Differences are formed before products, in float64: the products of the snapshots themselves would lose the
-    digits in which neighbours differ.
+    Differences, from the oldest, are formed before products, in float64: the products of the snapshots themselves would
+    lose the digits in which neighbours differ.
 
     Args:
-        snapshots: of every tensor, (m + 1, …), in chronological order.
+        snapshots: of every tensor, (m + 1, …), a ring in chronological order.
+        oldest: where the ring begins.
 
     Returns:
         (m, m) float64, on the CPU.
@@ -30,9 +33,10 @@ def step_gram(snapshots: Sequence[Tensor]) -> Tensor:
     gram = torch.zeros((), dtype=torch.float64)
     for tensor in snapshots:
         for piece in tensor.flatten(1).split(CHUNK, 1):
-            steps = piece.double().diff(dim=0)
-            gram = gram + (steps @ steps.mT).cpu()
-    return gram
+            gaps = piece.double()
+            gaps = gaps - gaps[oldest]
+            gram = gram + (gaps @ gaps.mT).cpu()
+    return difference_gram(gram.roll((-oldest, -oldest), (0, 1)))
 
 
 def resting_weights(gram: Tensor, ridge: float) -> Tensor:
@@ -61,17 +65,17 @@ def resting_weights(gram: Tensor, ridge: float) -> Tensor:
     return weights / weights.sum()
 
 
-def combine(snapshots: Tensor, weights: Tensor) -> Tensor:
+def combine(snapshots: Tensor, weights: Tensor, oldest: int = 0) -> Tensor:
     """Σ c_i s_{i+1}, float64 inside, in the snapshots' dtype.
 
     Args:
-        snapshots: (m + 1, …).
+        snapshots: (m + 1, …), a ring.
         weights: (m,) that sum to 1.
+        oldest: where the ring begins.
     """
-    flat = snapshots.flatten(1)
+    flat, place = snapshots.flatten(1), torch.cat([weights.new_zeros(1), weights]).roll(oldest).to(snapshots.device)
     out = torch.empty_like(flat[0])
-    for start in range(0, flat.shape[1], CHUNK):
-        piece = flat[:, start : start + CHUNK].double()
-        last = piece[-1]
-        out[start : start + CHUNK] = last + weights.to(last) @ (piece[1:] - last)
+    for piece, into in zip(flat.split(CHUNK, 1), out.split(CHUNK), strict=True):
+        exact = piece.double()
+        into.copy_(exact[oldest] + place @ (exact - exact[oldest]))
     return out.view_as(snapshots[0])

@@ -310,15 +310,13 @@ class KoopmanAccelerated(Wrapper):
 
     def _go(self, ridge: float) -> None:
         """Go where the window, which is full, comes to rest."""
-        kept = self._pace().kept
-        order = (torch.arange(self.window + 1) + kept) % (self.window + 1)
-        params = self._followed()
-        gram = step_gram([self.state[param]["snapshots"][order.to(param.device)] for param in params])
+        oldest, params = self._pace().kept % (self.window + 1), self._followed()
+        gram = step_gram([self.state[param]["snapshots"] for param in params], oldest)
         if not bool(gram.isfinite().all()):
             return
         weights = resting_weights(gram, ridge)
         for param in params:
-            param.copy_(combine(self.state[param]["snapshots"][order.to(param.device)], weights))
+            param.copy_(combine(self.state[param]["snapshots"], weights, oldest))
 
     def _jump(self, pace: Pace) -> None:
         """Remember the parameters, and go."""

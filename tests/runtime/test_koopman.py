@@ -76,6 +76,9 @@ def test_the_gram_matrix_is_a_sum_over_tensors_and_pieces(monkeypatch):
     torch.testing.assert_close(step_gram([snapshots[:, :11].view(5, 11, 1), snapshots[:, 11:]]), whole)
     weights = resting_weights(whole, 0.1)
     torch.testing.assert_close(combine(snapshots, weights), (weights @ snapshots[1:].double()).float())
+    ring = snapshots.roll(2, 0)
+    torch.testing.assert_close(step_gram([ring], 2), whole)
+    torch.testing.assert_close(combine(ring, weights, 2), combine(snapshots, weights))
 
 
 def descend(make, steps: int, how="closure", rising=0.0, scheduled=False):
