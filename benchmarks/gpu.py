@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ BUDGETS = {"tests": 90.0, "default": 110.0, "lstm": 75.0, "network": 60.0, "meta
 """Seconds of every part, its start included."""
 
 CUDA_TESTS = [f"tests/runtime/test_{name}.py" for name in ("foreach", "triton", "dtypes")]
+PATIENCE = 20
+"""On a CPU budgets are so many times as long: nothing is lent there, and others may use it."""
+
 MARGIN = 0.85
 """Of its budget a part plans with so much."""
 
@@ -45,6 +49,11 @@ LSTM_BYTES = 360
 """Per parameter of a 2 × 20 rule: state, parameters, gradients and their copy."""
 
 Row = dict[str, Any]
+
+
+def budget(part: str, cpu: bool) -> float:
+    """Seconds of a part."""
+    return BUDGETS[part] * (PATIENCE if cpu else 1)
 
 
 class Clock:
@@ -69,13 +78,19 @@ def tests(cpu: bool, clock: Clock) -> Iterator[Row]:
     if lacks := missing("pytest", "hypothesis", "safetensors"):
         yield from lacks
         return
-    options = ["-q", "-x", "-k", "cuda", "-p", "no:cacheprovider", "--maxfail=3"]
-    files = CUDA_TESTS[:1] if cpu else CUDA_TESTS
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, capture_output=True, text=True, timeout=clock.left
-    )
-    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines()
-    yield {"passed": done.returncode == 0, "summary": lines[-1] if lines else "", "tail": lines[-25:]}
+    # What a bare machine lacks is asked for by fixtures that these tests do not use; what it warns of is no failure.
+    options = ["-q", "-k", "cuda", "--maxfail=5", "--noconftest", "-W", "default", "-p", "no:cacheprovider"]
+    for file in CUDA_TESTS[:1] if cpu else CUDA_TESTS:
+        command = [sys.executable, "-m", "pytest", *options, file]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(clock.left, 1))
+        except subprocess.TimeoutExpired as error:
+            yield {"file": file, "failed": f"ran out of its time after {error.timeout:.0f} s"}
+            continue
+        lines = (done.stdout or done.stderr).strip().splitlines() or [""]
+        yield {"file": file, "summary": lines[-1]} | (
+            {"failed": "see tail", "tail": lines[-40:]} if done.returncode else {}
+        )
 
 
 def shapes_of(size: tuple[Any, ...]) -> list[tuple[int, ...]]:
@@ -241,14 +256,14 @@ def network(cpu: bool, clock: Clock) -> Iterator[Row]:
         return
     import torch
     from torch.nn.functional import cross_entropy
-    from torchvision.models import resnet50, shufflenet_v2_x0_5
+    from torchvision.models import resnet50, squeezenet1_1
 
     from l2o_training.bench.timing import clock as seconds_of
 
     device = torch.device("cpu" if cpu else "cuda")
-    batch, side = (2, 32) if cpu else (256, 224)
+    batch, side = (2, 64) if cpu else (256, 224)
     torch.manual_seed(0)
-    model = (shufflenet_v2_x0_5 if cpu else resnet50)().to(device, memory_format=torch.channels_last)
+    model = (squeezenet1_1 if cpu else resnet50)().to(device, memory_format=torch.channels_last)
     images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=device)
 
@@ -332,7 +347,7 @@ def parent(parts: list[str], cpu: bool, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": machine(cpu), "parts": {}}
     for part in parts:
-        seconds, lines = BUDGETS[part], []
+        seconds, lines = budget(part, cpu), []
         results["parts"][part] = lines
         command = [sys.executable, __file__, "--part", part, *(["--cpu"] if cpu else [])]
         started = time.monotonic()
@@ -363,15 +378,16 @@ def parent(parts: list[str], cpu: bool, out: Path) -> int:
 
 def machine(cpu: bool) -> Row:
     """What the figures mean little without."""
-    import torch
+    found: Row = {"torch": version("torch"), "cores": os.cpu_count(), "device": "cpu"}
+    if not cpu:
+        import torch
 
-    found = {"torch": torch.__version__, "cores": os.cpu_count()}
-    device = "cpu" if cpu else torch.cuda.get_device_name()
+        found["device"] = torch.cuda.get_device_name()
     there = {
         name: importlib.util.find_spec(name) is not None
         for name in ("triton", "safetensors", "torchvision", "llvmlite")
     }
-    return found | {"device": device} | there
+    return found | there
 
 
 def write(out: Path, results: dict[str, Any]) -> None:
@@ -383,6 +399,7 @@ def write(out: Path, results: dict[str, Any]) -> None:
 
 
 COLUMNS = (
+    "file",
     "size",
     "parameters",
     "tensors",
@@ -432,16 +449,17 @@ def main() -> int:
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        child(options.part, options.cpu, BUDGETS[options.part])
+        child(options.part, options.cpu, budget(options.part, options.cpu))
         return 0
     parts = options.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts: expected some of {', '.join(PARTS)}; got {', '.join(unknown)}")
-    import torch
+    if not options.cpu:
+        import torch
 
-    if not options.cpu and not torch.cuda.is_available():
-        print("gpu: no GPU here, nothing was measured; --cpu shows whether it runs", file=sys.stderr)
-        return 2
+        if not torch.cuda.is_available():
+            print("gpu: no GPU here, nothing was measured; --cpu shows whether it runs", file=sys.stderr)
+            return 2
     return parent(parts, options.cpu, options.out.resolve())
 
 

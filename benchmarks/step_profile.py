@@ -5,9 +5,12 @@ phases of a rule by themselves, interleaved, on one chunk of coordinates, scaled
 gathers per coordinate), `steer` (eigenvalues or autoencoder, once per step) and `update` (the network).
 
     python benchmarks/step_profile.py --size cnn --threads 1
+
+How many operators a step dispatches, which is what a GPU pays for, says `--dispatch` alone.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,13 +24,14 @@ from l2o_runtime.rules import LSTMConfig, make_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.parts import CHUNK
 from l2o_training.bench.models import MODELS, count, random_tensors, shapes_of
+from l2o_training.bench.operators import operators as operators_of
 from l2o_training.bench.racers import CONTEXTS
 
 CPU = torch.device("cpu")
 
 
-def operators(size: str, rule: str, top: int) -> Table:
-    """Operators of one step, the slowest first."""
+def warm(size: str, rule: str) -> LearnedOptimizer:
+    """An optimizer after two steps."""
     shapes = shapes_of(size)
     params = [param.requires_grad_() for param in random_tensors(shapes, 0.1, 0, CPU)]
     for param, grad in zip(params, random_tensors(shapes, 0.01, 1, CPU), strict=True):
@@ -35,6 +39,23 @@ def operators(size: str, rule: str, top: int) -> Table:
     optimizer = LearnedOptimizer(params, rule=rule)
     for _ in range(2):
         optimizer.step(loss=torch.ones(()))
+    return optimizer
+
+
+def dispatched(size: str, rule: str) -> Table:
+    """Operators of one step, but for views, in the plain loop and in few operators."""
+    shapes = shapes_of(size)
+    title = f"operators of a step of rule {rule}, {count(shapes):,} parameters in {len(shapes)} tensors"
+    table = Table("L2O_KERNELS", "operators", title=title)
+    for kernels in ("plain", "foreach"):
+        os.environ["L2O_KERNELS"] = kernels
+        table.add_row(kernels, f"{operators_of(warm(size, rule).step):,}")
+    return table
+
+
+def operators(size: str, rule: str, top: int) -> Table:
+    """Operators of one step, the slowest first."""
+    shapes, optimizer = shapes_of(size), warm(size, rule)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         optimizer.step(loss=torch.ones(()))
     events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
@@ -88,9 +109,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--top", type=int, default=14)
+    parser.add_argument("--dispatch", action="store_true", help="count operators, and nothing else")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     console = Console(width=100)
+    if args.dispatch:
+        console.print(dispatched(args.size, args.rule))
+        return
     with torch.no_grad():
         console.print(phases(args.size, args.rounds))
         console.print(operators(args.size, args.rule, args.top))

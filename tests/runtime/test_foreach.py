@@ -154,7 +154,7 @@ def test_a_bad_step_never_happened(files, monkeypatch, bad):
     assert check(monkeypatch, script, files["rule"])[1].health()["steps"] == 3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=8),
     st.integers(0, 10**6),
@@ -250,9 +250,8 @@ class Apart(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("loss", [None, 1.0, "device"])
-@pytest.mark.parametrize("name", ["rule", "adam", "lstm", "normalized"])
-@pytest.mark.parametrize("total_steps", [None, 30])
+@pytest.mark.parametrize(("loss", "total_steps"), [(None, None), (1.0, 30), ("device", 30)])
+@pytest.mark.parametrize("name", ["rule", "lstm", "normalized"])
 def test_no_device_is_waited_for(files, monkeypatch, name, loss, total_steps):
     """Numbers of the device "meta" cannot be read, as if they were never there in time."""
     monkeypatch.setenv("L2O_KERNELS", "foreach")
@@ -269,7 +268,7 @@ def test_no_device_is_waited_for(files, monkeypatch, name, loss, total_steps):
                 optimizer.step(loss=loss)
         else:
             optimizer.step(loss=loss)
-    assert (name in ("rule", "adam")) == any(optimizer._replicas.kernels.values())
+    assert (name == "rule") == any(optimizer._replicas.kernels.values())
 
 
 def transformer(layers, width=8):
@@ -280,7 +279,7 @@ def transformer(layers, width=8):
 
 def test_operators_do_not_grow_with_the_number_of_tensors(files, monkeypatch):
     counts = {}
-    for kernels, layers in (("foreach", 2), ("foreach", 12), ("plain", 2), ("plain", 12)):
+    for kernels, layers in (("foreach", 2), ("foreach", 6), ("plain", 2), ("plain", 6)):
         monkeypatch.setenv("L2O_KERNELS", kernels)
         params = parameters(transformer(layers))
         optimizer = LearnedOptimizer(params, files["rule"])
@@ -288,9 +287,9 @@ def test_operators_do_not_grow_with_the_number_of_tensors(files, monkeypatch):
             gradients(params, step)
             optimizer.step()
         counts[kernels, layers] = operators(optimizer.step)
-    assert counts["foreach", 2] == counts["foreach", 12] < 700
+    assert counts["foreach", 2] == counts["foreach", 6] < 700
     assert counts["plain", 2] > 5 * counts["foreach", 2]
-    assert counts["plain", 12] > 30 * counts["foreach", 12]
+    assert counts["plain", 6] > 15 * counts["foreach", 6]
 
 
 def test_it_is_taken_only_if_asked_for(monkeypatch):
