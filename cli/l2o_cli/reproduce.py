@@ -1,18 +1,29 @@
 """l2o reproduce."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from l2o_cli.console import Threads, friendly_errors, out, progress, set_threads
+
+if TYPE_CHECKING:
+    from l2o_training.compare.papers.lab import Lab
+
+OPEN_L2O = {
+    "networks": "networks",
+    **dict.fromkeys(("sparse", "lasso"), "sparse"),
+    **dict.fromkeys(("rastrigin", "swarm", "minimax"), "synthetic"),
+}
+"""What the benchmark has, and the plan that it is in."""
 
 
 def reproduce(
     plan: Annotated[
         str,
         typer.Argument(
-            help="table1, controls, two-tiers, fig3, fig4, koopman, networks, sparse, synthetic, bundled or horizon."
+            help="table1, controls, two-tiers, fig3, fig4, koopman, networks, sparse, synthetic, bundled or horizon; "
+            "or open-l2o, --only of whose parts are networks, sparse, lasso, rastrigin, swarm and minimax."
         ),
     ],
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),
@@ -41,51 +52,86 @@ def reproduce(
     Example: l2o reproduce table1 --data-root data --threads 1
     """
     with friendly_errors():
-        from l2o_runtime.config import require
-        from l2o_training.compare.papers import synthetic
+        from l2o_runtime.config import nearest, require
         from l2o_training.compare.papers.lab import Lab
-        from l2o_training.compare.papers.page import index_of, write_page
-        from l2o_training.compare.papers.plans import SYNTHETIC, find_plan
-        from l2o_training.compare.papers.run import reproduce as run
 
         set_threads(threads)
-        if plan == SYNTHETIC:
-            others = {"--runs": runs, "--rule": rules, "--only": only, "--train-only": train_only}
-            for option, value in others.items():
-                require(not value, f"{option}: not with the plan {plan}, which has its own: leave it out")
-            lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
-            with progress(plan) as report:
-                page = synthetic.reproduce(lab, out_dir, seeds or 3, report)
-            out.print(str(page), soft_wrap=True)
-            return
-        if plan == "sparse":
-            _sparse(runs_dir, out_dir, tuple(overrides or ()), tuple(only or ()), train_only)
-            return
-        chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
-        index_of(out_dir)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
-        with progress(plan) as report:
-            run(chosen, lab, only=only or (), train_only=train_only, report=report)
-        if train_only:
-            return
-        given = {
-            "--seeds": [seeds],
-            "--runs": [runs],
-            "--rule": rules,
-            "--set": overrides,
-            "--threads": [threads or None],
-        }
-        arguments = [text for flag, values in given.items() for v in values or () if v for text in (flag, str(v))]
-        out.print(str(write_page(plan, chosen, lab, out_dir, arguments)), soft_wrap=True)
+        given = {"--seeds": [seeds], "--runs": [runs], "--rule": rules, "--set": overrides, "--only": only}
+        plans, chosen = [plan], list(only or ())
+        if plan == "open-l2o":
+            for name in chosen:
+                require(name in OPEN_L2O, f"--only {name}: {nearest(name, list(OPEN_L2O))}")
+            plans, chosen = list(dict.fromkeys(OPEN_L2O[name] for name in chosen or OPEN_L2O)), []
+        for name in plans:
+            if name == "synthetic":
+                others = {flag: given[flag] for flag in ("--runs", "--rule")} | {"--only": chosen}
+                _refuse(name, others | {"--train-only": [train_only or None]})
+                page = _synthetic(lab, out_dir, seeds)
+            elif name == "sparse":
+                _refuse(name, {flag: given[flag] for flag in ("--seeds", "--runs", "--rule")})
+                page = _sparse(lab, out_dir, chosen, train_only)
+            else:
+                page = _rules(name, lab, out_dir, seeds, runs, rules or [], chosen, train_only, threads)
+            if page is not None:
+                out.print(str(page), soft_wrap=True)
 
 
-def _sparse(runs_dir: Path, out_dir: Path, changes: tuple[str, ...], only: tuple[str, ...], train_only: bool) -> None:
-    """The page on sparse recovery, whose solvers are no rules and are measured otherwise."""
+def _refuse(plan: str, options: dict[str, Any]) -> None:
+    """Refuse what a plan has its own of."""
+    from l2o_runtime.config import require
+
+    for option, values in options.items():
+        require(not any(values or ()), f"{option}: not with the plan {plan}, which has its own: leave it out")
+
+
+def _rules(
+    plan: str,
+    lab: "Lab",
+    out_dir: Path,
+    seeds: int | None,
+    runs: int | None,
+    rules: list[str],
+    only: list[str],
+    train_only: bool,
+    threads: int,
+) -> Path | None:
+    """Rules that are meta-trained and compared as a plan says."""
+    from l2o_training.compare.papers.page import index_of, write_page
+    from l2o_training.compare.papers.plans import find_plan
+    from l2o_training.compare.papers.run import reproduce as run
+
+    chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules)
+    index_of(out_dir)
+    with progress(plan) as report:
+        run(chosen, lab, only=only, train_only=train_only, report=report)
+    if train_only:
+        return None
+    given = {
+        "--seeds": [seeds],
+        "--runs": [runs],
+        "--rule": rules,
+        "--set": lab.changes,
+        "--threads": [threads or None],
+    }
+    arguments = [text for flag, values in given.items() for v in values if v for text in (flag, str(v))]
+    return write_page(plan, chosen, lab, out_dir, arguments)
+
+
+def _synthetic(lab: "Lab", out_dir: Path, seeds: int | None) -> Path:
+    """Games and searches, whose solvers are no rules and are scored otherwise."""
+    from l2o_training.compare.papers import synthetic
+
+    with progress("synthetic") as report:
+        return synthetic.reproduce(lab, out_dir, seeds or 3, report)
+
+
+def _sparse(lab: "Lab", out_dir: Path, only: list[str], train_only: bool) -> Path | None:
+    """Sparse recovery, whose solvers are no rules and are measured otherwise."""
     from l2o_cli.console import err
     from l2o_training.compare.papers import sparse
 
-    runs = sparse.Runs(runs_dir, changes)
-    sparse.train(runs, only, lambda name: err.print(f"meta-training {name}"))
-    if not train_only:
-        arguments = [word for change in changes for word in ("--set", change)]
-        out.print(str(sparse.write_page(runs, out_dir, arguments)), soft_wrap=True)
+    runs = sparse.Runs(lab.runs, lab.changes)
+    sparse.train(runs, tuple(only), lambda name: err.print(f"meta-training {name}"))
+    arguments = [word for change in lab.changes for word in ("--set", change)]
+    return None if train_only else sparse.write_page(runs, out_dir, arguments)

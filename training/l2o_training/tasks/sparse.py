@@ -105,4 +105,5 @@ class SparseTask(Task):
         """‖x − x*‖²/E‖x*‖²."""
         assert instances.structure is not None
         assert instances.structure.solution is not None
-        return (params - instances.structure.solution).square().sum(-1) / (self.sparsity * self.matrix.shape[1])
+        error: Tensor = (params - instances.structure.solution).square().sum(-1)
+        return error / (self.sparsity * self.matrix.shape[1])
