@@ -100,8 +100,8 @@ class KoopmanAccelerated(Wrapper):
     be below the trend of the last ones by twice their deviation. If it is not, that minibatch is lost. So **between
     two steps the parameters may be on trial**: call `settle()` before they are evaluated or saved for good.
 
-    Memory: `window` + 1 copies of the parameters, and one more without a closure. Only one process is asked for its
-    loss. Under DDP replicas stay equal if all pass the same loss: all-reduce it first. DTensors are refused.
+    Memory: `window` + 2 copies of the parameters, and during a try with a closure one of the gradients. Ranks exchange
+    nothing: under DDP replicas stay equal if all have the same loss, so all-reduce it first. DTensors are refused.
 
     Args:
         optimizer: the one inside, any but those that call the closure themselves (LBFGS).
