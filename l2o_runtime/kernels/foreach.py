@@ -5,7 +5,7 @@ lie end to end, in rows of `WIDTH` numbers, each row of one tensor: what is coor
 them, what belongs to a tensor is a column beside its rows, and matrices of one shape are orthogonalised together.
 
 The formulas are the rule's own. No number is read by the host, sums are added up in one order, and nothing is copied to
-the device but tables, when the set of tensors changes; so steps can be captured in a CUDA graph, after one that is not.
+the device but tables, when the set of tensors changes: a CUDA graph may be captured after a few steps that are not.
 L2O_KERNELS=foreach asks for it on any device, L2O_KERNELS=compiled has torch.compile fuse what is coordinatewise.
 It has run on CPUs alone, where the tests hold it to the plain loop; on a GPU it has not run yet.
 """
