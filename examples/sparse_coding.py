@@ -1,7 +1,7 @@
 """Denoise a photograph: a dictionary learned on one picture, sparse codes of another one's patches by LISTA.
 
-LISTA is meta-trained without solutions: its meta-loss is that of the Lasso, ½‖A x − b‖² + λ‖x‖₁, on noisy patches of
-the first picture. Beside it stand FISTA after as many steps, and after 200.
+LISTA is meta-trained without solutions: its meta-loss is that of the Lasso, ½‖A x − b‖² + λ‖x‖₁, on noisy patches
+of the first picture. Beside it stand FISTA after as many steps, and after 200.
 
     python examples/sparse_coding.py --picture denoised.png
 """
