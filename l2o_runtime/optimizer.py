@@ -78,7 +78,8 @@ class LearnedOptimizer(Optimizer):
     Args:
         params: as for any torch optimizer: tensors, named tensors, or groups with their own `lr`,
             `weight_decay` and `maximize`.
-        rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote.
+        rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote; or
+            `hf://owner/name@revision`, a rule on the Hugging Face Hub, at a commit's hash (extra `hub`).
         lr: factor on the learned step; 1 is what the rule was meta-trained with.
         weight_decay: decoupled weight decay. Values mean what they mean in AdamW at a learning rate of unit · lr, for
             by unit · lr · weight_decay of themselves parameters shrink in a step.

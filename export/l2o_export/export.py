@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from l2o_export.card import model_card
+from l2o_export.card import describe_licence, model_card
 from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, Source
 from l2o_export.verify import STEP_TOLERANCE, STEPS, Parity, Reference, make_reference, verify
 from l2o_runtime.config import nearest, require
@@ -69,6 +69,7 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
             } | (ONNX_VERSIONS if name == "onnx" else {})
     manifest = {
         "rule": rule_path.name,
+        "license": describe_licence(rule_path, source.provenance),
         "steps": STEPS,
         "step_tolerance": STEP_TOLERANCE,
         "eager_distance": reference.own,
