@@ -86,8 +86,9 @@ class LearnedOptimizer(Optimizer):
     Args:
         params: as for any torch optimizer: tensors, named tensors, or groups with their own `lr`,
             `weight_decay` and `maximize`.
-        rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote; or a rule
-            that was loaded already.
+        rule: a bundled name, or a file: `.safetensors`, or `.pt`, `.pt2`, `.onnx` that `l2o export` wrote;
+            `hf://owner/name@revision`, a rule on the Hugging Face Hub, at a commit's hash (extra `hub`); or a rule that
+            was loaded already.
         lr: factor on the learned step; 1 is what the rule was meta-trained with.
         weight_decay: decoupled weight decay. Values mean what they mean in AdamW at a learning rate of unit · lr, for
             by unit · lr · weight_decay of themselves parameters shrink in a step.

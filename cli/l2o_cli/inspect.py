@@ -16,7 +16,7 @@ def inspect(
 ) -> None:
     """Say what a rule or a learned solver is: architecture, sizes, horizon, what it was meta-trained on."""
     with friendly_errors():
-        from l2o_export.card import describe_context, describe_steps, describe_tasks, state_bytes
+        from l2o_export.card import describe_context, describe_licence, describe_steps, describe_tasks, state_bytes
         from l2o_runtime.config import to_dict
         from l2o_runtime.files.artifact import FORMAT, find_rule, read_learned
         from l2o_runtime.rules import Rule
@@ -29,6 +29,7 @@ def inspect(
             "format": FORMAT,
             "bytes": path.stat().st_size,
             "weights": sum(p.numel() for p in loaded.parameters()),
+            "license": describe_licence(path, origin),
             "config": to_dict(config),
             "provenance": origin,
         }
@@ -48,6 +49,7 @@ def inspect(
             table.add_row("loss", "needed at every step" if loaded.config.needs_loss else "optional")
         table.add_row("horizon", f"{config.horizon} steps")
         table.add_row("tasks", describe_tasks(origin))
+        table.add_row("licence", f"{facts['license'] or 'not stated'}, of the weights")
         for key in ("validation", "git"):
             if key in origin:
                 table.add_row(key, str(origin[key]))

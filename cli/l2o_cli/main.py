@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import l2o_runtime
-from l2o_cli import bench, evaluate, export, inspect, lists, reproduce, train
+from l2o_cli import bench, evaluate, export, inspect, lists, reproduce, share, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce.reproduce,
     "bench": bench.bench,
     "inspect": inspect.inspect,
+    "push": share.push,
+    "pull": share.pull,
     "presets": lists.presets,
     "rules": lists.rules,
     "suites": lists.suites,

@@ -1,5 +1,6 @@
 """l2o reproduce."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,7 @@ def reproduce(
             for name in chosen:
                 require(name in OPEN_L2O, f"--only {name}: {nearest(name, list(OPEN_L2O))}")
             plans, chosen = list(dict.fromkeys(OPEN_L2O[name] for name in chosen or OPEN_L2O)), []
+        page: Path | None
         for name in plans:
             if name == "synthetic":
                 others = {flag: given[flag] for flag in ("--runs", "--rule")} | {"--only": chosen}
@@ -107,7 +109,7 @@ def _rules(
         run(chosen, lab, only=only, train_only=train_only, report=report)
     if train_only:
         return None
-    given = {
+    given: dict[str, Sequence[Any]] = {
         "--seeds": [seeds],
         "--runs": [runs],
         "--rule": rules,

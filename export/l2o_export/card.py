@@ -4,11 +4,13 @@ import math
 import textwrap
 from collections import Counter
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from l2o_runtime.config import to_dict
+from l2o_runtime.files.artifact import BUNDLED
 from l2o_runtime.files.exported import step_names
 from l2o_runtime.rules import Rule
 
@@ -66,6 +68,19 @@ def describe_steps(rule: Rule) -> str:
     return "; ".join(bounds)
 
 
+def describe_licence(path: Path, provenance: dict[str, Any]) -> str | None:
+    """The licence of a rule's weights, as far as it is known: bundled rules are under that of this package.
+
+    >>> from l2o_runtime.files.artifact import find_rule
+    >>> describe_licence(find_rule("default"), {})
+    'MIT'
+    """
+    if path.parent == BUNDLED:
+        return "MIT"
+    stated = provenance.get("license")
+    return stated if isinstance(stated, str) and stated else None
+
+
 def state_bytes(rule: Rule) -> int:
     """Bytes of state per coordinate, without the count of steps, of which the optimizer keeps one per tensor."""
     specs = (spec for key, spec in rule.spec.coordinate.items() if key != "step")
@@ -99,7 +114,8 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
         f"For up to {config.horizon:,} steps on tasks as in its meta-training ({describe_tasks(provenance)}); beyond, "
         f"it extrapolates. Kind `{config.kind}`: {config.network}{context}; "
         f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter. "
-        f"Steps: {describe_steps(rule)}. Full provenance: `manifest.json`."
+        f"Steps: {describe_steps(rule)}. Licence of the weights: {manifest['license'] or 'not stated'}. Full "
+        "provenance: `manifest.json`."
     )
     text = [f"# Learned optimizer `{manifest['rule']}`", fill(about), "", *_files(manifest), "", *_step(rule)]
     if any(entry["format"] == "onnx" for entry in manifest["files"].values()):

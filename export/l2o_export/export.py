@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from l2o_export.card import model_card
+from l2o_export.card import describe_licence, model_card
 from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, RuleSource, Source
 from l2o_export.solvers import SolverReference, SolverSource, read_solver, solver_card, verify_solver
 from l2o_export.verify import Parity, Reference, make_reference, verify
@@ -74,6 +74,7 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
             } | (ONNX_VERSIONS if name == "onnx" else {})
     manifest = {
         "rule": rule_path.name,
+        "license": describe_licence(rule_path, source.provenance),
         "steps": reference.steps,
         "step_tolerance": reference.tolerance,
         "eager_distance": reference.own,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from l2o_export.graph import PASSES, shorten
 from l2o_runtime.config import to_dict
 from l2o_runtime.contexts import DMD
 from l2o_runtime.files.archive import METADATA_KEY, seal
@@ -43,16 +44,43 @@ def example_inputs(rule: Rule, coordinates: int = 11) -> tuple[Tensor, ...]:
     return param, grad, torch.tensor(1.0), *layout.given.values(), *state, *zeros(rule.spec.tensor, (3,)).values()
 
 
-def metadata(rule: Learned, provenance: dict[str, Any], names: tuple[list[str], list[str]]) -> str:
-    """What every exported file says about itself: format, configuration, provenance, names of its tensors."""
+def signature(rule: Rule) -> str:
+    """What a program without this package has to know to take a rule's steps, in words; see docs/artifact.md.
+
+    >>> from l2o_runtime import load_rule
+    >>> signature(load_rule("directional")).split("; ")[:5]
+    ['l2o-rule/2', 'needs_loss 0', 'scheduled 1', 'decay_unit 0.005', 'rows 16']
+    """
+    config, (coordinate, tensor, model) = rule.config, rule.spec
+    grid = rule.layout([torch.Size([2])]).grid
+    facts = [FORMAT, f"needs_loss {config.needs_loss:d}", f"scheduled {config.scheduled:d}"]
+    facts += [f"decay_unit {config.decay_unit}", f"rows {0 if grid is None else grid.shape[1]}"]
+    facts += [f"layout {key}" for key in rule.layout_keys]
+    states = [
+        ([*lead, *shape], dtype)
+        for lead, spec in ((["n"], coordinate), ([], model), (["tensors"], tensor))
+        for shape, dtype in spec.values()
+    ]
+    names = step_names(rule)[0][3 + len(rule.layout_keys) :]
+    facts += [
+        " ".join(["state", name, str(dtype)[6:], *map(str, shape)])
+        for name, (shape, dtype) in zip(names, states, strict=True)
+    ]
+    return "; ".join(facts)
+
+
+def metadata(learned: Learned, provenance: dict[str, Any], names: tuple[list[str], list[str]]) -> str:
+    """What every exported file says about itself: format, configuration, provenance, its tensors."""
     inputs, outputs = names
     content = {
         "format": FORMAT,
-        "config": to_dict(rule.config),
+        "config": to_dict(learned.config),
         "provenance": provenance,
         "inputs": inputs,
         "outputs": outputs,
     }
+    if isinstance(learned, Rule):
+        content["signature"] = signature(learned)
     return json.dumps(content, sort_keys=True)
 
 
@@ -196,9 +224,11 @@ def to_onnx(source: Source, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    for change in PASSES.values():
+        change(program.model)
     model = program.model_proto
     model.ir_version = ONNX_VERSIONS["ir_version"]
-    _forget_origins(model.graph)
+    shorten(model.graph)
     onnx.helper.set_model_props(model, {METADATA_KEY: source.metadata})
     onnx.checker.check_model(model, full_check=True)
     foreign = {node.domain for node in model.graph.node} - {""}
@@ -223,16 +253,6 @@ def identifier(name: str) -> str:
     'coordinate_m10'
     """
     return name.replace(".", "_")
-
-
-def _forget_origins(graph: Any) -> None:
-    """Drop notes on where nodes come from: stack traces with paths of this machine, which the format does not have."""
-    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        item.ClearField("metadata_props")
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):  # the body of a loop
-                _forget_origins(attribute.g)
 
 
 def _dynamic_shapes(rule: Rule) -> tuple[Any, ...]:

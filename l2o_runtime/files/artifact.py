@@ -40,11 +40,15 @@ def bundled_rules() -> list[str]:
 
 
 def find_rule(rule: str | Path) -> Path:
-    """The file that a bundled name or a path stands for.
+    """The file that a bundled name, a path or a name on a hub stands for.
 
     Raises:
-        ArtifactError: there is neither.
+        ArtifactError: there is none of them.
     """
+    if isinstance(rule, str) and rule.startswith("hf://"):
+        from l2o_runtime.files.hub import fetch
+
+        return fetch(rule)
     name = ALIASES.get(rule, rule) if isinstance(rule, str) else rule
     if name in bundled_rules():
         return BUNDLED / f"{name}.safetensors"

@@ -226,6 +226,7 @@ def test_onnx_files_are_for_old_runtimes_and_name_no_paths(exported):
     entry = manifest["files"]["rule.onnx"]
     assert (model.ir_version, model.opset_import[0].version) == (entry["ir_version"], entry["opset"]) == (8, 18)
     assert b"l2o_runtime/" not in (out / "rule.onnx").read_bytes()
+    assert entry["bytes"] <= 100_000
     nodes = [node for node in model.graph.node if node.op_type == "Loop"]
     assert not any(node.metadata_props for body in nodes for node in body.attribute[0].g.node)
 

@@ -1,0 +1,44 @@
+"""Gradients that do not depend on parameters, for programs in other languages: what they are fed, what Python does."""
+
+import torch
+from golden.test_golden import FACTOR, check_trajectory
+from golden.trajectories import RULES, STEPS, Trajectory, amplified, distances, make_model, train
+
+from l2o_export.verify import FREE_TOLERANCE
+from l2o_runtime import LearnedOptimizer
+
+
+def recording(steps=STEPS, **changes):
+    """The model `fed` of the golden trajectories: parameters, gradients and losses of every step, and options."""
+    model = make_model("fed")
+    return {
+        "params": [param.detach().clone() for param in model.parameters()],
+        "grads": [getattr(model, f"grad_{name}")[:steps].float() for name in model.weights],
+        "losses": model.losses[:steps].float(),
+        "options": torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),  # lr, weight decay, steps in all or 0
+        "stop": -1,  # the step before which the state is saved, and another optimizer goes on
+        "told": True,  # whether the optimizer gets the losses
+    } | changes
+
+
+def check_steps(found: Trajectory, rule: str):
+    """Parameters after every step are those that were recorded; of younger rules, those of the plain loop."""
+    if rule in RULES:
+        check_trajectory(found, f"{rule}/fed", FREE_TOLERANCE)
+        return
+    plain = train(rule, "fed", compiled=False)
+    allowed = (FACTOR * amplified(rule, "fed", plain)).clamp_min(FREE_TOLERANCE)
+    error = distances(plain, found)
+    assert (error <= allowed).all(), f"{error.max():.1e} of the parameters, where {allowed.max():.1e} is allowed"
+
+
+def eager(rule, content, **options):
+    """The same steps by `LearnedOptimizer`: parameters after each (steps, n), and its counters."""
+    params = [torch.nn.Parameter(param.clone()) for param in content["params"]]
+    optimizer, seen = LearnedOptimizer(params, rule=rule, **options), []
+    for step, loss in enumerate(content["losses"]):
+        for param, grads in zip(params, content["grads"], strict=True):
+            param.grad = grads[step].clone()
+        optimizer.step(loss=loss)
+        seen.append(torch.cat([param.detach().flatten() for param in params]))
+    return torch.stack(seen), optimizer.health()
