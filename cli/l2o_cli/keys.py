@@ -71,27 +71,30 @@ def _told(pairs: list[tuple[str, str]], between: str) -> str:
     )
 
 
-def entries(kind: type, path: str = "", union: str = "", of: str = "") -> Iterator[Entry]:
+def entries(
+    kind: type, path: str = "", union: str = "", of: str = "", above: tuple[tuple[Any, ...], ...] = ()
+) -> Iterator[Entry]:
     """The keys of a configuration and of those in it, in their order, once for every kind on the way.
 
     Args:
         kind: a dataclass.
         path: what stands before its keys.
         union, of: as in `Entry`.
+        above: options of unions that it is in.
     """
-    hints, seen = typing.get_type_hints(kind), []
+    hints, seen = typing.get_type_hints(kind), list(above)
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], f"{path}{field.name}"
         inner, key = (typing.get_args(hint)[0], f"{key}[]") if _many(hint) else (_required(hint), key)
         if dataclasses.is_dataclass(inner):
-            yield from entries(typing.cast(type, inner), f"{key}.", union, of)
-        elif _kinds(inner) and inner in seen:
+            yield from entries(typing.cast(type, inner), f"{key}.", union, of, tuple(seen))
+        elif _kinds(inner) and any({*_kinds(inner)} <= {*others} for others in seen):
             yield Entry(f"{key}.kind", union, of, ("as above",), _default(field))
         elif options := _kinds(inner):
-            seen.append(inner)
+            seen.append(options)
             yield Entry(f"{key}.kind", union, of, tuple(option.kind for option in options), _default(field))
             for option in options:
-                yield from entries(option, f"{key}.", key, option.kind)
+                yield from entries(option, f"{key}.", key, option.kind, tuple(seen))
         else:
             yield Entry(key, union, of, _spell(hint), _default(field))
 

@@ -20,7 +20,14 @@ GROUPS = {
     "To begin": ("demo", "specialise"),
     "For rules to train with": ("directional", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
     "Reproductions of papers": ("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "quadratics"),
-    "Reproductions of Open-L2O": ("l2o-dm", "rnnprop", "l2o-enhanced", "l2o-scale", "halo"),
+    "Open-L2O's model-free optimizers": (
+        *("l2o-dm", "rnnprop", "l2o-enhanced", "l2o-scale", "halo"),
+        *("rastrigin-dm", "swarm", "twin"),
+    ),
+    "Open-L2O's model-based solvers": (
+        *("lista", "lista-cp", "lista-cpss", "alista", "lfista", "lamp", "glista"),
+        *("lista-lasso", "alista-lasso"),
+    ),
 }
 """The presets in the order that they are listed in."""
 

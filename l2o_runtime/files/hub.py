@@ -105,14 +105,14 @@ def _file(address: Address, name: str, most: int) -> Path:
         raise ArtifactError("rules by name need huggingface_hub: pip install 'l2o-runtime[hub]'") from None
     where = {"repo_id": address.repository, "filename": name, "revision": address.revision}
     try:
-        return Path(hub.hf_hub_download(**where, local_files_only=True))
+        return Path(str(hub.hf_hub_download(**where, local_files_only=True)))
     except Exception:  # not in the cache
         pass
     try:
         size = hub.get_hf_file_metadata(hub.hf_hub_url(**where)).size
         if size is None or size > most:
             raise ArtifactError(f"{name} has {size} bytes; at most {most} are expected")
-        return Path(hub.hf_hub_download(**where))
+        return Path(str(hub.hf_hub_download(**where)))
     except ArtifactError:
         raise
     except Exception as error:  # its own classes, those of its HTTP library, and OSError

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from l2o_cli.keys import rows
 from l2o_cli.lists import GROUPS, PURPOSES
 from l2o_cli.main import COMMANDS, app
-from l2o_export.formats import WRITERS, Source
+from l2o_export.formats import WRITERS, RuleSource
 from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
 from l2o_runtime.rules import AnyRuleConfig, NormalizedConfig, StepLimits, TieredConfig
@@ -113,11 +113,10 @@ def test_the_keys_are_those_of_the_configuration(cli):
     assert found["rule.limits.fading"] == ("25.0", "tiered")
     kinds = ", ".join(config.kind for config in typing.get_args(AnyRuleConfig))
     assert found["rule.needs_loss"] == ("false", kinds), "solvers have no such key"
-    assert found["rule.output_scale"] == (
-        "0.1 (lstm, plain, normalized, rnnprop); 0.01 (moments); 0.003 (tiered); 0.015 (directional); "
-        "0.0001 (hierarchical)",
-        kinds,
-    )
+    scale, having = found["rule.output_scale"]
+    assert scale.startswith("0.1 (lstm, plain, normalized, rnnprop")
+    assert "0.01 (moments); 0.003 (tiered); 0.015 (directional); 0.0001 (hierarchical)" in scale
+    assert having.startswith(kinds)
 
 
 def test_the_keys_fit_a_terminal_and_come_once(cli):
@@ -222,7 +221,7 @@ def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, 
     save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
 
     def write_another(source, target):
-        WRITERS["torchscript"][1](Source(make_rule(RULES["none-log_sign"], seed=1), source.provenance), target)
+        WRITERS["torchscript"][1](RuleSource(make_rule(RULES["none-log_sign"], seed=1), source.provenance), target)
 
     monkeypatch.setitem(WRITERS, "pt2", (".pt", write_another))
     result = cli("export", "rule.safetensors", "--to", "pt2,safetensors", "--out", "out")
