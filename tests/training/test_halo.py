@@ -12,8 +12,8 @@ from l2o_runtime import ConfigError
 from l2o_runtime.config import to_dict
 from l2o_runtime.solvers import Descent, Point, Solver
 from l2o_training.config import load_preset
-from l2o_training.meta.layerwise import Layerwise
 from l2o_training.meta.objectives import Jacobian, LogLoss, Loss, make_objectives
+from l2o_training.meta.partial import PartialUpdates
 from l2o_training.meta.steppers import Recomputing, Stepper
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.unroll import begin, unroll
@@ -168,7 +168,7 @@ def steps(solver, instances, count):
 
 def test_tensors_that_are_not_drawn_stay_where_they_are():
     instances = instances_of("mlp", count=3)
-    solver = Layerwise(make_rule(RULES["none-log_sign"]), 0.3)
+    solver = PartialUpdates(make_rule(RULES["none-log_sign"]), 0.3)
     params, _ = steps(solver, instances, 60)
     sizes = [shape.numel() for shape in instances.shapes]
     moved = torch.stack([(part != 0).any(-1) for part in params.diff(dim=0).split(sizes, dim=-1)], dim=-1)
@@ -181,14 +181,14 @@ def test_tensors_that_are_not_drawn_stay_where_they_are():
 def test_the_states_of_all_tensors_go_on():
     """And a step in which all are drawn is that of plain descent."""
     rule = make_rule(RULES["none-hierarchical"])
-    some, all_of_them, plain = Layerwise(rule, 0.3), Layerwise(rule, 1.0), Descent(rule)
+    some, all_of_them, plain = PartialUpdates(rule, 0.3), PartialUpdates(rule, 1.0), Descent(rule)
     runs = [steps(solver, instances_of("mlp"), 1) for solver in (some, all_of_them, plain)]
     assert torch.equal(runs[1][0], runs[2][0])
     assert all(torch.equal(runs[0][1][key], value) for key, value in runs[2][1].items())
 
 
 def test_draws_depend_on_the_seed_of_the_instances_and_nothing_else():
-    solver = Layerwise(make_rule(RULES["none-log_sign"]), 0.5)
+    solver = PartialUpdates(make_rule(RULES["none-log_sign"]), 0.5)
     one, again, other = (steps(solver, instances_of("mlp", seed=seed), 5)[0] for seed in (0, 0, 1))
     assert torch.equal(one, again)
     changed = [(x.diff(dim=0) != 0) for x in (one, other)]
@@ -203,7 +203,7 @@ def test_draws_depend_on_the_seed_of_the_instances_and_nothing_else():
     ],
 )
 def test_every_rule_can_be_meta_trained_so(name, tmp_path):
-    config = load_preset("demo", ["unroll=4", "jacobian=0.001", "layerwise=0.5", "validation_runs=1"])
+    config = load_preset("demo", ["unroll=4", "jacobian=0.001", "partial=0.5", "validation_runs=1"])
     config = dataclasses.replace(config, rule=RULES[name], tasks=(KINDS["mlp"],))
     trainer = Trainer(config, tmp_path)
     assert Jacobian(weight=0.001) in make_objectives(config)
@@ -216,7 +216,7 @@ def test_every_rule_can_be_meta_trained_so(name, tmp_path):
 def test_steps_that_are_computed_again_draw_the_same():
     gradients = []
     for kind in (Stepper, Recomputing):
-        solver = Layerwise(make_rule(RULES["none-log_sign"]).requires_grad_(), 0.5)
+        solver = PartialUpdates(make_rule(RULES["none-log_sign"]).requires_grad_(), 0.5)
         trace = unroll(solver, begin(solver, instances_of("mlp")), 4, [Loss()], stepper=kind(solver))
         gradients.append(torch.autograd.grad(trace.objective, solver.rule.cell.head.weight)[0])
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
@@ -224,13 +224,13 @@ def test_steps_that_are_computed_again_draw_the_same():
 
 def test_resumed_runs_go_on_bit_for_bit(tmp_path):
     changes = ["epochs=3", "horizon=16", "shortest=4", "unroll=4", "lanes=3", "validate_every=1", "validation_runs=1"]
-    config = load_preset("halo", [*changes, "layerwise=0.5", "rule.kind=lstm", "rule.hidden=4"])
+    config = load_preset("halo", [*changes, "partial=0.5", "rule.kind=lstm", "rule.hidden=4"])
     tasks = (KINDS["batch"], KINDS["quadratic"])
     config = dataclasses.replace(config, tasks=tasks, validation_tasks=tasks[1:])
     assert_resumes_bit_for_bit(config, tmp_path)
 
 
-@pytest.mark.parametrize("key", ["jacobian=0.001", "layerwise=0.3"])
+@pytest.mark.parametrize("key", ["jacobian=0.001", "partial=0.3"])
 @pytest.mark.parametrize(
     ("change", "got"),
     [
@@ -251,10 +251,10 @@ def test_what_does_not_go_with_them_is_refused(key, change, got):
     ("changes", "message"),
     [
         (["jacobian=-1"], "jacobian: must be 0 or more, got -1"),
-        (["layerwise=0"], r"layerwise: must be in \(0, 1\] or absent, got 0"),
-        (["layerwise=1.5"], "layerwise: must be in"),
+        (["partial=0"], r"partial: must be in \(0, 1\] or absent, got 0"),
+        (["partial=1.5"], "partial: must be in"),
         (["jacobian=1", "tasks=[{kind='python', make='mine.py:make'}]"], "jacobian: not with tasks of one's own"),
-        (["layerwise=0.3", "expert=adam"], "layerwise: not with an expert"),
+        (["partial=0.3", "expert=adam"], "partial: not with an expert"),
     ],
 )
 def test_bad_values_are_refused(changes, message):
@@ -264,5 +264,5 @@ def test_bad_values_are_refused(changes, message):
 
 def test_the_preset_is_l2o_scale_and_nothing_else():
     halo, plain = (to_dict(load_preset(name)) for name in ("halo", "l2o-scale"))
-    assert {key: halo[key] for key in halo.keys() - plain.keys()} == {"jacobian": 0.001, "layerwise": 0.3}
+    assert {key: halo[key] for key in halo.keys() - plain.keys()} == {"jacobian": 0.001, "partial": 0.3}
     assert {key for key in plain if plain[key] != halo[key]} == {"description"}

@@ -131,7 +131,7 @@ class TrainConfig:
         tail: a; where given, losses count for a half at the mean of the parameters over about the latest a τ of the τ
             steps so far, and for the other half at the latest ones: see `unroll`.
         jacobian: λ; λ ‖∇L‖² is added to every loss. With tbptt only, all coordinates, and no tasks of one's own.
-        layerwise: where given, probability that a tensor of an optimization is moved in a step of meta-training. With
+        partial: where given, probability that a tensor of an optimization is moved in a step of meta-training. With
             tbptt only, all coordinates, and no expert.
         hide_loss: probability that an instance does not show its loss to the rule.
         koopman: weight of the Koopman loss (KAE only).
@@ -178,7 +178,7 @@ class TrainConfig:
     entropy: float = dataclasses.field(default=0.0, metadata=LATER)
     tail: float | None = dataclasses.field(default=None, metadata=LATER)
     jacobian: float = dataclasses.field(default=0.0, metadata=LATER)
-    layerwise: float | None = dataclasses.field(default=None, metadata=LATER)
+    partial: float | None = dataclasses.field(default=None, metadata=LATER)
     hide_loss: float = 0.0
     koopman: float = 1.0
     expert: str = dataclasses.field(default="", metadata=LATER)
@@ -263,15 +263,15 @@ class TrainConfig:
     def _check_halo(self) -> None:
         """Does what differentiates twice, or moves a part, go with the rest?"""
         require(self.jacobian >= 0, f"jacobian: must be 0 or more, got {self.jacobian}")
-        chance = self.layerwise is None or 0 < self.layerwise <= 1
-        require(chance, f"layerwise: must be in (0, 1] or absent, got {self.layerwise}")
+        chance = self.partial is None or 0 < self.partial <= 1
+        require(chance, f"partial: must be in (0, 1] or absent, got {self.partial}")
         whole = self.estimator == "tbptt" and self.sample is None
-        for key, asked in {"jacobian": self.jacobian > 0, "layerwise": self.layerwise is not None}.items():
+        for key, asked in {"jacobian": self.jacobian > 0, "partial": self.partial is not None}.items():
             got = f"got estimator = {self.estimator}" + ("" if self.sample is None else f" and sample = {self.sample}")
             require(whole or not asked, f"{key}: only with estimator = tbptt and without sample, {got}")
         own = [task.name for task in self.tasks if isinstance(task, PythonConfig)] if self.jacobian else []
         require(not own, f"jacobian: not with tasks of one's own, whose losses it cannot take twice: {', '.join(own)}")
-        require(self.layerwise is None or not self.expert, "layerwise: not with an expert, which moves all tensors")
+        require(self.partial is None or not self.expert, "partial: not with an expert, which moves all tensors")
 
     def _check_layerwise(self) -> None:
         unrolled = isinstance(self.rule, UnrolledConfig)

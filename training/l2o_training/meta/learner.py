@@ -16,7 +16,7 @@ from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import Stage
 from l2o_training.meta.estimators.base import trained
 from l2o_training.meta.imitation import Imitation, make_expert
-from l2o_training.meta.layerwise import Layerwise
+from l2o_training.meta.partial import PartialUpdates
 
 
 class Learner:
@@ -35,8 +35,8 @@ class Learner:
     def __init__(self, config: TrainConfig, rule: Learned, stage: Stage):
         self.config, self.rule, self.stage = config, rule, stage
         self.solver: Solver = as_solver(rule)
-        if config.layerwise is not None and isinstance(rule, Rule):
-            self.solver = Layerwise(rule, config.layerwise)
+        if config.partial is not None and isinstance(rule, Rule):
+            self.solver = PartialUpdates(rule, config.partial)
         if config.expert:
             assert isinstance(self.solver, Descent)  # as the configuration says
             self.solver = Imitation(self.solver, make_expert(config.expert), config.expert_lr)

@@ -1,4 +1,4 @@
-"""Layer-wise updates: in a step of meta-training only some of the tensors are moved, which are drawn by chance."""
+"""Partial updates: in a step of meta-training only some of the tensors are moved, drawn by chance."""
 
 import random
 
@@ -12,11 +12,11 @@ from l2o_runtime.state import State
 from l2o_training.tasks import Instances
 from l2o_training.tasks.base import generator
 
-SEED, DONE = "layerwise/seed", "layerwise/done"
+SEED, DONE = "partial/seed", "partial/done"
 """Names of what is kept besides the state of `Descent`: the seed of the instances, and steps so far."""
 
 
-class Layerwise(Descent):
+class PartialUpdates(Descent):
     """θ_s ← θ_s + b_s Δ_s for every tensor s, b_s ~ Bernoulli(p) in every step, for every instance by itself.
 
     The rule sees all gradients, and its states go on for all tensors; those with b_s = 0 stay where they are, exactly.
