@@ -20,6 +20,10 @@ GROUPS = {
     "To begin": ("demo", "specialise"),
     "For rules to train with": ("directional", "mnist", "scale", "scale-2", "moments", "normalized-dmd"),
     "Reproductions of papers": ("mnist-l2o", "mnist-dmd", "mnist-kae", "cifar-dmd", "rnnprop", "quadratics"),
+    "Solvers for sparse recovery": (
+        *("alista", "lista-cpss", "lista-cp", "lamp", "glista", "lista", "lfista"),
+        *("alista-lasso", "lista-lasso"),
+    ),
 }
 """The presets in the order that they are listed in."""
 
