@@ -121,7 +121,7 @@ def test_a_growing_run_ends_with_its_last_stage(tmp_path, monkeypatch):
         return next(scores)
 
     monkeypatch.setattr("l2o_training.meta.validation.Validation.score", score)
-    monkeypatch.setattr("l2o_training.meta.validation.Validation.adam", lambda self: {"lr": None, "loss": None})
+    monkeypatch.setattr("l2o_training.meta.validation.Validation.beside", lambda self: {"lr": None, "loss": None})
     whole = Trainer(GROWING, tmp_path / "whole")
     whole.run()
     stages = [row.get("stage") for row in whole.history]
