@@ -156,6 +156,7 @@ class Baseline:
 class Classical(Baseline):
     """A hand-made solver for problems with A and b; in place of a learning rate, its own number is tuned: λ, or α."""
 
+    stacks: bool = False
     structured: ClassVar[bool] = True
 
     def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
@@ -283,7 +284,7 @@ def find_baselines(text: str, *, flat: bool = False, structured: bool = False) -
         require(
             baseline.installed, f"{baseline.name} needs the package {baseline.package}: pip install {baseline.package}"
         )
-        if flat:
+        if flat and not baseline.structured:
             baseline.require_stacks()
         fits = structured or not baseline.structured
         require(
