@@ -53,7 +53,7 @@ class LearnedSolver:
     ) -> Tensor:
         """x (…, n) for b (…, m), on the device of b and with its dtype; layers compute in float32.
 
-        With a safeguard, a layer after which f(x) = ½‖A x − b‖² + λ‖x‖₁ is above f(0) is replaced by a step of ISTA, row
+        With a safeguard, a layer after which f(x) = ½‖A x − b‖² + λ‖x‖₁ is above f(0) gives way to a step of ISTA, row
         by row, and a row that ends above ISTA after as many steps is ISTA's. So no row ends above ISTA's. Between, f
         may be above it: good layers do not go straight down. It costs about four times the time.
 
