@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from l2o_export.card import describe_licence, model_card
-from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, RuleSource, Source
-from l2o_export.solvers import SolverReference, SolverSource, read_solver, solver_card, verify_solver
+from l2o_export.formats import ONNX_VERSIONS, WRITERS, ExportError, Graph, Source
+from l2o_export.solvers import SolverGraph, SolverReference, read_solver, solver_card, verify_solver
 from l2o_export.verify import Parity, Reference, make_reference, verify
 from l2o_runtime.config import nearest, require
 from l2o_runtime.files.artifact import load_rule, read_learned
@@ -92,12 +92,12 @@ def export_rule(rule_path: Path, formats: Iterable[str], out: Path) -> dict[str,
     return manifest
 
 
-def _prepared(learned: Learned, provenance: dict[str, Any]) -> tuple[Source, AnyReference]:
+def _prepared(learned: Learned, provenance: dict[str, Any]) -> tuple[Graph, AnyReference]:
     """What is written, and what files are held against."""
     if isinstance(learned, Rule):
-        return RuleSource(learned, provenance), make_reference(learned)
+        return Source(learned, provenance), make_reference(learned)
     if isinstance(learned, UnrolledSolver):
-        return SolverSource(learned, provenance), SolverReference(learned)
+        return SolverGraph(learned, provenance), SolverReference(learned)
     raise ExportError(f"solvers of kind {learned.config.kind} are not exported; unrolled ones are")
 
 
@@ -109,7 +109,7 @@ def _card(learned: Learned, manifest: dict[str, Any]) -> str:
 
 
 def _verified(
-    source: Source, paths: dict[str, Path], reference: AnyReference
+    source: Graph, paths: dict[str, Path], reference: AnyReference
 ) -> tuple[dict[str, str], dict[str, Parity]]:
     """Write formats to paths and hold them against eager: why some fail, how the others compare."""
     failed: dict[str, str] = {}
@@ -131,7 +131,7 @@ def _verified(
     return failed, parities
 
 
-def _write(source: Source, name: str, path: Path) -> Any:
+def _write(source: Graph, name: str, path: Path) -> Any:
     """Write one format and read it back.
 
     Raises:
@@ -140,7 +140,7 @@ def _write(source: Source, name: str, path: Path) -> Any:
     try:
         with _quiet():
             WRITERS[name][1](source, path)
-        if isinstance(source, SolverSource):
+        if isinstance(source, SolverGraph):
             return read_solver(path)
         return load_rule(path) if name == "safetensors" else load_exported(path)
     except (ExportError, OSError):

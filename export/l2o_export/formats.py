@@ -84,7 +84,7 @@ def metadata(learned: Learned, provenance: dict[str, Any], names: tuple[list[str
     return json.dumps(content, sort_keys=True)
 
 
-class Source(ABC):
+class Graph(ABC):
     """What is written, a rule or a solver: one function of tensors. What formats share is made once.
 
     Attributes:
@@ -127,12 +127,12 @@ class Source(ABC):
             return torch.export.export(self.function, self.inputs, dynamic_shapes=self.shapes)
 
     @property
-    def elementary(self) -> "Source":
+    def elementary(self) -> "Graph":
         """The same of elementary operations only, which ONNX has; itself where there are no others."""
         return self
 
 
-class RuleSource(Source):
+class Source(Graph):
     """The whole step of a rule, n left free."""
 
     def __init__(self, rule: Rule, provenance: dict[str, Any]):
@@ -160,7 +160,7 @@ class RuleSource(Source):
         return step_names(self.rule)
 
     @cached_property
-    def elementary(self) -> Source:
+    def elementary(self) -> Graph:
         """With eigenvalues from the elementary solver."""
         rule = copy.deepcopy(self.rule)
         if isinstance(rule, DirectionalRule):
@@ -169,15 +169,15 @@ class RuleSource(Source):
             rule.context.elementary = True
         else:
             return self
-        return RuleSource(rule, self.provenance)
+        return Source(rule, self.provenance)
 
 
-def to_safetensors(source: Source, path: Path) -> None:
+def to_safetensors(source: Graph, path: Path) -> None:
     """The rule's own file."""
     save_rule(path, source.learned, source.provenance)
 
 
-def to_torchscript(source: Source, path: Path) -> None:
+def to_torchscript(source: Graph, path: Path) -> None:
     """A traced TorchScript module; `torch::jit::load` reads it in C++."""
     buffer = io.BytesIO()
     with torchscript(), warnings.catch_warnings(), torch.no_grad():
@@ -190,14 +190,14 @@ def to_torchscript(source: Source, path: Path) -> None:
     _write(path, buffer)
 
 
-def to_torch_export(source: Source, path: Path) -> None:
+def to_torch_export(source: Graph, path: Path) -> None:
     """An ExportedProgram (`.pt2`), TorchScript's successor; AOTInductor compiles it for C++."""
     buffer = io.BytesIO()
     torch.export.save(source.program, buffer, extra_files={METADATA_KEY: source.metadata})
     _write(path, buffer)
 
 
-def to_onnx(source: Source, path: Path) -> None:
+def to_onnx(source: Graph, path: Path) -> None:
     """An ONNX model of standard operators only; DMD's eigenvalues come from the elementary solver.
 
     Raises:
@@ -237,7 +237,7 @@ def to_onnx(source: Source, path: Path) -> None:
     _write(path, io.BytesIO(model.SerializeToString(deterministic=True)))
 
 
-WRITERS: dict[str, tuple[str, Callable[[Source, Path], None]]] = {
+WRITERS: dict[str, tuple[str, Callable[[Graph, Path], None]]] = {
     "safetensors": (".safetensors", to_safetensors),
     "torchscript": (".pt", to_torchscript),
     "pt2": (".pt2", to_torch_export),

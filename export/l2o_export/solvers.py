@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from l2o_export.card import describe_tasks, fill
-from l2o_export.formats import ExportError, Source
+from l2o_export.formats import ExportError, Graph
 from l2o_export.verify import Parity
 from l2o_runtime.files.archive import check_seal
 from l2o_runtime.files.artifact import read_learned
@@ -35,7 +35,7 @@ b = np.zeros((8, {rows}), "f4")
 (x,) = session.run(None, {{"b": b}})  # (8, {columns})"""
 
 
-class SolverSource(Source):
+class SolverGraph(Graph):
     """All layers of a solver."""
 
     learned: UnrolledSolver

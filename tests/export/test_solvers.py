@@ -10,7 +10,7 @@ import torch
 from l2o_export import solvers
 from l2o_export.export import export_rule
 from l2o_export.formats import ExportError, to_torchscript
-from l2o_export.solvers import SolverReference, SolverSource, measurements, read_solver, verify_solver
+from l2o_export.solvers import SolverGraph, SolverReference, measurements, read_solver, verify_solver
 from l2o_runtime import save_rule
 from l2o_runtime.files.artifact import ArtifactError
 from l2o_runtime.solvers import UnrolledConfig, UnrolledSolver
@@ -65,7 +65,7 @@ def test_a_file_that_differs_is_told(tmp_path):
     solver, other = solver_of("lista"), solver_of("lista")
     with torch.no_grad():
         other.threshold[1].add_(1e-3)
-    to_torchscript(SolverSource(other, {}), tmp_path / "rule.pt")
+    to_torchscript(SolverGraph(other, {}), tmp_path / "rule.pt")
     found = verify_solver(SolverReference(solver), {"pt": read_solver(tmp_path / "rule.pt"), "broken": lambda b: b})
     assert "differs from eager in x of a batch of" in str(found["pt"])
     assert isinstance(found["broken"], ExportError)

@@ -68,12 +68,12 @@ def test_variants_that_there_are_not_are_told(tmp_path):
 
 def test_how_far_a_stopped_run_is(tmp_path):
     runs = sparse.Runs(tmp_path)
-    assert sparse._so_far(runs, "alista") == NOT_RUN
+    assert sparse._state(runs, "alista") == NOT_RUN
     runs.path("alista").mkdir()
-    rows = [{"steps": steps * 32 * 40, "validation": value, "seconds": 60.0} for steps, value in ((1, 5.0), (2, 0.512))]
+    rows = [{"validation": value, "seconds": 60.0} for value in (5.0, 6.0, 5.0, 5.5, 4.0)]
     (runs.path("alista") / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert sparse._so_far(runs, "alista") == "stopped in layer 2 at -20.0"
-    assert "| alista | stopped | 80 | 2 |" in sparse._trainings(runs)
+    assert sparse._state(runs, "alista") == "stopped in layers 1 to 1, lr × 0.02"
+    assert "| alista | stopped in layers 1 to 1, lr × 0.02 | 200 | 5 |" in sparse._trainings(runs)
     assert runs.solver("alista") is None
     save_rule(runs.path("alista") / "rule.safetensors", UnrolledSolver(UnrolledConfig(rows=3, columns=4)), {})
-    assert "| alista | done |" in sparse._trainings(runs)
+    assert runs.solver("alista").layers == 16

@@ -192,6 +192,7 @@ class FlatBaseline(Baseline):
 class Classical(FlatBaseline):
     """One for problems with A and b; in place of a learning rate, its own number is tuned: λ, or α."""
 
+    stacks: bool = False
     structured: ClassVar[bool] = True
 
 
@@ -318,9 +319,9 @@ def find_baselines(text: str, *, flat: bool = False, structured: bool = False) -
         require(
             baseline.installed, f"{baseline.name} needs the package {baseline.package}: pip install {baseline.package}"
         )
-        if flat:
+        if flat and not baseline.structured:
             baseline.require_stacks()
-        else:
+        if not flat:
             require(
                 baseline.scripts, f"{baseline.name} is no torch optimizer: it runs on flat tasks only; leave it out"
             )

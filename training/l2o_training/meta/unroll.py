@@ -142,9 +142,9 @@ def unroll(
     """
     stepper = Stepper(solver) if stepper is None else stepper
     span, reads = _span(objectives), {key for objective in objectives for key in objective.reads}
+    measured = objectives[0] if objectives else Loss()
     latest, average = (
-        _Place(inner.instances, statistics, (*objectives, Loss())[0])
-        for statistics in (inner.statistics, inner.mean_statistics)
+        _Place(inner.instances, statistics, measured) for statistics in (inner.statistics, inner.mean_statistics)
     )
     params, point, state = inner.params, Point(inner.params, inner.loss, inner.grad), inner.state
     mean, mean_theta, begun = inner.mean, stepper.take(inner.mean), int(inner.steps)

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -18,6 +19,7 @@ from l2o_training.compare.papers.numbers import NOT_RUN, markdown
 from l2o_training.compare.papers.page import wrapped
 from l2o_training.compare.papers.recovery import Errors
 from l2o_training.config import load_preset
+from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.folder import METRICS, RULE
 from l2o_training.meta.trainer import Trainer
 from l2o_training.plots import STYLE
@@ -99,20 +101,20 @@ def train(runs: Runs, only: Sequence[str] = (), report: Callable[[str], None] = 
             Trainer(load_preset(name, runs.changes), folder, restarted=True).run()
 
 
-def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int = 256) -> Path:
+def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int = 128) -> Path:
     """Measure what was meta-trained, and write `sparse.md` with its picture.
 
     Args:
         runs: where the solvers are.
         out: folder of the pages.
         arguments: of the command, folders aside.
-        count: signals of every measurement.
+        count: signals of errors and gaps.
     """
     solvers = {name: found for name in PUBLISHED if (found := runs.solver(name)) is not None}
     curves = _curves(solvers, count)
     out.mkdir(parents=True, exist_ok=True)
     _draw(curves, out / "sparse.png")
-    parts = ["# Sparse recovery and the Lasso", TEXT, _table(runs, curves), "![NMSE over layers](sparse.png)"]
+    parts = ["# Sparse recovery and the Lasso", TEXT, _table(runs, curves, count), "![NMSE over layers](sparse.png)"]
     parts += ["## Iterations of classical solvers", _iterations(), "## Time", _times(solvers)]
     parts += ["## Elsewhere, and with the safeguard", _elsewhere(solvers, count), "## Lasso", _lasso(runs, count)]
     parts += ["## Meta-training", _trainings(runs), "## Commands", _commands(runs, arguments)]
@@ -138,15 +140,15 @@ def _curves(solvers: dict[str, LearnedSolver], count: int) -> dict[str, list[Err
     return found
 
 
-def _table(runs: Runs, curves: dict[str, list[Errors]]) -> str:
+def _table(runs: Runs, curves: dict[str, list[Errors]], count: int) -> str:
     rows = []
     for name, (eight, sixteen) in PUBLISHED.items():
         ours = curves.get(name)
         if ours is None:
-            rows.append([name, _so_far(runs, name), "", "", f"{eight}", f"{sixteen}"])
+            rows.append([name, "", "", "", f"{eight}", f"{sixteen}", _state(runs, name)])
         else:
             cells = [f"{ours[7].ratio:.1f}", f"{ours[15].ratio:.1f}", f"{ours[15].mean:.1f}"]
-            rows.append([name, *cells, f"{eight}", f"{sixteen}"])
+            rows.append([name, *cells, f"{eight}", f"{sixteen}", _state(runs, name)])
     for name in ("AMP", "FISTA", "ISTA"):
         ours = curves[name]
         rows.append([name, f"{ours[7].ratio:.1f}", f"{ours[15].ratio:.1f}", f"{ours[15].mean:.1f}", "", ""])
@@ -157,19 +159,20 @@ def _table(runs: Runs, curves: dict[str, list[Errors]]) -> str:
     return f"{text}\n\n{markdown(header, rows)}"
 
 
-def _so_far(runs: Runs, name: str) -> str:
-    """How far a run is that is not done: the latest stage's layers, and its best NMSE in validations."""
-    path = runs.path(name) / METRICS
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def _state(runs: Runs, name: str) -> str:
+    """Whether a run is done, or in which stage it was stopped, from the scores that it recorded."""
+    rows = _history(runs, name)
     if not rows:
         return NOT_RUN
-    config = load_preset(name, runs.changes)
-    task = config.tasks[0]
-    assert isinstance(task, SparseConfig)
-    layers = rows[-1]["steps"] // (config.batch * getattr(config.curriculum, "updates", 1))
-    same = [row["validation"] for row in rows if row["steps"] == rows[-1]["steps"]]
-    nmse = 10 * torch.tensor(min(same) / (task.sparsity * task.columns)).log10()
-    return f"stopped in layer {layers} at {float(nmse):.1f}"
+    curriculum = make_curriculum(load_preset(name, runs.changes))
+    for row in rows:
+        curriculum.advance(row["validation"])
+    return "done" if curriculum.over else f"stopped in {curriculum.stage.name}"
+
+
+def _history(runs: Runs, name: str) -> list[dict[str, Any]]:
+    path = runs.path(name) / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _draw(curves: dict[str, list[Errors]], path: Path) -> None:
@@ -250,13 +253,11 @@ def _lasso(runs: Runs, count: int) -> str:
 def _trainings(runs: Runs) -> str:
     rows = []
     for name in NAMES:
-        path = runs.path(name) / METRICS
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = _history(runs, name)
         updates = len(lines) * getattr(load_preset(name, runs.changes).curriculum, "updates", 1)
         minutes = f"{sum(line['seconds'] for line in lines) / 60:.0f}"
-        state = "done" if (runs.path(name) / RULE).is_file() else "stopped" if lines else NOT_RUN
-        rows.append([name, state, f"{updates:,}" if lines else "", minutes if lines else ""])
-    return markdown(["preset", "", "updates", "minutes"], rows)
+        rows.append([name, _state(runs, name), f"{updates:,}" if lines else "", minutes if lines else ""])
+    return markdown(["preset", "", "updates", "minutes of the clock"], rows)
 
 
 def _commands(runs: Runs, arguments: Sequence[str]) -> str:
