@@ -47,12 +47,12 @@ def reproduce(
 
         set_threads(threads)
         if plan == SYNTHETIC:
-            others = {"--runs": runs, "--rule": rules, "--only": only, "--train-only": train_only}
+            others = {"--runs": runs, "--rule": rules, "--train-only": train_only}
             for option, value in others.items():
                 require(not value, f"{option}: not with the plan {plan}, which has its own: leave it out")
             lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
             with progress(plan) as report:
-                page = synthetic.reproduce(lab, out_dir, seeds or 3, report)
+                page = synthetic.reproduce(lab, out_dir, seeds or 3, only or (), report)
             out.print(str(page), soft_wrap=True)
             return
         chosen = find_plan(plan, seeds=seeds, runs=runs, rules=rules or ())
