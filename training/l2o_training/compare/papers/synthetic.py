@@ -357,10 +357,8 @@ def _search_verdicts(values: Values, lowest: dict[str, float]) -> list[str]:
 def _commands(lab: Lab, seeds: int, found: Iterable[str], presets: Sequence[str]) -> str:
     changes = "".join(f" --set {change}" for change in lab.changes)
     only = "".join(f" --only {part}" for part in found) if set(found) != {*PARTS} else ""
-    trains = [
-        f"  l2o train --preset {preset}{changes} --seed $seed --out runs/reproduction/{preset}-s$seed"
-        for preset in presets
-    ]
+    fixed = f"{changes} --seed $seed --out runs/reproduction"
+    trains = [f"  l2o train --preset {preset}{fixed}/{preset}-s$seed" for preset in presets]
     loop = [f"for seed in {' '.join(map(str, range(FIRST, FIRST + seeds)))}; do", *trains, "done"]
     return "\n".join(["```", f"l2o reproduce {SYNTHETIC} --seeds {seeds}{only}{changes}", *loop, "```"])
 
