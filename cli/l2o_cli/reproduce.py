@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from l2o_training.compare.papers.lab import Lab
 
 OPEN_L2O = {
-    "networks": "networks",
-    **dict.fromkeys(("sparse", "lasso"), "sparse"),
-    **dict.fromkeys(("rastrigin", "swarm", "minimax"), "synthetic"),
+    "networks": ("networks", ""),
+    **dict.fromkeys(("sparse", "lasso"), ("sparse", "")),
+    **dict.fromkeys(("rastrigin", "swarm"), ("synthetic", "searches")),
+    "minimax": ("synthetic", "games"),
 }
-"""What the benchmark has, and the plan that it is in."""
+"""What the benchmark has, and the plan and the part of it that it is in."""
 
 
 def reproduce(
@@ -58,18 +59,18 @@ def reproduce(
 
         set_threads(threads)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
-        given = {"--seeds": [seeds], "--runs": [runs], "--rule": rules, "--set": overrides, "--only": only}
-        plans, chosen = [plan], list(only or ())
+        given = {"--seeds": [seeds], "--runs": [runs], "--rule": rules, "--set": overrides}
+        parts = [(plan, list(only or ()))]
         if plan == "open-l2o":
-            for name in chosen:
+            for name in only or ():
                 require(name in OPEN_L2O, f"--only {name}: {nearest(name, list(OPEN_L2O))}")
-            plans, chosen = list(dict.fromkeys(OPEN_L2O[name] for name in chosen or OPEN_L2O)), []
+            found = dict.fromkeys(OPEN_L2O[name] for name in only or OPEN_L2O)
+            parts = [(name, [part] if part else []) for name, part in found]
         page: Path | None
-        for name in plans:
+        for name, chosen in parts:
             if name == "synthetic":
-                others = {flag: given[flag] for flag in ("--runs", "--rule")} | {"--only": chosen}
-                _refuse(name, others | {"--train-only": [train_only or None]})
-                page = _synthetic(lab, out_dir, seeds)
+                _refuse(name, {flag: given[flag] for flag in ("--runs", "--rule")} | {"--train-only": [train_only]})
+                page = _synthetic(lab, out_dir, seeds, chosen)
             elif name == "sparse":
                 _refuse(name, {flag: given[flag] for flag in ("--seeds", "--runs", "--rule")})
                 page = _sparse(lab, out_dir, chosen, train_only)
@@ -120,12 +121,12 @@ def _rules(
     return write_page(plan, chosen, lab, out_dir, arguments)
 
 
-def _synthetic(lab: "Lab", out_dir: Path, seeds: int | None) -> Path:
+def _synthetic(lab: "Lab", out_dir: Path, seeds: int | None, only: list[str]) -> Path:
     """Games and searches, whose solvers are no rules and are scored otherwise."""
     from l2o_training.compare.papers import synthetic
 
     with progress("synthetic") as report:
-        return synthetic.reproduce(lab, out_dir, seeds or 3, report)
+        return synthetic.reproduce(lab, out_dir, seeds or 3, only, report)
 
 
 def _sparse(lab: "Lab", out_dir: Path, only: list[str], train_only: bool) -> Path | None:

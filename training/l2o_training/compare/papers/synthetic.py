@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from l2o_runtime.config import to_dict
+from l2o_runtime.config import nearest, require, to_dict
 from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.learned import as_solver, make_learned
@@ -30,9 +30,6 @@ from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.folder import METRICS, RULE
 from l2o_training.tasks import GameConfig, RastriginConfig, Task, make_task
 from l2o_training.tasks.rastrigin import Swarms
-
-PRESETS = ("twin", "swarm", "rastrigin-dm")
-"""What is meta-trained."""
 
 CHOICES, VERDICTS, FIRST = 1000, 2000, 1
 """Seeds of instances that rates are tuned on, of those that are reported, and of meta-training; choices had seed 0."""
@@ -87,6 +84,9 @@ SEARCHES = Comparison(
     },
 )
 
+PARTS = {"games": GAMES, "searches": SEARCHES}
+"""Of the page."""
+
 PUBLISHED = {
     "rotated saddle": ("Twin", 6.19e-92, 1e-10),
     "matrix game, 5 × 5": ("Twin", 2.16e-3, 1e-2),
@@ -116,19 +116,35 @@ Measured = tuple[Values, dict[str, dict[str, float]]]
 """Values, and the rates that were tuned."""
 
 
-def reproduce(lab: Lab, out: Path, seeds: int, report: Report) -> Path:
+def reproduce(lab: Lab, out: Path, seeds: int, only: Sequence[str], report: Report) -> Path:
     """Meta-train what is missing, measure everything, and write the page.
+
+    Args:
+        lab: where runs are, and what was measured.
+        out: folder of pages.
+        seeds: of meta-training.
+        only: parts of the page, games or searches; all where none are named.
+        report: called as the work goes on.
 
     Returns:
         Path of the page.
+
+    Raises:
+        ConfigError: there is no such part.
     """
-    for preset in PRESETS:
-        for seed in range(FIRST, FIRST + seeds):
-            config, folder = config_of(preset, seed, lab), folder_of(preset, seed, lab)
-            if not is_trained(folder, config):
-                train(lab, config, folder, report)
-    games, searches = (measured(lab, comparison, seeds, report) for comparison in (GAMES, SEARCHES))
-    return write_page(lab, out, seeds, games, searches)
+    for name in only:
+        require(name in PARTS, f"--only {name}: {nearest(name, list(PARTS))}")
+    found: dict[str, Measured] = {}
+    for part, comparison in PARTS.items():
+        if only and part not in only:
+            continue
+        for preset in comparison.learned.values():
+            for seed in range(FIRST, FIRST + seeds):
+                config, folder = config_of(preset, seed, lab), folder_of(preset, seed, lab)
+                if not is_trained(folder, config):
+                    train(lab, config, folder, report)
+        found[part] = measured(lab, comparison, seeds, report)
+    return write_page(lab, out, seeds, found)
 
 
 def config_of(preset: str, seed: int, lab: Lab) -> TrainConfig:
@@ -245,12 +261,22 @@ def best_known(lab: Lab) -> dict[str, float]:
     return found
 
 
-def write_page(lab: Lab, out: Path, seeds: int, games: Measured, searches: Measured) -> Path:
-    """Write `<out>/synthetic.md`."""
-    lowest = best_known(lab)
-    parts = [f"# {SYNTHETIC_TITLE}", TEXT, *_game_verdicts(games[0]), *_search_verdicts(searches[0], lowest), DETAILS]
-    parts += ["## Games", GAMES_TEXT, _games(*games), "## Searches", SEARCHES_TEXT, _searches(*searches, lowest)]
-    parts += ["## Commands", _commands(lab, seeds), "## Meta-training", _trainings(lab, seeds)]
+def write_page(lab: Lab, out: Path, seeds: int, found: Mapping[str, Measured]) -> Path:
+    """Write `<out>/synthetic.md` and the index; a part that was not measured is said to be missing."""
+    summary, details = [TEXT], []
+    if "games" in found:
+        summary += _game_verdicts(found["games"][0])
+        details += ["## Games", GAMES_TEXT, _games(*found["games"])]
+    if "searches" in found:
+        lowest = best_known(lab)
+        summary += _search_verdicts(found["searches"][0], lowest)
+        details += ["## Searches", SEARCHES_TEXT, _searches(*found["searches"], lowest)]
+    missing = [part for part in PARTS if part not in found]
+    if missing:
+        summary.append(f"Not run: {', '.join(f'`l2o reproduce {SYNTHETIC} --only {part}`' for part in missing)}.")
+    presets = [preset for part in found for preset in PARTS[part].learned.values()]
+    parts = [f"# {SYNTHETIC_TITLE}", *summary, DETAILS, *details, "## Commands", _commands(lab, seeds, found, presets)]
+    parts += ["## Meta-training", _trainings(lab, seeds, presets)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{SYNTHETIC}.md"
@@ -328,20 +354,18 @@ def _search_verdicts(values: Values, lowest: dict[str, float]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _commands(lab: Lab, seeds: int) -> str:
+def _commands(lab: Lab, seeds: int, found: Iterable[str], presets: Sequence[str]) -> str:
     changes = "".join(f" --set {change}" for change in lab.changes)
-    trains = [f"  l2o train --preset {preset}{changes} --seed $seed --out {{}}/{preset}-s$seed" for preset in PRESETS]
+    only = "".join(f" --only {part}" for part in found) if set(found) != {*PARTS} else ""
+    fixed = f"{changes} --seed $seed --out runs/reproduction"
+    trains = [f"  l2o train --preset {preset}{fixed}/{preset}-s$seed" for preset in presets]
     loop = [f"for seed in {' '.join(map(str, range(FIRST, FIRST + seeds)))}; do", *trains, "done"]
-    lines = [
-        f"l2o reproduce {SYNTHETIC} --seeds {seeds}{changes}",
-        *(line.format("runs/reproduction") for line in loop),
-    ]
-    return "\n".join(["```", *lines, "```"])
+    return "\n".join(["```", f"l2o reproduce {SYNTHETIC} --seeds {seeds}{only}{changes}", *loop, "```"])
 
 
-def _trainings(lab: Lab, seeds: int) -> str:
+def _trainings(lab: Lab, seeds: int, presets: Sequence[str]) -> str:
     rows = []
-    for preset in PRESETS:
+    for preset in presets:
         for seed in range(FIRST, FIRST + seeds):
             folder = folder_of(preset, seed, lab)
             metrics = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
