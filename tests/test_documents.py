@@ -29,7 +29,7 @@ def documents() -> list[Path]:
     """All pages in the repository, but for what is made or installed in it."""
     made = {".venv", "runs", "site", "dist"}
     folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in made and path.name[0] != "."]
-    pages = [page for folder in folders for page in folder.rglob("*.md")]
+    pages = [page for folder in folders for page in folder.rglob("*.md") if "node_modules" not in page.parts]
     return sorted([*ROOT.glob("*.md"), *pages])
 
 

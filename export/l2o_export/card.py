@@ -114,10 +114,10 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
         f"For up to {config.horizon:,} steps on tasks as in its meta-training ({describe_tasks(provenance)}); beyond, "
         f"it extrapolates. Kind `{config.kind}`: {config.network}{context}; "
         f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter. "
-        f"Steps: {describe_steps(rule)}. Licence of the weights: {manifest['license'] or 'not stated'}. Full "
-        "provenance: `manifest.json`."
+        f"Steps: {describe_steps(rule)}. Full provenance: `manifest.json`."
     )
-    text = [f"# Learned optimizer `{manifest['rule']}`", fill(about), "", *_files(manifest), "", *_step(rule)]
+    title = f"# Learned optimizer `{manifest['rule']}`, licence: {manifest['license'] or 'not stated'}"
+    text = [title, fill(about), "", *_files(manifest), "", *_step(rule)]
     if any(entry["format"] == "onnx" for entry in manifest["files"].values()):
         sizes, layout = "", LOOP_LAYOUT * rule.per_tensor
         if "grid" in rule.layout_keys:

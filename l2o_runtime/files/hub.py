@@ -9,7 +9,7 @@ whatever a `.safetensors` rule says, it is only numbers.
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from l2o_runtime.files.artifact import MAX_BYTES, ArtifactError, parse_rule, read_limited
 from l2o_runtime.files.untrusted import printable
@@ -103,16 +103,16 @@ def _file(address: Address, name: str, most: int) -> Path:
         import huggingface_hub as hub
     except ImportError:
         raise ArtifactError("rules by name need huggingface_hub: pip install 'l2o-runtime[hub]'") from None
-    where: dict[str, Any] = {"repo_id": address.repository, "filename": name, "revision": address.revision}
+    repository, revision = address
     try:
-        return Path(hub.hf_hub_download(**where, local_files_only=True))
+        return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=True))
     except Exception:  # not in the cache
         pass
     try:
-        size = hub.get_hf_file_metadata(hub.hf_hub_url(**where)).size
+        size = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name, revision=revision)).size
         if size is None or size > most:
             raise ArtifactError(f"{name} has {size} bytes; at most {most} are expected")
-        return Path(hub.hf_hub_download(**where))
+        return Path(hub.hf_hub_download(repository, name, revision=revision))
     except ArtifactError:
         raise
     except Exception as error:  # its own classes, those of its HTTP library, and OSError

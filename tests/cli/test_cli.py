@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from l2o_cli.keys import rows
 from l2o_cli.lists import GROUPS, PURPOSES
 from l2o_cli.main import COMMANDS, app
-from l2o_export.formats import WRITERS, RuleSource
+from l2o_export.formats import WRITERS, Source
 from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
 from l2o_runtime.rules import AnyRuleConfig, NormalizedConfig, StepLimits, TieredConfig
@@ -221,7 +221,7 @@ def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, 
     save_rule(tmp_path / "rule.safetensors", make_rule(RULES["none-log_sign"]))
 
     def write_another(source, target):
-        WRITERS["torchscript"][1](RuleSource(make_rule(RULES["none-log_sign"], seed=1), source.provenance), target)
+        WRITERS["torchscript"][1](Source(make_rule(RULES["none-log_sign"], seed=1), source.provenance), target)
 
     monkeypatch.setitem(WRITERS, "pt2", (".pt", write_another))
     result = cli("export", "rule.safetensors", "--to", "pt2,safetensors", "--out", "out")

@@ -65,7 +65,7 @@ def test_two_hundred_steps_are_those_that_were_recorded(build, exported, rule, t
     content = recording(stop=77)
     done, params = follow(build, exported(rule), content, tmp_path)
     assert done.returncode == 0, done.stderr
-    check_steps(Trajectory(content["losses"].double(), params), rule)
+    check_steps(Trajectory(content["losses"].double(), params), rule, rule)
     assert f"steps {STEPS}" in done.stdout.splitlines()
 
 

@@ -26,6 +26,7 @@ def plain(once):
     def fill(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(formats, "PASSES", {})
+            patch.setattr(formats, "shorten", lambda graph: None)
             to_onnx(Source(make_rule(RULES[NAME]), {}), folder / "rule.onnx")
 
     model = onnx.load(once(f"graph-{NAME}", fill)[0] / "rule.onnx")
@@ -67,7 +68,7 @@ def test_all_of_them_leave_half_of_the_nodes_and_no_names(plain, steps, tmp_path
     after = changed(plain, *PASSES.values())
     assert error(after, steps, tmp_path / "rule.onnx") <= STEP_TOLERANCE
     assert len(after.graph.node) < 0.6 * len(plain.graph.node)
-    assert len(after.SerializeToString()) < len(plain.SerializeToString())
+    assert len(after.SerializeToString()) < 0.6 * len(plain.SerializeToString())
     assert [value.name for value in after.graph.input] == [value.name for value in plain.graph.input]
     assert [value.name for value in after.graph.output] == [value.name for value in plain.graph.output]
     assert not any(node.name or node.metadata_props for node in after.graph.node)

@@ -69,7 +69,7 @@ def test_two_hundred_steps_are_those_that_were_recorded(exported, rule, tmp_path
     content = recording(stop=77)
     done, params = follow(exported(rule), content, tmp_path)
     assert done.returncode == 0, done.stderr
-    check_steps(Trajectory(content["losses"].double(), params), rule)
+    check_steps(Trajectory(content["losses"].double(), params), rule, exported(rule))
     assert json.loads(done.stdout)["steps"] == STEPS
 
 

@@ -1,8 +1,10 @@
 """Gradients that do not depend on parameters, for programs in other languages: what they are fed, what Python does."""
 
+from pathlib import Path
+
 import torch
-from golden.test_golden import FACTOR, check_trajectory
-from golden.trajectories import RULES, STEPS, Trajectory, amplified, distances, make_model, train
+from golden.test_golden import check_trajectory
+from golden.trajectories import RULES, STEPS, Trajectory, distances, make_model, train
 
 from l2o_export.verify import FREE_TOLERANCE
 from l2o_runtime import LearnedOptimizer
@@ -21,15 +23,17 @@ def recording(steps=STEPS, **changes):
     } | changes
 
 
-def check_steps(found: Trajectory, rule: str):
-    """Parameters after every step are those that were recorded; of younger rules, those of the plain loop."""
+def check_steps(found: Trajectory, rule: str, file: str | Path):
+    """Parameters after every step are those that were recorded; of younger rules, those of Python with the same file.
+
+    Not those of the plain loop: on this problem, whose matrix has gradients of nine orders of magnitude, ONNX's
+    elementary operations lead `directional` elsewhere (docs/howto/deploy.md).
+    """
     if rule in RULES:
         check_trajectory(found, f"{rule}/fed", FREE_TOLERANCE)
-        return
-    plain = train(rule, "fed", compiled=False)
-    allowed = (FACTOR * amplified(rule, "fed", plain)).clamp_min(FREE_TOLERANCE)
-    error = distances(plain, found)
-    assert (error <= allowed).all(), f"{error.max():.1e} of the parameters, where {allowed.max():.1e} is allowed"
+    else:
+        error = distances(train(file, "fed", compiled=False), found).max()
+        assert error <= FREE_TOLERANCE
 
 
 def eager(rule, content, **options):
