@@ -80,8 +80,8 @@ def test_schedules_and_decay_are_those_of_python(build, exported, rule, total, t
 
 def test_steps_with_bad_numbers_are_skipped_and_counted(build, exported, tmp_path):
     content = recording(12)
-    content["grads"][1][3, 0] = float("nan")
-    content["grads"][0][5, 0, 0] = float("inf")
+    content["grads"][0][3, 0] = float("nan")
+    content["grads"][2][5, 0, 0] = float("inf")
     content["losses"][7] = float("inf")
     for grads in content["grads"]:
         grads[9] = 0
@@ -97,7 +97,7 @@ def test_bad_input_gets_one_line(build, exported, tmp_path):
     short = recording(2)
     short["grads"].pop()
     turned = recording(2)
-    turned["grads"][0] = turned["grads"][0].mT.contiguous()
+    turned["grads"][2] = turned["grads"][2].mT.contiguous()
     truncated = tmp_path / "cut.pt"
     truncated.write_bytes(rule.read_bytes()[:5000])
     foreign = tmp_path / "foreign.pt"
@@ -105,7 +105,7 @@ def test_bad_input_gets_one_line(build, exported, tmp_path):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), foreign)
     for file, content, message in (
         (rule, short, "expected one gradient for each of 4 shapes, got 3"),
-        (rule, turned, r"gradient 0 has shape [16, 15], expected [15, 16]"),
+        (rule, turned, r"gradient 2 has shape [16, 15], expected [15, 16]"),
         (truncated, recording(2), "missing, damaged or no TorchScript"),
         (tmp_path / "nothing.pt", recording(2), "missing, damaged or no TorchScript"),
         (foreign, recording(2), "not a rule, or of an older l2o, without a signature"),

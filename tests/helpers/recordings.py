@@ -11,7 +11,10 @@ from l2o_runtime import LearnedOptimizer
 
 
 def recording(steps=STEPS, **changes):
-    """The model `fed` of the golden trajectories: parameters, gradients and losses of every step, and options."""
+    """The model `fed` of the golden trajectories: parameters, gradients and losses of every step, and options.
+
+    Tensors are (16,), (4, 2, 3, 3), (15, 16) and (), in this order.
+    """
     model = make_model("fed")
     return {
         "params": [param.detach().clone() for param in model.parameters()],
