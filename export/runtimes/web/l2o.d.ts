@@ -39,7 +39,11 @@ export class Optimizer {
    * @param shapes of the parameters; [] for a single number.
    * @throws L2OError the file is missing, damaged, of another format or no rule; or an option is out of range.
    */
-  static load(source: string | URL | ArrayBuffer | Uint8Array, shapes: number[][], options?: Options): Promise<Optimizer>;
+  static load(
+    source: string | URL | ArrayBuffer | Uint8Array,
+    shapes: number[][],
+    options?: Options,
+  ): Promise<Optimizer>;
 
   /** May be changed between steps. */
   lr: number;

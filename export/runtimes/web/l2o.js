@@ -56,7 +56,8 @@ function readSignature(bytes) {
     else if (["needs_loss", "scheduled", "decay_unit", "rows"].includes(key)) found[key] = Number(words[0]);
     else throw new L2OError(`its signature says "${fact}", which this version does not know: take a newer l2o-web`);
   }
-  for (const { type } of found.state) require(type in ARRAYS, `a state of type ${type}, which this version does not know`);
+  for (const { type } of found.state)
+    require(type in ARRAYS, `a state of type ${type}, which this version does not know`);
   return found;
 }
 

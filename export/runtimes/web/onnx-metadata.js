@@ -41,7 +41,7 @@ export function metadata(bytes) {
   return found;
 }
 
-/** Whether a file ends with its digest; true where the platform cannot tell (`crypto.subtle` needs a secure context). */
+/** Whether a file ends with its digest; true where nobody can tell (`crypto.subtle` needs a secure context). */
 export async function intact(bytes) {
   if (!globalThis.crypto?.subtle) return true;
   const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes.subarray(0, -DIGEST)));

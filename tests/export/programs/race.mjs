@@ -7,7 +7,8 @@ import { pathToFileURL } from "node:url";
 const [demo, rule] = process.argv.slice(2);
 const home = join(demo, "..");
 const { Optimizer } = await import(pathToFileURL(join(home, "l2o.js")));
-const { Adam, Network, Race, SGD, SHAPES, curve, digits, smooth } = await import(pathToFileURL(join(demo, "training.js")));
+const training = await import(pathToFileURL(join(demo, "training.js")));
+const { Adam, Network, Race, SGD, SHAPES, curve, digits, smooth } = training;
 const ort = createRequire(join(home, "package.json"))("onnxruntime-web");
 ort.env.wasm.numThreads = 1;
 
