@@ -12,7 +12,8 @@ from resuming import assert_resumes_bit_for_bit
 from l2o_runtime import ConfigError
 from l2o_runtime.rules import make_rule
 from l2o_runtime.solvers import Descent
-from l2o_training.config import GrowingConfig, TrainConfig, load_preset
+from l2o_training.config import TrainConfig, load_preset
+from l2o_training.curricula import GrowingConfig
 from l2o_training.meta.checkpoints import flatten, nest
 from l2o_training.meta.curriculum import RandomEpisodes, make_curriculum
 from l2o_training.meta.slots import TaskSlot

@@ -8,7 +8,8 @@ import torch
 from l2o_runtime import ConfigError
 from l2o_runtime.files.artifact import ArtifactError, read_learned, read_rule
 from l2o_runtime.solvers import UnrolledConfig, UnrolledSolver
-from l2o_training.config import LayerwiseConfig, TrainConfig
+from l2o_training.config import TrainConfig
+from l2o_training.curricula import LayerwiseConfig
 from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.objectives import Loss, SquaredError
 from l2o_training.meta.trainer import Trainer

@@ -5,7 +5,8 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from l2o_training.config import GrowingConfig, LayerwiseConfig, TrainConfig
+from l2o_training.config import TrainConfig
+from l2o_training.curricula import GrowingConfig, LayerwiseConfig
 
 VALIDATION_SEED = 2**31
 """Validation has seeds from here on, comparisons have smaller ones: PyTorch's CPU generator reads 32 bits of a seed."""

@@ -11,7 +11,8 @@ from l2o_runtime.config import require
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Solver
 from l2o_training.compare.baselines import BASELINES
-from l2o_training.config import RandomConfig, TrainConfig
+from l2o_training.config import TrainConfig
+from l2o_training.curricula import RandomConfig
 from l2o_training.meta.objectives import make_objectives
 from l2o_training.meta.unroll import begin, unroll
 from l2o_training.meta.validation import RATES
