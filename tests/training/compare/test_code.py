@@ -88,7 +88,7 @@ SCRIPTS = {(task, name) for task in ("char-gru", "tabular") for name in ("scale"
 CHANGES = {
     "l2o_runtime.rules.features:lowest_root": RULE,
     "l2o_runtime.optimizer:LearnedOptimizer": {("char-gru", "scale"), ("tabular", "scale")},
-    "l2o_runtime.solvers.descent:Descent": {("quadratic-10", "scale")},
+    "l2o_runtime.solvers.descent:Descent": RULE,  # who reads a file may read a pair of players, each of whom descends
     "l2o_training.tasks.scripts.texts:sentence": {("char-gru", "scale"), ("char-gru", "adam")},
     "l2o_training.tasks.scripts.tables:tabular": {("tabular", "scale"), ("tabular", "adam")},
     "l2o_training.tasks.modules:Tabular": {("tabular", "scale"), ("tabular", "adam")},
@@ -135,4 +135,4 @@ def test_meta_training_imports_no_unseen_network():
     unseen = {name for name in modules if name.startswith(("l2o_training.tasks.modules", "l2o_training.tasks.scripts"))}
     assert unseen == set()
     compared = {name for name in modules if name.startswith("l2o_training.compare")}
-    assert compared == {f"l2o_training.compare{name}" for name in ("", ".baselines", ".muon")}
+    assert compared == {f"l2o_training.compare{name}" for name in ("", ".baselines", ".classical", ".muon")}
