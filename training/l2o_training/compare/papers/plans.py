@@ -251,7 +251,6 @@ ENHANCED = (
         label="L2O-DM, growing horizons and imitation",
         preset="l2o-dm",
         overrides=(*_GROWING, "imitated=[0.0,0.1,0.3]"),
-        placebo="dm",
     ),
     Variant(name="rnnprop", label="RNNprop", preset="rnnprop", overrides=(*_PLAIN, *_RNNPROP)),
     Variant(
@@ -259,10 +258,12 @@ ENHANCED = (
         label="RNNprop, growing horizons and imitation",
         preset="rnnprop",
         overrides=(*_GROWING, "imitated=[0.3]", *_RNNPROP),
-        placebo="rnnprop",
     ),
 )
 """Rules of the papers, each beside itself after L2O-enhanced (Chen et al. 2020), for about as many inner steps."""
+
+PLAIN = {"dm-enhanced": "dm", "rnnprop-enhanced": "rnnprop"}
+"""What each of them is without it."""
 
 _RATES = (0.001, 0.003, 0.01)
 
