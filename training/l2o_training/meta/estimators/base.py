@@ -17,7 +17,7 @@ class Share:
     """What a slot adds to an outer update.
 
     Attributes:
-        message: (m,) float64, to be summed over all slots and ranks; where there is one slot, it may be float32.
+        message: (m,) float64, to be summed over all slots and ranks.
         loss: mean loss over the steps, for the record.
         terms: what objectives say of whole truncations, by their names, for the record.
     """
@@ -72,9 +72,9 @@ class Estimator(ABC):
         """Go on from where the slots are, after a run was resumed."""
 
 
-def flat(tensors: list[Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Tensors as one vector."""
-    return torch.cat([tensor.detach().to(dtype).reshape(-1) for tensor in tensors])
+def flat(tensors: list[Tensor]) -> Tensor:
+    """Tensors as one vector, float64."""
+    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
 
 
 def size(outer: Solver) -> int:

@@ -31,9 +31,7 @@ class TBPTT(Estimator):
         trace = unroll(outer, inner, slot.span, self.objectives, config.weights, stepper)
         params = trained(outer)
         grads = torch.autograd.grad(trace.objective / config.lanes, params, allow_unused=True)
-        # A sum of one needs no more digits, and large solvers have millions of numbers.
-        dtype = torch.float64 if config.lanes > 1 or config.clip_lanes else torch.float32
-        message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)], dtype)
+        message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
         if config.clip_lanes:
             norm = message.norm()
             shrunk = message * (config.clip / config.lanes / norm.clamp_min(TINY)).clamp_max(1)
