@@ -328,7 +328,8 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
             best = numbers.tuned(task)
             adam = NOT_RUN if best is None else f"{np.log(best[0]):.2f} (lr {best[1]:g})"
             rows.append([task, *ours, adam])
-            rows.append(["published, 10,000", *(f"{value:g}" for value in OPEN_L2O[task]), ""])
+            if task in OPEN_L2O:
+                rows.append(["published, 10,000", *(f"{value:g}" for value in OPEN_L2O[task]), ""])
         lower = [
             f"{labels[variant.name]}: below {labels[PLAIN[variant.name]]} on {_lower(numbers, variant)} of "
             f"{_both(numbers, variant)} networks that both were run on"
