@@ -75,7 +75,7 @@ def test_they_are_for_tasks_with_structure_alone():
     assert "ista" not in [baseline.name for baseline in find_baselines("all")]
     with pytest.raises(ConfigError, match="fista: for tasks with A and b"):
         find_baselines("adam,fista", flat=True)
-    with pytest.raises(ConfigError, match="which training scripts are not"):
+    with pytest.raises(ConfigError, match="it is no torch optimizer"):
         BASELINES["amp"].optimizer([], 1.0, 1)
 
 
