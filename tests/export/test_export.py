@@ -368,6 +368,11 @@ def fading(monkeypatch, name):
     )
 
 
+def log_sign_of_another_p(grad, p, log_sign=features.log_sign):
+    """10.01 in place of 10."""
+    return log_sign(grad, p + 0.01)
+
+
 MUTANTS = {
     "epsilon dropped": ((*DECAYING, *TIERED), no_epsilon),
     "gates swapped": (GATED, swapped_gates),
@@ -375,7 +380,7 @@ MUTANTS = {
     "window full one step early": (WINDOWED, early),
     "a decay in its third digit": ((*DECAYING, *TIERED, *DIRECTED), change_features(decayed)),
     "no bias correction": ((*DECAYING, *TIERED, *DIRECTED), change_features(uncorrected)),
-    "log_sign in its third digit": (("l2o",), constant(features, "LOG_SIGN_P", 10.01)),
+    "log_sign in its third digit": (("l2o",), constant(features, "log_sign", log_sign_of_another_p)),
     "eigenvalue's sign": (WINDOWED, wrong(dmd, "dmd", lambda found: (-found[0], *found[1:]))),
     "real and imaginary part swapped": (("l2o-dmd",), wrong(dmd, "dmd", lambda found: (found[1], found[0], found[2]))),
     "growth and rotation swapped": (
