@@ -172,8 +172,8 @@ class LSTMRule(Rule):
         remembered = self.context.remember(param, grad, state)
         context = steering.squeeze(-2)
         level, context = (context[..., :1], context[..., 1:]) if self.progress else (context[..., :0], context)
-        p = self.config.p if isinstance(self.config, LSTMConfig) else LOG_SIGN_P
-        seen, feature_state = features_of(self.config.features, grad, param, level, state, p)
+        known = {"p": self.config.p} if isinstance(self.config, LSTMConfig) else {}
+        seen, feature_state = features_of(self.config.features, grad, param, level, state, **known)
         output, cell_state = self.cell(torch.stack(seen.features, dim=-1), context, state)
         if self.combines:
             delta = combine(output.unbind(-1), seen.directions)
