@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts import make_context
-from l2o_runtime.rules.base import OUTPUTS, Rule, Spec, silence
+from l2o_runtime.rules.base import OUTPUTS, Spec, silence
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.features import combine
 from l2o_runtime.rules.lstm import CoordinateConfig
+from l2o_runtime.rules.uniform import UniformRule
 from l2o_runtime.state import LARGEST, State
 
 SPAN = 10
@@ -41,7 +42,7 @@ class OptimisticConfig(CoordinateConfig):
         return None
 
 
-class OptimisticRule(Rule):
+class OptimisticRule(UniformRule):
     """Δ = −scale e^{2 o₁} (2 g − g⁻ + 2 o₂ (g − g⁻) + 2 o₃ m + 2 o₄ g), where o is what an LSTM says.
 
     g⁻ is the gradient before and m the average over ten. The LSTM sees the three divided by the sum of their sizes,
@@ -64,15 +65,6 @@ class OptimisticRule(Rule):
         scalar: tuple[tuple[int, ...], torch.dtype] = ((), torch.float32)
         own = {"before": scalar, "average": scalar}
         return Spec(own | self.cell.coordinate_spec | self.context.coordinate_spec, {}, self.context.context_spec)
-
-    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
-        """What the context looks at."""
-        return self.context.observe(param, grad, state, offset)
-
-    def steer(self, sums: Tensor, shapes: Tensor | None, loss: Tensor, state: State) -> tuple[Tensor, State]:
-        """The context (..., 1, c), the same for all tensors."""
-        context, new = self.context.read(sums.squeeze(-2), loss, state)
-        return context.unsqueeze(-2), new
 
     def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `Rule`."""

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2o_runtime.contexts import make_context
-from l2o_runtime.rules.base import Rule, RuleConfig, Spec
+from l2o_runtime.rules.base import RuleConfig, Spec
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.features import FEATURE_SPECS, WIDTHS, features_of
+from l2o_runtime.rules.uniform import UniformRule
 from l2o_runtime.state import State
 
 
@@ -39,7 +40,7 @@ class RNNPropConfig(RuleConfig):
         return f"{self.hidden}-unit layer and {self.layers} × {self.hidden} LSTM per coordinate"
 
 
-class RNNPropRule(Rule):
+class RNNPropRule(UniformRule):
     """Δ = α tanh(w · LSTM(ELU(W x + b)) + v), x = [m̂/(√v̂ + ε), g/(√v̂ + ε)]; the same network for every coordinate.
 
     Source: Lv, Jiang & Li 2017, "Learning Gradient Descent: Better Generalization and Longer Horizons", section 4.
@@ -59,15 +60,6 @@ class RNNPropRule(Rule):
         """What features, LSTM and context keep."""
         coordinate = FEATURE_SPECS[self.config.features] | self.cell.coordinate_spec | self.context.coordinate_spec
         return Spec(coordinate, {}, self.context.context_spec)
-
-    def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
-        """What the context looks at."""
-        return self.context.observe(param, grad, state, offset)
-
-    def steer(self, sums: Tensor, shapes: Tensor | None, loss: Tensor, state: State) -> tuple[Tensor, State]:
-        """The context (..., 1, c), the same for all tensors."""
-        context, new = self.context.read(sums.squeeze(-2), loss, state)
-        return context.unsqueeze(-2), new
 
     def update(self, grad: Tensor, param: Tensor, steering: Tensor, state: State) -> tuple[Tensor, State]:
         """As in `Rule`."""

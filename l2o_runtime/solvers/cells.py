@@ -112,10 +112,16 @@ class LISTA(Cell):
     def layer(
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Memory]:
-        """W₁ b is computed once."""
-        inputs = b @ values["encoder"] if k == 0 else memory["input"]
-        z = inputs if k == 0 else inputs + x @ values["mutual"]
+        """The sum, and the threshold."""
+        z, inputs = self.total(k, x, b, memory, values)
         return shrink(z, values["threshold"]), {"input": inputs}
+
+    def total(
+        self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """W₁ b + W₂ x, in layer 0 without the second, which is zero; and W₁ b, which is computed once."""
+        inputs = b @ values["encoder"] if k == 0 else memory["input"]
+        return inputs if k == 0 else inputs + x @ values["mutual"], inputs
 
 
 def inhibition(weight: Tensor, matrix: Tensor) -> Tensor:
@@ -179,7 +185,7 @@ class ALISTA(LISTACPSS):
         return self.threshold(k, x + values["step_size"] * step, values), {}
 
 
-class LFISTA(Cell):
+class LFISTA(LISTA):
     """x_{k+1} = η_{θ_k}(W_e b + W_{g,k} x_k + W_{m,k} x_{k−1}), with one W_e for all layers.
 
     Begins as FISTA: W_e = Mᵀ, W_g = (1 + m_k)(I − MᵀA), W_m = −m_k (I − MᵀA), where m_k = (t_{k−1} − 1)/t_k.
@@ -203,9 +209,8 @@ class LFISTA(Cell):
     def layer(
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Memory]:
-        """W_e b is computed once; terms that are zero are left out."""
-        inputs = b @ values["encoder"] if k == 0 else memory["input"]
-        z = inputs if k == 0 else inputs + x @ values["mutual"]
+        """As LISTA's, with inertia from layer 2 on, where it is not zero."""
+        z, inputs = self.total(k, x, b, memory, values)
         z = z if k < 2 else z + memory["previous"] @ values["inertia"]
         return shrink(z, values["threshold"]), {"input": inputs, "previous": x}
 

@@ -4,8 +4,6 @@ Source: Beck & Teboulle 2009, "A Fast Iterative Shrinkage-Thresholding Algorithm
 "Message-Passing Algorithms for Compressed Sensing".
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -110,7 +108,3 @@ class AMP(Solver):
         v = onsager(x, state["target"], state["residual"], matrix)
         sigma = v.square().mean(-1, keepdim=True).clamp_min(TINY).sqrt()
         return shrink(x + v @ matrix, self.tuning * sigma), state | {"residual": v}
-
-
-CLASSICAL: dict[str, Callable[[], Solver]] = {"ista": ISTA, "fista": FISTA, "amp": AMP}
-"""Name → solver."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from l2o_runtime.config import require
 from l2o_runtime.stepping.whole import listed
 
 INSIDE = "inside_"
@@ -143,6 +144,17 @@ def beside_all(params: Collection[Tensor], own: States, key: str, fresh: Callabl
 def no_states() -> States:
     """Where a wrapper's states go."""
     return defaultdict(dict)
+
+
+def require_whole(low: int, high: int, **values: int) -> None:
+    """Refuse arguments that are no whole numbers in low..high, by their names.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, value in values.items():
+        fits = type(value) is int and low <= value <= high
+        require(fits, f"{name}: expected a whole number in {low}..{high}, got {value!r}")
 
 
 def require_plain(params: Collection[Tensor], what: str) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from l2o_runtime.config import require
 from l2o_runtime.stepping.losses import Loss, evaluate
 from l2o_runtime.stepping.whole import listed
 from l2o_runtime.wrappers.base import (
@@ -22,6 +21,7 @@ from l2o_runtime.wrappers.base import (
     no_states,
     require_optimizer,
     require_plain,
+    require_whole,
     take_step,
 )
 from l2o_runtime.wrappers.extrapolation import combine, resting_weights, step_gram
@@ -130,13 +130,9 @@ class KoopmanAccelerated(Wrapper):
 
     def __init__(self, optimizer: Optimizer, window: int = 10, every: int = 40, stride: int = 4):
         require_optimizer(optimizer)
-        for name, value, low, high in (
-            ("window", window, 2, 64),
-            ("every", every, 1, 10**6),
-            ("stride", stride, 1, 10**4),
-        ):
-            fits = type(value) is int and low <= value <= high
-            require(fits, f"{name}: expected a whole number in {low}..{high}, got {value!r}")
+        require_whole(2, 64, window=window)
+        require_whole(1, 10**6, every=every)
+        require_whole(1, 10**4, stride=stride)
         require_plain(listed(optimizer.param_groups), type(self).__name__)
         own = {"window": window, "every": every, "stride": stride}
         self.__setstate__({"optimizer": optimizer, "state": no_states(), **own})
@@ -150,7 +146,6 @@ class KoopmanAccelerated(Wrapper):
     """Parameters are lent to `averaged` at present; those of copies that were made meanwhile stay what they are."""
 
     _step_supports_amp_scaling = True
-    """GradScaler calls `step` even where gradients have overflowed."""
     """GradScaler calls `step` even where gradients have overflowed."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

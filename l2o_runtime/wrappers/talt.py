@@ -23,6 +23,7 @@ from l2o_runtime.wrappers.base import (
     no_states,
     require_optimizer,
     require_plain,
+    require_whole,
     take_step,
 )
 from l2o_runtime.wrappers.valleys import Covariance, leading_directions, slopes
@@ -101,13 +102,9 @@ class TALT(Wrapper):
         *,
         seed: int = 0,
     ):
-        for name, value, low, high in (
-            ("projection_dim", projection_dim, 2 * (WALLS + 1), 4096),
-            ("update_interval", update_interval, BANK, 10**6),
-            ("seed", seed, 0, 2**31),
-        ):
-            fits = type(value) is int and low <= value <= high
-            require(fits, f"{name}: expected a whole number in {low}..{high}, got {value!r}")
+        require_whole(2 * (WALLS + 1), 4096, projection_dim=projection_dim)
+        require_whole(BANK, 10**6, update_interval=update_interval)
+        require_whole(0, 2**31, seed=seed)
         require(0 <= valley_strength <= 1, f"valley_strength: expected a number in 0..1, got {valley_strength!r}")
         require(0 < smoothing_factor <= 1, f"smoothing_factor: expected a number in (0, 1], got {smoothing_factor!r}")
         optimizer = base_optimizer_factory(params, lr=lr)

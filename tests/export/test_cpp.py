@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden.trajectories import STEPS, Trajectory
-from recordings import check_steps, eager, recording
+from recordings import check_steps, eager, recording, with_bad_numbers
 
 from l2o_runtime.files.artifact import bundled_rules
 from l2o_runtime.files.exported import torchscript
@@ -79,12 +79,7 @@ def test_schedules_and_decay_are_those_of_python(build, exported, rule, total, t
 
 
 def test_steps_with_bad_numbers_are_skipped_and_counted(build, exported, tmp_path):
-    content = recording(12)
-    content["grads"][0][3, 0] = float("nan")
-    content["grads"][2][5, 0, 0] = float("inf")
-    content["losses"][7] = float("inf")
-    for grads in content["grads"]:
-        grads[9] = 0
+    content = with_bad_numbers(recording(12))
     done, params = follow(build, exported("directional"), content, tmp_path)
     expected, health = eager("directional", content)
     assert dict(line.split() for line in done.stdout.splitlines()) == {key: str(n) for key, n in health.items()}

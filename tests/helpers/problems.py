@@ -1,6 +1,8 @@
 """A small regression, and the plain training loop that every other way of training is held against."""
 
 import contextlib
+import copy
+import io
 from collections.abc import Iterable
 
 import torch
@@ -86,3 +88,33 @@ def context_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def assert_same_state(a: dict, b: dict) -> None:
     """Two `state_dict`s agree bit for bit."""
     torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def assert_resumes(make, learn, batches, stop):
+    """A run that goes on from a saved state, or as a copy, is to the bit the run that was not stopped; its optimizer.
+
+    Args:
+        make: an optimizer of a model.
+        learn: model, optimizer and minibatches, and steps are taken.
+        batches: of the whole run.
+        stop: after so many of them.
+    """
+    model = Regression()
+    optimizer = make(model)
+    learn(model, optimizer, batches[:stop])
+    saved = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict()), saved)
+    copied_model, copied = copy.deepcopy((model, optimizer))
+    learn(model, optimizer, batches[stop:])
+    saved.seek(0)
+    weights, state = torch.load(saved, weights_only=True)
+    twin = Regression(seed=3)
+    twin.load_state_dict(weights)
+    resumed = make(twin)
+    resumed.load_state_dict(state)
+    learn(twin, resumed, batches[stop:])
+    learn(copied_model, copied, batches[stop:])
+    for other, its in ((twin, resumed), (copied_model, copied)):
+        assert torch.equal(flat(model), flat(other))
+        assert_same_state(optimizer.state_dict(), its.state_dict())
+    return optimizer

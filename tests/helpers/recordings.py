@@ -49,3 +49,13 @@ def eager(rule, content, **options):
         optimizer.step(loss=loss)
         seen.append(torch.cat([param.detach().flatten() for param in params]))
     return torch.stack(seen), optimizer.health()
+
+
+def with_bad_numbers(content):
+    """A recording of ten steps or more in which four are not to be taken."""
+    content["grads"][0][3, 0] = float("nan")
+    content["grads"][2][5, 0, 0] = float("inf")
+    content["losses"][7] = float("inf")
+    for grads in content["grads"]:
+        grads[9] = 0
+    return content

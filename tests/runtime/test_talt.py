@@ -1,7 +1,6 @@
 """TALT: its pure parts against NumPy, and what the optimizer inside sees of gradients."""
 
 import copy
-import io
 from functools import partial
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Regression, assert_same_state, flat, minibatches
+from problems import Regression, assert_resumes, flat, minibatches
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
@@ -177,25 +176,7 @@ def learn(model, optimizer, batches):
 @pytest.mark.parametrize("stop", [3, 10, 11, 29])
 def test_a_run_resumes_bit_for_bit(stop):
     make = lambda model: TALT(HEAVY, model.parameters(), 0.02, update_interval=10)  # noqa: E731
-    batches = minibatches(40)
-    model = Regression()
-    optimizer = make(model)
-    learn(model, optimizer, batches[:stop])
-    saved = io.BytesIO()
-    torch.save((model.state_dict(), optimizer.state_dict()), saved)
-    copied_model, copied = copy.deepcopy((model, optimizer))
-    learn(model, optimizer, batches[stop:])
-    saved.seek(0)
-    weights, state = torch.load(saved, weights_only=True)
-    twin = Regression(seed=3)
-    twin.load_state_dict(weights)
-    resumed = make(twin)
-    resumed.load_state_dict(state)
-    learn(twin, resumed, batches[stop:])
-    learn(copied_model, copied, batches[stop:])
-    for other, its in ((twin, resumed), (copied_model, copied)):
-        assert torch.equal(flat(model), flat(other))
-        assert_same_state(optimizer.state_dict(), its.state_dict())
+    assert_resumes(make, learn, minibatches(40), stop)
 
 
 def test_a_state_of_another_kind_is_refused():

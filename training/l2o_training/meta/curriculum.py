@@ -113,7 +113,38 @@ class RandomEpisodes(Curriculum):
         return None
 
 
-class GrowingHorizons(RandomEpisodes):
+class Stages(RandomEpisodes):
+    """Random tasks in stages one after the other, each from the best of the one before; the run ends with the last.
+
+    Args:
+        config: the run.
+        stages: all of them.
+
+    Attributes:
+        scores: of the present stage; one that is no number counts as the worst.
+    """
+
+    def __init__(self, config: TrainConfig, stages: list[Stage]):
+        super().__init__(config)
+        self.stages, self.stage, self.scores = stages, stages[0], list[float]()
+
+    @abstractmethod
+    def ends(self, score: float) -> bool:
+        """Whether the present stage ends with its latest score, which stands among `scores`."""
+
+    def advance(self, score: float) -> Stage | None:
+        """The next stage, as soon as this one helps no more."""
+        self.scores.append(score if score == score else math.inf)
+        if not self.ends(score):
+            return None
+        if self.stage is self.stages[-1]:
+            self.over = True
+            return None
+        self.stage, self.scores = self.stages[self.stage.number + 1], []
+        return self.stage
+
+
+class GrowingHorizons(Stages):
     """Random tasks, and horizons that grow: a stage trains at a length and is validated at the next one.
 
     A stage that has been validated `patience` times ends where the latest score is not its best. The next one begins
@@ -123,27 +154,19 @@ class GrowingHorizons(RandomEpisodes):
     """
 
     def __init__(self, config: TrainConfig, growing: GrowingConfig):
-        super().__init__(config)
-        lengths = growing.lengths(config.horizon)
-        self.stages = [
+        lengths, self.patience = growing.lengths(config.horizon), growing.patience
+        stages = [
             Stage(f"horizon {length}", number, length, lengths[min(number + 1, len(lengths) - 1)])
             for number, length in enumerate(lengths)
         ]
-        self.stage, self.patience, self.scores = self.stages[0], growing.patience, list[float]()
+        super().__init__(config, stages)
 
-    def advance(self, score: float) -> Stage | None:
-        """The next length, as soon as this one helps no more."""
-        self.scores.append(score if score == score else math.inf)
-        if len(self.scores) < self.patience or score <= min(self.scores):
-            return None
-        if self.stage is self.stages[-1]:
-            self.over = True
-            return None
-        self.stage, self.scores = self.stages[self.stage.number + 1], []
-        return self.stage
+    def ends(self, score: float) -> bool:
+        """Whether the latest score is not the best, after enough of them."""
+        return len(self.scores) >= self.patience and not score <= min(self.scores)
 
 
-class Layerwise(RandomEpisodes):
+class Layerwise(Stages):
     """Layers one after the other: those before stay as they are, then all are trained, at lower and lower rates.
 
     A stage ends with `patience` validations that were not its best, or with the `longest`; the next one begins with its
@@ -153,29 +176,20 @@ class Layerwise(RandomEpisodes):
     """
 
     def __init__(self, config: TrainConfig, layerwise: LayerwiseConfig):
-        super().__init__(config)
-        self.layerwise, self.scores, self.stages = layerwise, list[float](), list[Stage]()
+        self.layerwise, stages = layerwise, list[Stage]()
         for layer in range(config.horizon):
             names = tuple(f".{index}" for index in range(layer + 1))
             for rate in (1.0, *layerwise.decays):
                 new = rate == 1.0
                 name = f"layer {layer + 1}" if new else f"layers 1 to {layer + 1}, lr × {rate:g}"
                 trained = names[-1:] if new else names
-                stage = Stage(name, len(self.stages), layer + 1, layer + 1, rate, trained, layerwise.updates)
-                self.stages.append(stage)
-        self.stage = self.stages[0]
+                stages.append(Stage(name, len(stages), layer + 1, layer + 1, rate, trained, layerwise.updates))
+        super().__init__(config, stages)
 
-    def advance(self, score: float) -> Stage | None:
-        """The next stage, as soon as this one helps no more."""
-        self.scores.append(score if score == score else math.inf)
+    def ends(self, score: float) -> bool:
+        """Whether the best score is `patience` scores ago, or there were the `longest`."""
         since = len(self.scores) - 1 - self.scores.index(min(self.scores))
-        if since < self.layerwise.patience and len(self.scores) < self.layerwise.longest:
-            return None
-        if self.stage is self.stages[-1]:
-            self.over = True
-            return None
-        self.stage, self.scores = self.stages[self.stage.number + 1], []
-        return self.stage
+        return since >= self.layerwise.patience or len(self.scores) >= self.layerwise.longest
 
 
 def make_curriculum(config: TrainConfig) -> Curriculum:

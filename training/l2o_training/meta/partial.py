@@ -8,6 +8,7 @@ from torch import Tensor
 from l2o_runtime.rules import Rule
 from l2o_runtime.solvers import Descent, Point
 from l2o_runtime.solvers.base import Problems
+from l2o_runtime.solvers.descent import LAYOUT
 from l2o_runtime.state import State
 from l2o_training.tasks import Instances
 from l2o_training.tasks.base import generator
@@ -43,7 +44,7 @@ class PartialUpdates(Descent):
     def step(self, point: Point, state: State) -> tuple[Tensor, State]:
         """A step of the tensors that are drawn."""
         params, after = super().step(point, state)
-        owner, tensors = state["layout/owner"], len(state["layout/shapes"])
+        owner, tensors = state[f"{LAYOUT}owner"], len(state[f"{LAYOUT}shapes"])
         seed = random.Random(f"{int(state[SEED])}/{int(state[DONE])}").getrandbits(32)
         drawn = torch.rand(len(params), tensors, generator=generator(seed, torch.device("cpu"))) < self.chance
         moved = torch.where(drawn.to(params.device)[:, owner], params, point.params)

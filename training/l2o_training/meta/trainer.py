@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -247,17 +246,14 @@ class Trainer:
         solver, names = self.learner.solver, self.names
         self.estimator.count(solver, self.slots)
         sizes = [self.estimator.width(solver), 1 + len(names), len(self.slots)]
-        rest = torch.zeros(sum(sizes[1:]), dtype=torch.float64, device=self.device)
-        record, failed = rest.split(sizes[1:])
-        shares = []
+        total = torch.zeros(sum(sizes), dtype=torch.float64, device=self.device)
+        messages, record, failed = total.split(sizes)
         for slot in self.mine:
             share = self.estimator.share(solver, slot)
-            shares.append(share.message)
+            messages += share.message
             record += torch.stack([share.loss, *(share.terms[name] for name in names)])
             failed[slot.index] = ~share.loss.isfinite()
-        message = reduce(Tensor.add_, shares)
-        if self.ranks.size > 1:
-            message, record, failed = self.ranks.sum(torch.cat([message, rest])).split(sizes)
+        message, record, failed = self.ranks.sum(total).split(sizes)
         gradient = self.estimator.gradient(solver, self.slots, message)
         for index in failed.nonzero().flatten().tolist():
             self.slots[index].abandon()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_runtime.solvers import FISTA, Solver, Structure
+from l2o_runtime.solvers import FISTA, Solver
 from l2o_training.compare.baselines import BASELINES, best_lr
 from l2o_training.config import TrainConfig
 from l2o_training.meta.curriculum import VALIDATION_SEED
@@ -85,10 +85,7 @@ class Validation:
 
         With it where it ends on every task, see `ends`.
         """
-        if all(
-            isinstance(task.instances(self.config.validation_runs, VALIDATION_SEED).structure, Structure)
-            for task in self.tasks
-        ):
+        if all(task.structured for task in self.tasks):
             losses = self.losses(FISTA())
             return {"name": "FISTA", "lr": None, "loss": self.score(losses), "ends": ends(losses[:, 0]).tolist()}
         adam = BASELINES["adam"]

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,6 @@ Losses = Callable[[Tensor, tuple[Tensor, ...], Tensor, bool], tuple[Tensor, Tens
 
 From flat parameters (B, n), a minibatch for each, running statistics so far, and whether in training mode: in
 evaluation mode the statistics are used and stay as they are."""
-
-
-Score = Callable[["Instances", Tensor], Tensor]
-"""What comparisons look at, (B,), of instances and parameters (B, n)."""
 
 
 class Seen(NamedTuple):
@@ -49,7 +45,7 @@ class Instances:
         steps: how many steps there will be, for solvers that are told; None where nobody says.
         structure: what model-based solvers and oracles may read of the problems; None where there is nothing.
 
-    Where scores are not losses in evaluation mode, a function of the instances and the parameters gives them.
+    Where scores are not losses in evaluation mode, a subclass changes what `look` gives.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class Instances:
         shapes: list[torch.Size] | None = None,
         statistics: Tensor | None = None,
         structure: Any = None,
-        score: "Score | None" = None,
     ):
         self.params = params
         self.statistics = params.new_zeros(len(params), 0) if statistics is None else statistics
@@ -71,7 +66,6 @@ class Instances:
         self.structure = structure
         self._batches = batches
         self._losses = losses
-        self._judge = score
         self._scale: Tensor | None = None
         self._latest: tuple[tuple[Tensor, ...], Tensor] | None = None
 
@@ -113,8 +107,6 @@ class Instances:
         if statistics.shape[1]:
             with torch.no_grad():
                 score, _ = self._losses(inner, batch, statistics, False)
-        if self._judge is not None:
-            score = self._judge(self, inner)
         return Seen(losses, grads if self._scale is None else grads * self._scale, score, after.detach())
 
     def slope_of_square(self, params: Tensor) -> Tensor:
@@ -137,9 +129,11 @@ class Task(ABC):
 
     Attributes:
         name: how tables call it.
+        structured: whether its problems have A and b, for solvers that read them.
     """
 
     name: str
+    structured: ClassVar[bool] = False
 
     @abstractmethod
     def instances(self, count: int, seed: int) -> Instances:

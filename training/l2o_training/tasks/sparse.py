@@ -7,7 +7,7 @@ from torch import Tensor
 from l2o_runtime.config import ConfigError, require
 from l2o_runtime.solvers import Structure
 from l2o_runtime.solvers.classical import lasso
-from l2o_training.tasks.base import Instances, Task, generator
+from l2o_training.tasks.base import Instances, Seen, Task, generator
 
 
 def dictionary(rows: int, columns: int, seed: int, condition: float | None = None) -> Tensor:
@@ -44,6 +44,23 @@ def own_matrix(path: str, rows: int, columns: int) -> Tensor:
     return matrix
 
 
+class Recoveries(Instances):
+    """Instances whose scores are ‖x − x*‖²/E‖x*‖² in place of losses.
+
+    Attributes:
+        expected: E‖x*‖².
+    """
+
+    structure: Structure
+    expected: float
+
+    def look(self, params: Tensor, statistics: Tensor) -> Seen:
+        """Losses and gradients, and the relative error."""
+        assert self.structure.solution is not None
+        error = (params - self.structure.solution).square().sum(-1) / self.expected
+        return super().look(params, statistics)._replace(score=error)
+
+
 class SparseTask(Task):
     """b = A x* + ε with one A for all: x* has entries from N(0, 1) at places drawn with probability p, else zero.
 
@@ -58,6 +75,8 @@ class SparseTask(Task):
         relative: whether scores are ‖x − x*‖²/(p n), whose mean is one at x = 0, in place of losses.
         device: where instances live.
     """
+
+    structured = True
 
     def __init__(
         self,
@@ -91,8 +110,11 @@ class SparseTask(Task):
             target = target + size * noise
         structure = Structure(matrix=self.matrix, target=target, weight=self.weight, solution=solution)
         start = torch.zeros(count, columns, device=device)
-        score = self._relative_error if self.relative else None
-        return Instances(start, self._losses, lambda: (target,), rng, structure=structure, score=score)
+        if not self.relative:
+            return Instances(start, self._losses, lambda: (target,), rng, structure=structure)
+        recoveries = Recoveries(start, self._losses, lambda: (target,), rng, structure=structure)
+        recoveries.expected = self.sparsity * columns
+        return recoveries
 
     def _losses(
         self, params: Tensor, batch: tuple[Tensor, ...], statistics: Tensor, training: bool
@@ -100,10 +122,3 @@ class SparseTask(Task):
         """½‖A x − b‖² + λ‖x‖₁ of every instance."""
         (target,) = batch
         return lasso(params, target, self.matrix, self.weight), statistics
-
-    def _relative_error(self, instances: Instances, params: Tensor) -> Tensor:
-        """‖x − x*‖²/E‖x*‖²."""
-        assert instances.structure is not None
-        assert instances.structure.solution is not None
-        error: Tensor = (params - instances.structure.solution).square().sum(-1)
-        return error / (self.sparsity * self.matrix.shape[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2o_runtime.learned_solver import LearnedSolver
 from l2o_runtime.solvers import AMP, FISTA, ISTA, Point, Solver
+from l2o_runtime.solvers.base import structure_of
 from l2o_runtime.solvers.classical import lasso
 from l2o_training.tasks import Instances, SparseConfig, make_task
 from l2o_training.tasks.data import load_dataset
@@ -69,8 +70,7 @@ def steps_of(solver: Solver, instances: Instances, steps: int, see: Callable[[in
 def over_layers(solver: Solver, instances: Instances, layers: int) -> list[Errors]:
     """NMSE after each step."""
     found: list[Errors] = []
-    structure = instances.structure
-    assert structure is not None
+    structure = structure_of(instances)
     assert structure.solution is not None
     solution = structure.solution
 
@@ -85,8 +85,7 @@ def over_layers(solver: Solver, instances: Instances, layers: int) -> list[Error
 def steps_to(solver: Solver, instances: Instances, target: float, most: int) -> int | None:
     """Steps until the NMSE, as in the papers, is at a target in dB; None if it is not within so many."""
     found: list[int] = []
-    structure = instances.structure
-    assert structure is not None
+    structure = structure_of(instances)
     assert structure.solution is not None
     solution = structure.solution
 
@@ -122,23 +121,17 @@ def classical_iterations(count: int = 16, target: float = -35.0) -> dict[str, tu
 
 
 def oracle(instances: Instances) -> Tensor:
-    """f* (B,) of Lasso problems by coordinate descent, scikit-learn's, whose α is λ/m."""
-    from sklearn.linear_model import Lasso
-
-    structure = instances.structure
-    assert structure is not None
-    matrix, rows = structure.matrix.double().numpy(), structure.matrix.shape[0]
-    model = Lasso(alpha=structure.weight / rows, fit_intercept=False, tol=1e-12, max_iter=1_000_000)
-    found = [model.fit(matrix, b).coef_.copy() for b in structure.target.double().numpy()]
-    x = torch.from_numpy(np.stack(found))
-    return lasso(x, structure.target.double(), structure.matrix.double(), structure.weight)
+    """f* (B,) of Lasso problems by coordinate descent."""
+    structure = structure_of(instances)
+    matrix, target = structure.matrix.double(), structure.target.double()
+    x = _coordinate_descent(matrix, target, structure.weight, 1e-12, 1_000_000)
+    return lasso(x, target, matrix, structure.weight)
 
 
 def gaps(solver: Solver, instances: Instances, best: Tensor, steps: Sequence[int]) -> dict[int, float]:
     """E[f − f*] / E[f*] after so many steps each."""
     found: dict[int, float] = {}
-    structure = instances.structure
-    assert structure is not None
+    structure = structure_of(instances)
     matrix, target, weight = structure.matrix.double(), structure.target.double(), structure.weight
 
     def see(step: int, x: Tensor) -> bool:
@@ -169,11 +162,10 @@ def durations(learned: LearnedSolver, batch: int, target: float = -30.0, repeats
     layers = steps_to(learned.solver, tuned, target, learned.layers)
     weight, steps = fewest(FISTA, (0.005, 0.01, 0.02, 0.03, 0.05), tuned, target, 1000)
     alpha, tolerance = _coordinate_descent_settings(tuned, target)
-    structure, few = instances.structure, instances.part(0, SINGLY)
-    assert structure is not None
+    structure, few = structure_of(instances), structure_of(instances).part(0, SINGLY)
 
     def descend() -> None:
-        _coordinate_descent(few, alpha, tolerance)
+        _coordinate_descent(few.matrix, few.target, alpha, tolerance)
 
     ways: dict[str, tuple[Callable[[], object], int | None, float | None]] = {}
     if layers is not None:
@@ -194,24 +186,23 @@ def durations(learned: LearnedSolver, batch: int, target: float = -30.0, repeats
     }
 
 
-def _coordinate_descent(instances: Instances, weight: float, tolerance: float) -> Tensor:
+def _coordinate_descent(matrix: Tensor, target: Tensor, weight: float, tolerance: float, most: int = 10_000) -> Tensor:
+    """x (B, n) by scikit-learn's Lasso, whose α is λ/m, one signal after the other."""
     from sklearn.linear_model import Lasso
 
-    structure = instances.structure
-    assert structure is not None
-    matrix = np.asfortranarray(structure.matrix.numpy())
-    model = Lasso(alpha=weight / len(matrix), fit_intercept=False, tol=tolerance, max_iter=10_000, copy_X=False)
-    return torch.from_numpy(np.stack([model.fit(matrix, b).coef_.copy() for b in structure.target.numpy()]))
+    columns = np.asfortranarray(matrix.numpy())
+    model = Lasso(alpha=weight / len(columns), fit_intercept=False, tol=tolerance, max_iter=most, copy_X=False)
+    return torch.from_numpy(np.stack([model.fit(columns, b).coef_.copy() for b in target.numpy()]))
 
 
 def _coordinate_descent_settings(instances: Instances, target: float) -> tuple[float, float]:
     """The largest λ and tolerance of a grid that reach an error; the smallest where none does."""
-    structure = instances.structure
-    assert structure is not None
+    structure = structure_of(instances)
     assert structure.solution is not None
-    few = instances.part(0, 16)
+    few = structure.part(0, 16)
     for weight in (0.05, 0.03, 0.02, 0.01, 0.005):
         for tolerance in (1e-2, 1e-3, 1e-4):
-            if errors(_coordinate_descent(few, weight, tolerance), structure.solution[:16]).ratio <= target:
+            found = _coordinate_descent(few.matrix, few.target, weight, tolerance)
+            if errors(found, structure.solution[:16]).ratio <= target:
                 return weight, tolerance
     return 0.005, 1e-4
