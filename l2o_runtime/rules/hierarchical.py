@@ -64,7 +64,7 @@ class HierarchicalConfig(RuleConfig):
         """Floating-point operations of matrix products per coordinate and step, biases included.
 
         >>> HierarchicalConfig().flops
-        1491
+        1501
         """
         gates = 2 * 3 * self.hidden * (FEATURES + self.hidden) + 3 * 3 * self.hidden
         return gates + 2 * self.hidden * 4 + 2 * SCALES + 3

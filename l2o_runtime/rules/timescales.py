@@ -42,7 +42,7 @@ def decays(logit: Tensor) -> list[Tensor]:
     """σ(logit)^(2^−(s−1)) for s = 1 … 4.
 
     >>> [round(float(decay), 4) for decay in decays(torch.tensor(2.2))]
-    [0.9002, 0.9488, 0.9741, 0.9869]
+    [0.9002, 0.9488, 0.9741, 0.987]
     """
     found = [logit.clamp(-LONGEST, LONGEST).sigmoid()]
     for _ in range(SCALES - 1):

@@ -12,7 +12,7 @@ def shrink(x: Tensor, threshold: Tensor | float) -> Tensor:
     It is continuous for θ < 0, too, where small entries are doubled, and large ones grow by |θ|.
 
     >>> shrink(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
-    tensor([-2., 0., 1.])
+    tensor([-2.,  0.,  1.])
     """
     return torch.relu(x - threshold) - torch.relu(-x - threshold)
 

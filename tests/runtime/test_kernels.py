@@ -117,7 +117,10 @@ def both(rule: Rule, n: int, dtype=torch.float32, good: bool = True, **changes) 
 
 
 def assert_same(parts: list[Part]) -> None:
-    """To 1e-5; in half precision to one unit in the last place, which few numbers need."""
+    """To 1e-5, or 1e-6 in all; in half precision to one unit in the last place, which few numbers need.
+
+    Gates that are all but shut, as raw gradients make them, are right to 1e-6, not to their own last place.
+    """
     slow, fast = parts
     for key, value in ({"theta": slow.theta} | slow.state).items():
         found = fast.theta if key == "theta" else fast.state[key]
@@ -125,7 +128,7 @@ def assert_same(parts: list[Part]) -> None:
         rtol = torch.finfo(value.dtype).eps if half else 1e-5
         torch.testing.assert_close(found, value, rtol=rtol, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
         if half and key != "theta":
-            assert (found != value).sum() <= max(2, value.numel() // 20), f"{key}: rounded otherwise"
+            assert ((found - value).abs() > 1e-6).sum() <= max(2, value.numel() // 20), f"{key}: rounded otherwise"
     assert fast.theta.isfinite().all()
 
 
