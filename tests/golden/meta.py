@@ -90,7 +90,7 @@ def _segment(solver, slot, estimator, nudge) -> Segment:
         inner.params = nudge(inner.params)
     share = estimator.share(solver, slot)
     koopman = share.terms.get("koopman_loss", torch.zeros(()))
-    gradient = estimator.gradient(solver, [slot], share.message)
+    gradient = estimator.gradient(solver, [slot], share.message).double()
     names, params = zip(*solver.rule.named_parameters(), strict=True)
     grads = dict(zip(names, gradient.split([p.numel() for p in params]), strict=True))
     return Segment(torch.stack([share.loss.double(), koopman.double()]), grads)

@@ -131,7 +131,7 @@ def test_pes_is_unbiased_for_the_whole_horizon_where_es_is_not(tail):
     backward = 0.0
     for _ in range(4):
         slot.tick()
-        backward = backward + made.share(solver, slot).message
+        backward = backward + made.share(solver, slot).message.double()
     assert target - float(backward @ (expected / expected.norm())) > 5 * own
 
 

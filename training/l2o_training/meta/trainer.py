@@ -238,22 +238,26 @@ class Trainer:
         """Advance all slots by a truncation; the episode of one whose losses are not finite ends with it.
 
         Returns:
-            The meta-gradient (P,) in float64, the same on every rank. For the record, sums over slots: of mean losses,
-            and of what objectives say, in the order of `names`.
+            The meta-gradient (P,), the same on every rank. For the record, sums over slots: of mean losses, and of what
+            objectives say, in the order of `names`.
         """
         for slot in self.slots:
             slot.tick()
         solver, names = self.learner.solver, self.names
         self.estimator.count(solver, self.slots)
-        sizes = [self.estimator.width(solver), 1 + len(names), len(self.slots)]
-        total = torch.zeros(sum(sizes), dtype=torch.float64, device=self.device)
-        messages, record, failed = total.split(sizes)
+        numbers = torch.zeros(1 + len(names) + len(self.slots), dtype=torch.float64, device=self.device)
+        record, failed = numbers.split([1 + len(names), len(self.slots)])
+        message: Tensor | None = None
         for slot in self.mine:
             share = self.estimator.share(solver, slot)
-            messages += share.message
+            message = share.message if message is None else message + share.message
             record += torch.stack([share.loss, *(share.terms[name] for name in names)])
             failed[slot.index] = ~share.loss.isfinite()
-        message, record, failed = self.ranks.sum(total).split(sizes)
+        if message is None:
+            message = numbers.new_zeros(self.estimator.width(solver))
+        if self.ranks.size > 1:
+            total = self.ranks.sum(torch.cat([message.double(), numbers]))
+            message, record, failed = total.split([len(message), len(record), len(failed)])
         gradient = self.estimator.gradient(solver, self.slots, message)
         for index in failed.nonzero().flatten().tolist():
             self.slots[index].abandon()

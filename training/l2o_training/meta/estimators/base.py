@@ -17,7 +17,7 @@ class Share:
     """What a slot adds to an outer update.
 
     Attributes:
-        message: (m,) float64, to be summed over all slots and ranks.
+        message: (m,) to be summed over all slots and ranks; float64 where there is more than one.
         loss: mean loss over the steps, for the record.
         terms: what objectives say of whole truncations, by their names, for the record.
     """
@@ -73,8 +73,8 @@ class Estimator(ABC):
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    """Tensors as one vector, float64."""
-    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+    """Tensors as one vector."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 def size(outer: Solver) -> int:

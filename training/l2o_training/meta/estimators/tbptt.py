@@ -32,6 +32,8 @@ class TBPTT(Estimator):
         params = trained(outer)
         grads = torch.autograd.grad(trace.objective / config.lanes, params, allow_unused=True)
         message = flat([torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)])
+        if config.lanes > 1 or config.clip_lanes:  # one alone is summed with none, and solvers have millions of weights
+            message = message.double()
         if config.clip_lanes:
             norm = message.norm()
             shrunk = message * (config.clip / config.lanes / norm.clamp_min(TINY)).clamp_max(1)
