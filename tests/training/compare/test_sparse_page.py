@@ -1,6 +1,8 @@
 """What the page on sparse recovery measures."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from l2o_runtime import ConfigError, LearnedSolver, save_rule
 from l2o_runtime.solvers import AMP, FISTA, ISTA, UnrolledConfig, UnrolledSolver
 from l2o_training.compare.papers import recovery, sparse
 from l2o_training.compare.papers.numbers import NOT_RUN
+from l2o_training.compare.papers.panels import PANELS
+from l2o_training.config import load_preset
 from l2o_training.tasks import SparseConfig
 from l2o_training.tasks.sparse import dictionary
 
@@ -66,14 +70,26 @@ def test_variants_that_there_are_not_are_told(tmp_path):
         sparse.train(sparse.Runs(tmp_path), ["lisa"])
 
 
+def test_a_panel_changes_the_signals_and_the_size_of_a_preset_alone():
+    runs = sparse.Runs(Path("runs"))
+    for end, panel in PANELS.items():
+        for preset in panel.published:
+            config, plain = runs.config(f"{preset}{end}"), load_preset(preset)
+            assert config.tasks == (panel.task,)
+            rule = replace(plain.rule, rows=panel.task.rows, columns=panel.task.columns)
+            assert replace(config, tasks=plain.tasks, rule=plain.rule) == plain
+            assert config.rule == rule
+
+
 def test_how_far_a_stopped_run_is(tmp_path):
     runs = sparse.Runs(tmp_path)
-    assert sparse._state(runs, "alista") == NOT_RUN
-    runs.path("alista").mkdir()
+    assert sparse._state(runs, "alista-snr-20") == NOT_RUN
+    runs.path("alista-snr-20").mkdir()
     rows = [{"validation": value, "seconds": 60.0} for value in (5.0, 6.0, 5.0, 5.5, 4.0)]
-    (runs.path("alista") / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert sparse._state(runs, "alista") == "stopped in layers 1 to 1, lr × 0.02"
-    assert "| alista | stopped in layers 1 to 1, lr × 0.02 | 200 | 5 |" in sparse._trainings(runs)
-    assert runs.solver("alista") is None
-    save_rule(runs.path("alista") / "rule.safetensors", UnrolledSolver(UnrolledConfig(rows=3, columns=4)), {})
-    assert runs.solver("alista").layers == 16
+    (runs.path("alista-snr-20") / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sparse._state(runs, "alista-snr-20") == "stopped in layers 1 to 1, lr × 0.02"
+    row = "| alista-snr-20 | stopped in layers 1 to 1, lr × 0.02 | 1,000 | 5 |"
+    assert row in sparse._trainings(runs)
+    assert runs.solver("alista-snr-20") is None
+    save_rule(runs.path("alista-snr-20") / "rule.safetensors", UnrolledSolver(UnrolledConfig(rows=3, columns=4)), {})
+    assert runs.solver("alista-snr-20").layers == 16

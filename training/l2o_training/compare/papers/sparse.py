@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,40 +10,23 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib import color_sequences
 
-from l2o_runtime.config import nearest, require
 from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.learned_solver import LearnedSolver
 from l2o_runtime.solvers import AMP, FISTA, ISTA, Solver
 from l2o_training.compare.papers import recovery
 from l2o_training.compare.papers.numbers import NOT_RUN, markdown
 from l2o_training.compare.papers.page import wrapped
+from l2o_training.compare.papers.panels import CLEAN, ITERATIONS, LASSO, PANELS, VARIANTS, Panel, find_variant
 from l2o_training.compare.papers.recovery import Errors
-from l2o_training.config import load_preset
+from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import make_curriculum
 from l2o_training.meta.folder import METRICS, RULE
 from l2o_training.meta.trainer import Trainer
 from l2o_training.plots import STYLE
 from l2o_training.tasks import SparseConfig
 
-PUBLISHED = {
-    "lista": (-16.8, -35.3),
-    "lista-cp": (-22.1, -30.3),
-    "lista-cpss": (-34.0, -63.1),
-    "alista": (-28.0, -78.5),
-    "lamp": (-31.9, -54.6),
-    "glista": (-28.7, -55.6),
-    "lfista": (-12.1, -28.9),
-}
-"""Preset → NMSE in dB at 8 and at 16 layers, without noise, read off Figure 5 of arXiv 2103.12828 (± 0.5 dB)."""
-
-LASSO = {"lista-lasso": 2e-2, "alista-lasso": 8.5e-3}
-"""Preset → E[f − f*]/E[f*] at 16 layers for A of 25 × 50, read off Figure 6 (± 10 %)."""
-
-ITERATIONS = {"AMP": 25, "FISTA": 202, "ISTA": 3420}
-"""Iterations to −35 dB that the authors of ALISTA report."""
-
-CLEAN = SparseConfig(rows=256, columns=512)
 ELSEWHERE = {
     "as in meta-training": CLEAN,
     "15 % not zero": replace(CLEAN, sparsity=0.15),
@@ -52,15 +36,16 @@ ELSEWHERE = {
 }
 """What solvers are tried on that were meta-trained without noise."""
 
-NAMES = [*PUBLISHED, *LASSO]
-
 TEXT = (
-    "Unrolled solvers for b = A x*, A of 256 × 512, a tenth of x* not zero, no noise: Figure 5 of Open-L2O "
-    "(arXiv 2103.12828), and Lasso problems as in its Figure 6. The published recipe trains each stage of each layer "
-    "until 2,000 "
-    "updates of batch 128 help no more. The presets do not: a stage has 40 to 120 updates of batch 32 to 64, layers "
-    "begin with what the layer before has learned, and the first with ALISTA's analytic weight, where the published "
-    "ones begin as ISTA. LAMP begins as AMP."
+    "Unrolled solvers for b = A x*, A of 256 × 512, a tenth of x* not zero: Figure 5 of Open-L2O (arXiv 2103.12828), "
+    "and Lasso problems as in its Figure 6. The published recipe trains each stage of each layer until 2,000 updates "
+    "of batch 128 help no more. The presets do not: a stage has at most 800 updates of batch 64, layers begin with "
+    "what the layer before has learned, and the first with ALISTA's analytic weight, where the published ones begin as "
+    "ISTA. LAMP begins as AMP. The panel of coherent A is left out: we do not know how that A was drawn."
+)
+DEFINITION = (
+    "NMSE is 10 log₁₀(Σ‖x − x*‖²/Σ‖x*‖²); the mean over signals of their own decibels, Open-L2O's, stands beside. "
+    "λ and α of classical solvers are tuned on other signals."
 )
 
 
@@ -77,8 +62,13 @@ class Runs:
     changes: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
-        """Folder of the run of a preset."""
+        """Folder of the run of a variant."""
         return self.folder / f"{name}-s0"
+
+    def config(self, name: str) -> TrainConfig:
+        """Of a variant's meta-training."""
+        variant = find_variant(name)
+        return load_preset(variant.preset, (*variant.overrides, *self.changes))
 
     def solver(self, name: str) -> LearnedSolver | None:
         """What was meta-trained; None where that is not done."""
@@ -93,12 +83,12 @@ def train(runs: Runs, only: Sequence[str] = (), report: Callable[[str], None] = 
         ConfigError: there is no such preset on the page.
     """
     for name in only:
-        require(name in NAMES, f"--only: unknown variant {name!r}: {nearest(name, NAMES)}")
-    for name in only or NAMES:
+        find_variant(name)
+    for name in only or VARIANTS:
         folder = runs.path(name)
         if not (folder / RULE).is_file():
             report(name)
-            Trainer(load_preset(name, runs.changes), folder, restarted=True).run()
+            Trainer(runs.config(name), folder, restarted=True).run()
 
 
 def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int = 128) -> Path:
@@ -110,14 +100,18 @@ def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int 
         arguments: of the command, folders aside.
         count: signals of errors and gaps.
     """
-    solvers = {name: found for name in PUBLISHED if (found := runs.solver(name)) is not None}
-    curves = _curves(solvers, count)
     out.mkdir(parents=True, exist_ok=True)
+    learned = {end: _solvers(runs, end) for end in PANELS}
+    curves = {end: _curves(PANELS[end], found, count) for end, found in learned.items() if found or not end}
     _draw(curves, out / "sparse.png")
-    parts = ["# Sparse recovery and the Lasso", TEXT, _table(runs, curves, count), "![NMSE over layers](sparse.png)"]
-    parts += ["## Iterations of classical solvers", _iterations(), "## Time", _times(solvers)]
-    parts += ["## Elsewhere, and with the safeguard", _elsewhere(solvers, count), "## Lasso", _lasso(runs, count)]
-    parts += ["## Meta-training", _trainings(runs), "## Commands", _commands(runs, arguments)]
+    parts = ["# Sparse recovery and the Lasso", TEXT, DEFINITION]
+    for end, panel in PANELS.items():
+        table = _table(runs, end, curves[end]) if end in curves else f"{NOT_RUN}."
+        parts += [f"## {panel.title[0].upper()}{panel.title[1:]}", table]
+    parts += ["![NMSE over layers](sparse.png)", "## Iterations of classical solvers", _iterations()]
+    parts += ["## Time", _times(learned[""]), "## Elsewhere, and with the safeguard", _elsewhere(learned[""], count)]
+    parts += ["## Lasso", _lasso(runs, count), "## Meta-training", _trainings(runs), "## Commands"]
+    parts += [_commands(runs, arguments)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     path = out / "sparse.md"
     with atomic_write(path) as file:
@@ -125,9 +119,14 @@ def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int 
     return path
 
 
-def _curves(solvers: dict[str, LearnedSolver], count: int) -> dict[str, list[Errors]]:
+def _solvers(runs: Runs, end: str) -> dict[str, LearnedSolver]:
+    """Preset → what was meta-trained for a panel."""
+    return {name: found for name in PANELS[end].published if (found := runs.solver(f"{name}{end}")) is not None}
+
+
+def _curves(panel: Panel, solvers: dict[str, LearnedSolver], count: int) -> dict[str, list[Errors]]:
     """NMSE over layers of learned and classical solvers, λ and α of these tuned on other signals for the 16th."""
-    instances, tuned = recovery.draw(CLEAN, count), recovery.draw(CLEAN, 64, recovery.TEST_SEED + 1)
+    instances, tuned = recovery.draw(panel.task, count), recovery.draw(panel.task, 64, recovery.TEST_SEED + 1)
     found = {name: recovery.over_layers(each.solver, instances, each.layers) for name, each in solvers.items()}
     makers: dict[str, tuple[Callable[[float], Solver], Sequence[float]]] = {
         "AMP": (AMP, (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)),
@@ -140,23 +139,19 @@ def _curves(solvers: dict[str, LearnedSolver], count: int) -> dict[str, list[Err
     return found
 
 
-def _table(runs: Runs, curves: dict[str, list[Errors]], count: int) -> str:
+def _table(runs: Runs, end: str, curves: dict[str, list[Errors]]) -> str:
     rows = []
-    for name, (eight, sixteen) in PUBLISHED.items():
+    for name, published in PANELS[end].published.items():
         ours = curves.get(name)
-        if ours is None:
-            rows.append([name, "", "", "", f"{eight}", f"{sixteen}", _state(runs, name)])
-        else:
-            cells = [f"{ours[7].ratio:.1f}", f"{ours[15].ratio:.1f}", f"{ours[15].mean:.1f}"]
-            rows.append([name, *cells, f"{eight}", f"{sixteen}", _state(runs, name)])
-    for name in ("AMP", "FISTA", "ISTA"):
-        ours = curves[name]
-        rows.append([name, f"{ours[7].ratio:.1f}", f"{ours[15].ratio:.1f}", f"{ours[15].mean:.1f}", "", ""])
-    header = ["dB", "ours, 8", "ours, 16", "ours, 16, mean of dB", "published, 8", "published, 16"]
-    text = (
-        "NMSE is 10 log₁₀(Σ‖x − x*‖²/Σ‖x*‖²); the mean over signals of their own decibels, Open-L2O's, stands beside."
-    )
-    return f"{text}\n\n{markdown(header, rows)}"
+        cells = ["", "", ""] if ours is None else _cells(ours)
+        rows.append([name, *cells, *("" if v is None else f"{v}" for v in published), _state(runs, f"{name}{end}")])
+    rows += [[name, *_cells(curves[name]), "", "", ""] for name in ("AMP", "FISTA", "ISTA")]
+    header = ["dB", "ours, 8", "ours, 16", "ours, 16, mean of dB", "published, 8", "published, 16", "meta-training"]
+    return markdown(header, rows)
+
+
+def _cells(found: list[Errors]) -> list[str]:
+    return [f"{found[7].ratio:.1f}", f"{found[15].ratio:.1f}", f"{found[15].mean:.1f}"]
 
 
 def _state(runs: Runs, name: str) -> str:
@@ -164,7 +159,7 @@ def _state(runs: Runs, name: str) -> str:
     rows = _history(runs, name)
     if not rows:
         return NOT_RUN
-    curriculum = make_curriculum(load_preset(name, runs.changes))
+    curriculum = make_curriculum(runs.config(name))
     for row in rows:
         curriculum.advance(row["validation"])
     return "done" if curriculum.over else f"stopped in {curriculum.stage.name}"
@@ -175,16 +170,23 @@ def _history(runs: Runs, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _draw(curves: dict[str, list[Errors]], path: Path) -> None:
+def _draw(panels: dict[str, dict[str, list[Errors]]], path: Path) -> None:
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(layout="constrained")
-        for name, found in curves.items():
-            style = "-" if name in PUBLISHED else "--"
-            (line,) = axes.plot(range(1, len(found) + 1), [each.ratio for each in found], style, label=name)
-            if name in PUBLISHED:
-                axes.plot([8, 16], PUBLISHED[name], "o", markerfacecolor="none", color=line.get_color())
-        axes.set(xlabel="layers, or iterations; hollow: published", ylabel="NMSE, dB")
-        axes.legend(fontsize=8)
+        size = (5.5 * len(panels), 4.5)
+        figure, (row,) = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+        colors = dict(zip([*PANELS[""].published, "AMP", "FISTA", "ISTA"], color_sequences["tab10"], strict=True))
+        for axes, (end, curves) in zip(row, panels.items(), strict=True):
+            published = PANELS[end].published
+            for name, found in curves.items():
+                style = "-" if name in published else "--"
+                steps = range(1, len(found) + 1)
+                axes.plot(steps, [each.ratio for each in found], style, color=colors[name], label=name)
+            for name in published.keys() & curves.keys():
+                points = [(at, value) for at, value in zip((8, 16), published[name], strict=True) if value is not None]
+                axes.plot(*zip(*points, strict=True), "o", markerfacecolor="none", color=colors[name])
+            axes.set(title=PANELS[end].title, xlabel="layers, or iterations; hollow: published", ylabel="NMSE, dB")
+            axes.set_ylim(top=5)
+        row[0].legend(fontsize=8)
         with atomic_write(path) as file:
             figure.savefig(file, format="png", dpi=90)
         plt.close(figure)
@@ -252,15 +254,18 @@ def _lasso(runs: Runs, count: int) -> str:
 
 def _trainings(runs: Runs) -> str:
     rows = []
-    for name in NAMES:
+    for name in VARIANTS:
         lines = _history(runs, name)
-        updates = len(lines) * getattr(load_preset(name, runs.changes).curriculum, "updates", 1)
+        updates = len(lines) * getattr(runs.config(name).curriculum, "updates", 1)
         minutes = f"{sum(line['seconds'] for line in lines) / 60:.0f}"
         rows.append([name, _state(runs, name), f"{updates:,}" if lines else "", minutes if lines else ""])
-    return markdown(["preset", "", "updates", "minutes of the clock"], rows)
+    return markdown(["", "", "updates", "minutes of the clock"], rows)
 
 
 def _commands(runs: Runs, arguments: Sequence[str]) -> str:
-    settings = "".join(f" --set {change}" for change in runs.changes)
-    trained = [f"l2o train --preset {name}{settings} --out runs/reproduction/{name}-s0" for name in NAMES]
-    return "\n".join(["```", " ".join(["l2o reproduce sparse", *arguments]), *trained, "```"])
+    lines = [shlex.join(["l2o", "reproduce", "sparse", *arguments])]
+    for name, variant in VARIANTS.items():
+        settings = [word for change in (*variant.overrides, *runs.changes) for word in ("--set", change)]
+        folder = f"runs/reproduction/{name}-s0"
+        lines.append(shlex.join(["l2o", "train", "--preset", variant.preset, *settings, "--out", folder]))
+    return "\n".join(["```", *lines, "```"])
