@@ -11,11 +11,14 @@ from l2o_cli.console import Threads, friendly_errors, out, progress, set_threads
 if TYPE_CHECKING:
     from l2o_training.compare.papers.lab import Lab
 
+OTHER_PLANS = SPARSE, SYNTHETIC = "sparse", "synthetic"
+"""What is no plan of rules, but has a page of its own."""
+
 OPEN_L2O = {
     "networks": ("networks", ""),
-    **dict.fromkeys(("sparse", "lasso"), ("sparse", "")),
-    **dict.fromkeys(("rastrigin", "swarm"), ("synthetic", "searches")),
-    "minimax": ("synthetic", "games"),
+    **dict.fromkeys(("sparse", "lasso"), (SPARSE, "")),
+    **dict.fromkeys(("rastrigin", "swarm"), (SYNTHETIC, "searches")),
+    "minimax": (SYNTHETIC, "games"),
 }
 """What the benchmark has, and the plan and the part of it that it is in."""
 
@@ -56,10 +59,13 @@ def reproduce(
     with friendly_errors():
         from l2o_runtime.config import nearest, require
         from l2o_training.compare.papers.lab import Lab
+        from l2o_training.compare.papers.plans import PLANS
 
         set_threads(threads)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
         given = {"--seeds": [seeds], "--runs": [runs], "--rule": rules, "--set": overrides}
+        known = [*PLANS, *OTHER_PLANS, "open-l2o"]
+        require(plan in known, f"unknown plan {plan!r}: {nearest(plan, known)}")
         parts = [(plan, list(only or ()))]
         if plan == "open-l2o":
             for name in only or ():
@@ -68,10 +74,10 @@ def reproduce(
             parts = [(name, [part] if part else []) for name, part in found]
         page: Path | None
         for name, chosen in parts:
-            if name == "synthetic":
+            if name == SYNTHETIC:
                 _refuse(name, {flag: given[flag] for flag in ("--runs", "--rule")} | {"--train-only": [train_only]})
                 page = _synthetic(lab, out_dir, seeds, chosen)
-            elif name == "sparse":
+            elif name == SPARSE:
                 _refuse(name, {flag: given[flag] for flag in ("--seeds", "--runs", "--rule")})
                 page = _sparse(lab, out_dir, chosen, train_only)
             else:

@@ -60,3 +60,10 @@ def test_what_the_plan_does_not_take_is_told(tmp_path):
     told = CliRunner().invoke(app, ["reproduce", "synthetic", "--runs", "3", "--runs-dir", str(tmp_path)])
     assert told.exit_code != 0
     assert "--runs: not with the plan synthetic" in told.output
+
+
+@pytest.mark.parametrize(("name", "near"), [("sprase", "sparse"), ("synthetik", "synthetic"), ("open-l20", "open-l2o")])
+def test_a_plan_that_there_is_not_is_told_with_the_nearest(name, near, tmp_path):
+    told = CliRunner().invoke(app, ["reproduce", name, "--runs-dir", str(tmp_path)])
+    assert told.exit_code != 0
+    assert f"unknown plan '{name}': did you mean {near}" in told.output

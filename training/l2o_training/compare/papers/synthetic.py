@@ -15,10 +15,12 @@ import torch
 
 from l2o_runtime.config import nearest, require, to_dict
 from l2o_runtime.files.artifact import read_learned
-from l2o_runtime.files.atomic import atomic_write
 from l2o_runtime.learned import as_solver, make_learned
 from l2o_runtime.solvers import Solver
 from l2o_training.compare.baselines import BASELINES, best_lr
+from l2o_training.compare.cache import read_result, rounded, write_result
+from l2o_training.compare.code import code_version
+from l2o_training.compare.contenders import of_baseline
 from l2o_training.compare.flat import CPU, rollout
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import markdown, number, with_spread
@@ -109,6 +111,10 @@ THICK = 8
 RESTARTS = 8
 """Of the search for the best known value: 64 found nothing lower in 80 functions of 10 or 20 dimensions."""
 
+MEASURED_BY = tuple(f"l2o_training.{place}" for place in ("tasks.config:make_task", "compare.flat:rollout"))
+LEARNED_BY = tuple(f"l2o_runtime.learned:{name}" for name in ("as_solver", "make_learned"))
+"""What results depend on beside their settings."""
+
 Values = dict[str, dict[str, np.ndarray]]
 """Title of a line → of a task → (seeds, runs)."""
 
@@ -192,25 +198,27 @@ class Bench:
     comparison: Comparison
     config: GameConfig | RastriginConfig
 
-    def learned(self, file: Path) -> list[float]:
+    def learned(self, file: Path) -> np.ndarray:
         """What a run has given."""
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        found: list[float] = self.kept(digest, lambda: self.finals(as_solver(read_learned(file)[0])))
-        return found
+        return self._kept_learned(digest, lambda: self.finals(as_solver(read_learned(file)[0])))
 
-    def untrained(self, preset: str) -> list[float]:
+    def untrained(self, preset: str) -> np.ndarray:
         """The placebo: the architecture of a preset, as seed 0 draws it."""
         config = config_of(preset, 0, self.lab)
 
-        def measure() -> list[float]:
+        def measure() -> dict[str, Any]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 return self.finals(as_solver(make_learned(config.trained_rule)))
 
-        found: list[float] = self.kept(f"untrained {to_dict(config.trained_rule)}", measure)
-        return found
+        return self._kept_learned(f"untrained {to_dict(config.trained_rule)}", measure)
 
-    def tuned(self, name: str) -> tuple[float, list[float]]:
+    def _kept_learned(self, what: str, measure: Callable[[], dict[str, Any]]) -> np.ndarray:
+        scores: np.ndarray = self.kept(what, code_version(*LEARNED_BY), measure)["scores"]
+        return scores
+
+    def tuned(self, name: str) -> tuple[float, np.ndarray]:
         """The rate with the lowest mean on instances for choices, and the scores with it on others.
 
         Choices are by the first 500 gradients where there are more.
@@ -218,38 +226,39 @@ class Bench:
         baseline, steps = BASELINES[name], self.comparison.steps
         rates = baseline.grid[:: 1 + (len(baseline.grid) > THICK)]
 
-        def measure() -> tuple[float, list[float]]:
+        def measure() -> dict[str, Any]:
             instances = self.task.instances(self.comparison.runs // 4, CHOICES)
             tried = min(steps, LOOK)
             ends = {rate: rollout(baseline.solver(rate, tried), instances, tried + 1)[-1] for rate in rates}
             rate = best_lr((lr, float(end.nan_to_num(math.inf).mean())) for lr, end in ends.items())
-            return rate, self.finals(baseline.solver(rate, steps))
+            return {"rate": rate, **self.finals(baseline.solver(rate, steps))}
 
-        rate, scores = self.kept(f"{name} {rates}", measure)
-        return rate, scores
+        found = self.kept(f"{name} {rates}", of_baseline(baseline).stepping[1], measure)
+        return found["rate"], found["scores"]
 
-    def finals(self, solver: Solver) -> list[float]:
+    def finals(self, solver: Solver) -> dict[str, Any]:
         """Scores at the end: distances from a solution, or the lowest value that a swarm has found."""
         instances = self.task.instances(self.comparison.runs, VERDICTS)
         step = instances.structure.particles if isinstance(instances, Swarms) else 1
         ends: list[float] = rollout(solver, instances, self.comparison.steps + 1)[-1, ::step].double().tolist()
-        return ends
+        return {"scores": rounded(ends)}
 
     @cached_property
     def task(self) -> Task:
         """The task itself."""
         return make_task(self.config, self.lab.load, CPU)
 
-    def kept(self, what: str, measure: Callable[[], Any]) -> Any:
-        """What was measured before, or is now."""
+    def kept(self, what: str, code: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was measured before with the same code, or is now; a score that is no number counts as infinite."""
         said = f"{what} {to_dict(self.config)} {self.comparison.steps} {self.comparison.runs} {CHOICES} {VERDICTS}"
         path = self.lab.runs / "cache" / SYNTHETIC / f"{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
-        if not path.is_file():
-            found = measure()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(json.dumps(found).encode())
-        return json.loads(path.read_text())
+        key = {"what": said, "code": f"{code_version(*MEASURED_BY)} {code}"}
+        found = read_result(path, key, "scores")
+        if found is None:
+            write_result(path, key, measure())
+            found = read_result(path, key, "scores")
+        assert found is not None
+        return found | {"scores": np.nan_to_num(found["scores"], nan=np.inf)}
 
 
 def best_known(lab: Lab) -> dict[str, float]:
