@@ -5,7 +5,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,9 +31,11 @@ class Wrapper(Optimizer):
 
     Attributes:
         optimizer: the one inside.
+        needs_loss: whether its steps need the loss.
     """
 
     optimizer: Optimizer
+    needs_loss: ClassVar[bool] = False
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -137,6 +137,7 @@ class KoopmanAccelerated(Wrapper):
         own = {"window": window, "every": every, "stride": stride}
         self.__setstate__({"optimizer": optimizer, "state": no_states(), **own})
 
+    needs_loss = True
     window: int
     every: int
     stride: int

@@ -38,7 +38,8 @@ class Safeguard(Wrapper):
 
     Raises:
         TypeError: what is inside is no optimizer.
-        ValueError: it is guarded already; a learning rate is out of range; or this rank not in the group.
+        ValueError: it is guarded already, or its steps need the loss; a learning rate is out of range; or this rank not
+            in the group.
 
     >>> param = torch.nn.Parameter(torch.ones(3))
     >>> optimizer = Safeguard(torch.optim.SGD([param], lr=0.1), lr=0.001)
@@ -57,6 +58,9 @@ class Safeguard(Wrapper):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
         if isinstance(optimizer, Safeguard) or getattr(optimizer, "guard", None) is not None:
             raise ValueError("optimizer: it has a safeguard already")
+        if isinstance(optimizer, Wrapper) and optimizer.needs_loss:
+            name = type(optimizer).__name__
+            raise ValueError(f"optimizer: steps of {name} need the loss: write {name}(Safeguard(…))")
         if not 0 <= lr < float("inf"):
             raise ValueError(f"lr: expected a finite number, 0 or more, got {lr!r}")
         check_process_group(process_group)

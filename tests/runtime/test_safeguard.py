@@ -17,6 +17,7 @@ from torch import nn
 
 from l2o_runtime import LearnedOptimizer, load_rule, save_rule
 from l2o_runtime.wrappers.guard import REACH
+from l2o_runtime.wrappers.koopman import KoopmanAccelerated
 from l2o_runtime.wrappers.referee import HISTORY, PATIENCE, WINDOW, Referee, predict
 from l2o_runtime.wrappers.safeguard import Safeguard
 
@@ -514,6 +515,8 @@ def test_what_cannot_be_guarded_is_told():
     for guarded in (LearnedOptimizer([param], safeguard="adam"), Safeguard(torch.optim.SGD([param], lr=0.1))):
         with pytest.raises(ValueError, match="already"):
             Safeguard(guarded)
+    with pytest.raises(ValueError, match=r"need the loss: write KoopmanAccelerated\(Safeguard"):
+        Safeguard(KoopmanAccelerated(torch.optim.SGD([param], lr=0.1)))
     with pytest.raises(ValueError, match="lr of the optimizer inside is 0"):
         Safeguard(torch.optim.SGD([param], lr=0.0))
     for lr in (-1.0, math.inf, math.nan):
