@@ -162,8 +162,23 @@ def test_a_peak_may_be_fixed_under_a_schedule():
     assert schedule.get_last_lr() == [0.0015]
 
 
+@pytest.mark.parametrize("name", ["talt-sgd", "talt-adam"])
+def test_talt_runs_where_it_is_named(name):
+    """It acts, after an interval, on what is inside; "all" leaves it out."""
+    script, baseline = script_of("friedman-mlp"), BASELINES[name]
+    inside = BASELINES[{"talt-sgd": "momentum", "talt-adam": "adam"}[name]]
+    (found,), (plain,) = (train(script, each.optimizer, baseline.lr, 0, 60).train for each in (baseline, inside))
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[:20], plain[:20], "no directions are known in the first interval")
+    assert not np.array_equal(found, plain)
+    assert name not in [each.name for each in find_baselines("all")]
+    assert name in [each.name for each in find_baselines(f"adam,{name}")]
+    with pytest.raises(ConfigError, match=f"{name} runs on training scripts only"):
+        find_baselines(name, flat=True)
+
+
 def test_flat_tasks_leave_out_what_is_not_elementwise():
-    optimizers = {name: baseline for name, baseline in BASELINES.items() if baseline.scripts}
+    optimizers = {name: baseline for name, baseline in BASELINES.items() if baseline.scripts and not baseline.extra}
     assert {name for name, baseline in optimizers.items() if not baseline.stacks} == {"muon-linear", "schedule-free"}
     names = [contender.name for contender in contenders_of("all", flat=True)]
     assert names == [name for name, baseline in optimizers.items() if baseline.stacks]

@@ -16,6 +16,7 @@ from l2o_runtime.config import ConfigError, nearest, require
 from l2o_runtime.solvers import AMP, FISTA, ISTA
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State
+from l2o_runtime.wrappers.talt import TALT
 from l2o_training.compare.classical import Alternating, ExtraGradient, LineSearch, Optimistic, ParticleSwarm
 from l2o_training.compare.muon import MuonAdamW
 
@@ -99,6 +100,16 @@ def schedule_free(params: Iterable[Tensor], lr: float, weight_decay: float) -> O
     return optimizer  # type: ignore[no-any-return]
 
 
+def talt_sgd(params: Iterable[Tensor], lr: float) -> Optimizer:
+    """TALT around SGD with momentum 0.9."""
+    return TALT(partial(SGD, momentum=0.9), params, lr)
+
+
+def talt_adam(params: Iterable[Tensor], lr: float) -> Optimizer:
+    """TALT around Adam."""
+    return TALT(Adam, params, lr)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A hand-made optimizer, with the settings it may be run with; PyTorch's defaults where nothing is said.
@@ -112,6 +123,7 @@ class Baseline:
         schedule: what the learning rate is multiplied with; the rate that is tuned is the peak.
         stacks: whether it is elementwise with a state per element, so that it can run on stacked parameters too.
         package: that it comes from, where that is not torch.
+        extra: whether "all" leaves it out.
         structured: whether it reads the A and b of a problem, and solves no other.
     """
 
@@ -123,6 +135,7 @@ class Baseline:
     schedule: Schedule | None = None
     stacks: bool = True
     package: str | None = None
+    extra: bool = False
     structured: ClassVar[bool] = False
 
     def optimizer(self, params: Iterable[Tensor], lr: float, steps: int) -> tuple[Optimizer, LRScheduler | None]:
@@ -272,6 +285,16 @@ BASELINES = {
         Baseline(name="sgd", label="SGD", make=SGD, lr=0.1, grid=PLAIN),
         Baseline(name="momentum", label="SGD, momentum 0.9", make=partial(SGD, momentum=0.9), lr=0.03, grid=PLAIN),
         Baseline(name="rmsprop", label="RMSprop", make=RMSprop, lr=0.01),
+        Baseline(
+            name="talt-sgd",
+            label="TALT around SGD, momentum 0.9",
+            make=talt_sgd,
+            lr=0.03,
+            grid=PLAIN,
+            stacks=False,
+            extra=True,
+        ),
+        Baseline(name="talt-adam", label="TALT around Adam", make=talt_adam, lr=0.001, stacks=False, extra=True),
         FlatBaseline(
             name="line-search",
             label="gradient descent, backtracking line search",
@@ -294,9 +317,9 @@ BASELINES = {
 def find_baselines(text: str, *, flat: bool = False, structured: bool = False) -> list[Baseline]:
     """Baselines from "adam,momentum", in that order; none for "".
 
-    "all" are all torch optimizers that can run: those whose package is installed and, on flat tasks, that stack. What
-    is no torch optimizer is for tasks of its own, and has to be named; on tasks with A and b "all" are Adam and those
-    that read A and b.
+    "all" are all torch optimizers that can run but TALT: those whose package is installed and, on flat tasks, that
+    stack. What is no torch optimizer is for tasks of its own, and has to be named; on tasks with A and b "all" are
+    Adam and those that read A and b.
 
     Args:
         text: names.
@@ -310,7 +333,8 @@ def find_baselines(text: str, *, flat: bool = False, structured: bool = False) -
     if names == ["all"] and structured:
         return [baseline for baseline in BASELINES.values() if baseline.structured or baseline.name == "adam"]
     if names == ["all"]:
-        every = [baseline for baseline in BASELINES.values() if baseline.installed and baseline.scripts]
+        able = (baseline for baseline in BASELINES.values() if baseline.installed and baseline.scripts)
+        every = [baseline for baseline in able if not baseline.extra]
         return [baseline for baseline in every if baseline.stacks or not flat]
     for name in names:
         require(name in BASELINES, f"unknown baseline {name!r}: {nearest(name, list(BASELINES))}")
