@@ -26,7 +26,7 @@ from l2o_runtime.wrappers.base import (
     require_whole,
     take_step,
 )
-from l2o_runtime.wrappers.valleys import Covariance, leading_directions, slopes
+from l2o_runtime.wrappers.valleys import Covariance, leading_directions, orthonormal_weights, slopes
 
 WALLS = 3
 """Directions of the largest variance that are tracked; the mean gradient is one more."""
@@ -297,33 +297,6 @@ class TALT(Wrapper):
     def _remember(self, covariance: Covariance, numbers: Tensor) -> None:
         numbers[0], numbers[1] = covariance.first, covariance.second
         numbers[3:-3] = torch.cat([covariance.mean, covariance.scatter.flatten()])
-
-
-def orthonormal_weights(sketches: Tensor, axes: Tensor, gram: Tensor) -> Tensor:
-    """Weights (b, r) of b gradients whose combinations are orthonormal, with sketches near to given axes.
-
-    Least squares for the sketches, then Gram–Schmidt in the metric of the gradients themselves, axis by axis; what is
-    no combination of the gradients, or one of axes before it, has weights of zero.
-
-    Args:
-        sketches: (k, b) float64, of the gradients.
-        axes: (k, r).
-        gram: (b, b) inner products of the gradients.
-    """
-    size = gram.diagonal().mean()
-    if not (bool(gram.isfinite().all()) and size > 0):
-        return gram.new_zeros(len(gram), axes.shape[1])
-    wanted = torch.linalg.pinv(sketches, rtol=1e-6) @ axes
-    done: list[Tensor] = []
-    for weights in wanted.mT:
-        full = torch.sqrt(weights @ gram @ weights)
-        for _ in range(2):  # twice is enough
-            for other in done:
-                weights = weights - other * (other @ gram @ weights)
-        length = torch.sqrt((weights @ gram @ weights).clamp_min(0))
-        there = bool(length > 1e-6 * full) and bool(length > 0)
-        done.append(weights / length if there else torch.zeros_like(weights))
-    return torch.stack(done, 1)
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:

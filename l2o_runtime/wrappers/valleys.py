@@ -92,6 +92,33 @@ def leading_directions(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     return size * values.flip(-1), block @ inside.flip(-1)
 
 
+def orthonormal_weights(sketches: Tensor, axes: Tensor, gram: Tensor) -> Tensor:
+    """Weights (b, r) of b gradients whose combinations are orthonormal, with sketches near to given axes.
+
+    Least squares for the sketches, then Gram–Schmidt in the metric of the gradients themselves, axis by axis; what is
+    no combination of the gradients, or one of axes before it, has weights of zero.
+
+    Args:
+        sketches: (k, b) float64, of the gradients.
+        axes: (k, r).
+        gram: (b, b) inner products of the gradients.
+    """
+    size = gram.diagonal().mean()
+    if not (bool(gram.isfinite().all()) and size > 0):
+        return gram.new_zeros(len(gram), axes.shape[1])
+    wanted = torch.linalg.pinv(sketches, rtol=1e-6) @ axes
+    done: list[Tensor] = []
+    for weights in wanted.mT:
+        full = torch.sqrt(weights @ gram @ weights)
+        for _ in range(2):  # twice is enough
+            for other in done:
+                weights = weights - other * (other @ gram @ weights)
+        length = torch.sqrt((weights @ gram @ weights).clamp_min(0))
+        there = bool(length > 1e-6 * full) and bool(length > 0)
+        done.append(weights / length if there else torch.zeros_like(weights))
+    return torch.stack(done, 1)
+
+
 def chance_of_changes(count: int, changes: int) -> tuple[float, float]:
     """Probabilities that signs drawn by chance change at most, and at least, so often.
 

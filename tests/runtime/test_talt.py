@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from l2o_runtime import ConfigError
-from l2o_runtime.wrappers.talt import BANK, TALT, WALLS, orthonormal_weights
-from l2o_runtime.wrappers.valleys import Covariance, chance_of_changes, leading_directions, slopes
+from l2o_runtime.wrappers.talt import BANK, TALT, WALLS
+from l2o_runtime.wrappers.valleys import Covariance, chance_of_changes, leading_directions, orthonormal_weights, slopes
 
 HEAVY = partial(SGD, momentum=0.9)
 

@@ -144,6 +144,7 @@ def test_the_slope_of_a_distance_is_its_gradient():
     logs = torch.einsum("bij,bj->bi", project, torch.cat([u, v], 1)).norm(dim=1).log()
     (gradient,) = torch.autograd.grad(logs.sum(), x)
     torch.testing.assert_close(value, logs.detach())
+    torch.testing.assert_close(Distance().measure(instances, instances.params, torch.zeros(())).log(), value)
     torch.testing.assert_close(slope.double(), gradient, rtol=1e-4, atol=1e-6)
 
 

@@ -169,6 +169,10 @@ class Distance(Objective):
         squares = apart.square().sum(-1).clamp_min(TINY**2)
         return squares.log() / 2, (apart / squares.unsqueeze(-1)).to(point.grad.dtype)
 
+    def measure(self, instances: Instances, params: Tensor, loss: Tensor) -> Tensor:
+        """d: the loss of a game says nothing."""
+        return torch.linalg.vector_norm(instances.structure.apart(params), dim=-1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entropy(Objective):
