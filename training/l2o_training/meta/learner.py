@@ -56,7 +56,8 @@ class Learner:
         names = ", ".join(name for name, _ in self.rule.named_parameters())
         require(bool(trained(self.solver)), f"trained: no parameter ends with {', '.join(config.trained)}: {names}")
         made = torch.optim.SGD if config.estimator == "cem" else torch.optim.Adam
-        self.optimizer: torch.optim.Optimizer = made(trained(self.solver), lr=stage.lr * config.lr)
+        # Not fused it takes as long as a solver's layers, whose weights are many.
+        self.optimizer: torch.optim.Optimizer = made(trained(self.solver), lr=stage.lr * config.lr, fused=True)
 
     def go_on_from(self, weights: dict[str, Tensor]) -> None:
         """Take over weights, as `candidate_state` gave them; an average begins anew with them."""
@@ -84,7 +85,7 @@ class Learner:
         for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
             p.grad = part.to(p.dtype).view_as(p)
         # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.
-        moved = [p for p in params if p.grad is not None and bool(p.grad.any())]
+        moved = [p for p in params if p.grad is not None and bool(torch.linalg.vector_norm(p.grad) != 0)]
         norm = torch.nn.utils.clip_grad_norm_(moved, self.config.clip)
         if not norm.isfinite():
             return False
