@@ -1,10 +1,12 @@
 """Tasks of one's own: any module, the same losses as in an ordinary loop, and mistakes told in one line."""
 
 import copy
+import itertools
 import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torch import nn
 
 from l2o_runtime import ConfigError
 from l2o_runtime.files.artifact import read_rule
-from l2o_training import specialise
+from l2o_training import specialise, specialising
 from l2o_training.compare.baselines import BASELINES
 from l2o_training.compare.flat import rollout
 from l2o_training.compare.own import OwnWorkload, train
@@ -469,6 +471,16 @@ def place(monkeypatch):
     return "test_own:make_line"
 
 
+@pytest.fixture
+def steady(monkeypatch):
+    """Time goes by the number of looks at the clock, on a machine of a speed that is known: what fits is what fits."""
+    looks = itertools.count()
+    monkeypatch.setattr(specialising, "time", SimpleNamespace(monotonic=lambda: 0.01 * next(looks)))
+    speed = Speed(step=0.05, checked=0.001, adam=0.001)
+    monkeypatch.setattr(specialising, "measure_speed", lambda config, rule, tasks: speed)
+
+
+@pytest.mark.usefixtures("steady")
 def test_a_rule_is_specialised(place, tmp_path):
     """In a tenth of a minute; then for longer. The configuration is the folder's."""
     seen, out = [], tmp_path / "run"
@@ -540,6 +552,7 @@ def negative(seed):
     return model, lambda model, step: loss(model, step) - 1000
 
 
+@pytest.mark.usefixtures("steady")
 def test_losses_below_zero_train_alone_and_are_not_compared(place, tmp_path, monkeypatch):
 
     both = ["test_own:negative", place]

@@ -58,7 +58,7 @@ class CEM(ES):
             ends.append(score(self.config, traces[-1].losses.double().mean(1)))
         message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=inner.loss.device)
         values = torch.tensor(ends, dtype=torch.float64)
-        if self.config.objective == "log_loss":  # the mean over slots minds easy tasks as much as hard ones
+        if self.config.objective != "loss":  # the mean over slots minds easy tasks as much as hard ones
             values = values.log()
         message[slot.index] = values.nan_to_num(torch.inf, torch.inf, -torch.inf)
         return Share(message.flatten(), *recorded(traces))
