@@ -89,7 +89,8 @@ def draw(data, lr: float, steps: int, path: Path) -> None:
 
     train(data, OPTIMIZERS["TALT"], lr, 0, steps, watch)
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 4.5), sharex=True, height_ratios=(3, 1))
-    above.semilogy([[value if value > 0 else float("nan") for value in values] for _, values, _ in seen])
+    floor = 1e-6 * max(max(values) for _, values, _ in seen)  # the first gradients have fewer directions
+    above.semilogy([[value if value > floor else float("nan") for value in values] for _, values, _ in seen])
     above.set_ylabel("eigenvalues of the\nsketched gradients' covariance")
     scales = torch.tensor([scales for *_, scales in seen]) - 1
     names = [*(f"eigenvector {k + 1}" for k in range(scales.shape[1] - 1)), "mean gradient"]

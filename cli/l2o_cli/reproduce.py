@@ -11,14 +11,11 @@ from l2o_cli.console import Threads, friendly_errors, out, progress, set_threads
 if TYPE_CHECKING:
     from l2o_training.compare.papers.lab import Lab
 
-OTHER_PLANS = SPARSE, SYNTHETIC = "sparse", "synthetic"
-"""What is no plan of rules, but has a page of its own."""
-
 OPEN_L2O = {
     "networks": ("networks", ""),
-    **dict.fromkeys(("sparse", "lasso"), (SPARSE, "")),
-    **dict.fromkeys(("rastrigin", "swarm"), (SYNTHETIC, "searches")),
-    "minimax": (SYNTHETIC, "games"),
+    **dict.fromkeys(("sparse", "lasso"), ("sparse", "")),
+    **dict.fromkeys(("rastrigin", "swarm"), ("synthetic", "searches")),
+    "minimax": ("synthetic", "games"),
 }
 """What the benchmark has, and the plan and the part of it that it is in."""
 
@@ -59,12 +56,12 @@ def reproduce(
     with friendly_errors():
         from l2o_runtime.config import nearest, require
         from l2o_training.compare.papers.lab import Lab
-        from l2o_training.compare.papers.plans import PLANS
+        from l2o_training.compare.papers.plans import OTHER_TITLES, PLANS, SPARSE, SYNTHETIC
 
         set_threads(threads)
         lab = Lab(runs_dir, data_root, download, tuple(overrides or ()))
         given = {"--seeds": [seeds], "--runs": [runs], "--rule": rules, "--set": overrides}
-        known = [*PLANS, *OTHER_PLANS, "open-l2o"]
+        known = [*PLANS, *OTHER_TITLES, "open-l2o"]
         require(plan in known, f"unknown plan {plan!r}: {nearest(plan, known)}")
         parts = [(plan, list(only or ()))]
         if plan == "open-l2o":

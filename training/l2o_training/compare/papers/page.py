@@ -1,5 +1,6 @@
 """Pages in Markdown: one per plan, and an index of their summaries."""
 
+import itertools
 import json
 import platform
 import re
@@ -14,7 +15,7 @@ from l2o_runtime.files.artifact import read_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import NOT_RUN, collect, markdown, number
-from l2o_training.compare.papers.plans import PLANS, SYNTHETIC, SYNTHETIC_TITLE, Experiment, Plan, Variant
+from l2o_training.compare.papers.plans import OTHER_TITLES, PLANS, Plan, Variant
 from l2o_training.compare.papers.sections import SECTIONS
 from l2o_training.errors import RunError
 from l2o_training.meta.folder import METRICS, RULE
@@ -52,10 +53,10 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
         summary.append(f"Not run, or not compared: {'; '.join(missing)}.")
     parts = [f"# {plan.title}", *summary, DETAILS, *filter(None, [section.details])]
     parts += ["## Commands", _code([shlex.join(["l2o", "reproduce", name, "--data-root", "data", *arguments])])]
-    variants = [(variant, experiment) for experiment in plan.experiments for variant in experiment.variants]
-    if variants:
+    runs = list(dict.fromkeys((each.seeds, variant) for each in plan.experiments for variant in each.variants))
+    if runs:
         threads = arguments[arguments.index("--threads") :][:2] if "--threads" in arguments else []
-        parts += [_TRAINS, _code(_train_commands(plan, lab, threads)), "## Meta-training", _trainings(variants, lab)]
+        parts += [_TRAINS, _code(_train_commands(runs, lab, threads)), "## Meta-training", _trainings(runs, lab)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     path = out / f"{name}.md"
     write_parts(path, parts)
@@ -66,7 +67,7 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
 def write_index(out: Path) -> None:
     """Write `<out>.md`, beside the folder: the summaries of all pages that are there."""
     parts = [TITLE, "What the papers report, run again: one section per `l2o reproduce PLAN`."]
-    for name, title in ({name: plan.title for name, plan in PLANS.items()} | {SYNTHETIC: SYNTHETIC_TITLE}).items():
+    for name, title in ({name: plan.title for name, plan in PLANS.items()} | OTHER_TITLES).items():
         page = out / f"{name}.md"
         if page.is_file():
             body = page.read_text(encoding="utf-8").split("\n", 1)[1].split(DETAILS)[0].strip()
@@ -99,12 +100,12 @@ _TRAINS = (
 )
 
 
-def _train_commands(plan: Plan, lab: Lab, threads: list[str]) -> list[str]:
-    """A shell loop over seeds for every experiment."""
+def _train_commands(runs: list[tuple[int, Variant]], lab: Lab, threads: list[str]) -> list[str]:
+    """A shell loop over seeds for variants one after the other that have as many."""
     lines = []
-    for experiment in plan.experiments:
-        lines.append(f"for seed in {' '.join(map(str, range(experiment.seeds)))}; do")
-        lines += [f"  {_train_command(variant, lab, threads)}" for variant in experiment.variants]
+    for seeds, group in itertools.groupby(runs, key=lambda run: run[0]):
+        lines.append(f"for seed in {' '.join(map(str, range(seeds)))}; do")
+        lines += [f"  {_train_command(variant, lab, threads)}" for _, variant in group]
         lines.append("done")
     return lines
 
@@ -115,11 +116,11 @@ def _train_command(variant: Variant, lab: Lab, threads: list[str]) -> str:
     return f"{fixed} --seed $seed --out runs/reproduction/{variant.name}-s$seed"
 
 
-def _trainings(variants: list[tuple[Variant, Experiment]], lab: Lab) -> str:
+def _trainings(runs: list[tuple[int, Variant]], lab: Lab) -> str:
     """Validation loss, length and time of every run."""
     rows = []
-    for variant, experiment in variants:
-        for seed in range(experiment.seeds):
+    for seeds, variant in runs:
+        for seed in range(seeds):
             folder = lab.folder(variant, seed)
             rows.append([f"{folder.name}", *_training(folder)])
     header = ["run", "best validation loss", "epochs", "minutes", "Koopman loss, start → end"]

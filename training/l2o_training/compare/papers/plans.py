@@ -375,8 +375,9 @@ PLANS = {
 }
 """Name → plan, in the order in which pages stand."""
 
-SYNTHETIC, SYNTHETIC_TITLE = "synthetic", "Games, and many local minima"
-"""A plan of its own kind, see `compare.papers.synthetic`, and the title of its page."""
+OTHER_TITLES = {"synthetic": "Games, and many local minima", "sparse": "Sparse recovery and the Lasso"}
+SYNTHETIC, SPARSE = OTHER_TITLES
+"""Plans of their own kinds, see `compare.papers.synthetic` and `sparse`, and the titles of their pages."""
 
 MULTIPLES = (1, 5, 25)
 """Horizons after which the plan `horizon` looks at the loss."""

@@ -17,8 +17,9 @@ from l2o_runtime.learned_solver import LearnedSolver
 from l2o_runtime.solvers import AMP, FISTA, ISTA, Solver
 from l2o_training.compare.papers import recovery
 from l2o_training.compare.papers.numbers import NOT_RUN, markdown
-from l2o_training.compare.papers.page import wrapped
+from l2o_training.compare.papers.page import DETAILS, write_index, write_parts
 from l2o_training.compare.papers.panels import CLEAN, ITERATIONS, LASSO, PANELS, VARIANTS, Panel, find_variant
+from l2o_training.compare.papers.plans import OTHER_TITLES, SPARSE
 from l2o_training.compare.papers.recovery import Errors
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import make_curriculum
@@ -92,7 +93,7 @@ def train(runs: Runs, only: Sequence[str] = (), report: Callable[[str], None] = 
 
 
 def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int = 128) -> Path:
-    """Measure what was meta-trained, and write `sparse.md` with its picture.
+    """Measure what was meta-trained, and write `sparse.md` with its picture, and the index.
 
     Args:
         runs: where the solvers are.
@@ -104,18 +105,18 @@ def write_page(runs: Runs, out: Path, arguments: Sequence[str] = (), count: int 
     learned = {end: _solvers(runs, end) for end in PANELS}
     curves = {end: _curves(PANELS[end], found, count) for end, found in learned.items() if found or not end}
     _draw(curves, out / "sparse.png")
-    parts = ["# Sparse recovery and the Lasso", TEXT, DEFINITION]
-    for end, panel in PANELS.items():
-        table = _table(runs, end, curves[end]) if end in curves else f"{NOT_RUN}."
-        parts += [f"## {panel.title[0].upper()}{panel.title[1:]}", table]
-    parts += ["![NMSE over layers](sparse.png)", "## Iterations of classical solvers", _iterations()]
-    parts += ["## Time", _times(learned[""]), "## Elsewhere, and with the safeguard", _elsewhere(learned[""], count)]
+    parts = [f"# {OTHER_TITLES[SPARSE]}", TEXT, DEFINITION, _table(runs, "", curves[""]), DETAILS]
+    parts += ["![NMSE over layers](sparse.png)"]
+    for end, panel in list(PANELS.items())[1:]:
+        parts += [f"## {panel.title}", _table(runs, end, curves[end]) if end in curves else f"{NOT_RUN.capitalize()}."]
+    parts += ["## Iterations of classical solvers", _iterations(), "## Time", _times(learned[""])]
+    parts += ["## Elsewhere, and with the safeguard", _elsewhere(learned[""], count)]
     parts += ["## Lasso", _lasso(runs, count), "## Meta-training", _trainings(runs), "## Commands"]
     parts += [_commands(runs, arguments)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
-    path = out / "sparse.md"
-    with atomic_write(path) as file:
-        file.write((wrapped("\n\n".join(parts)) + "\n").encode())
+    path = out / f"{SPARSE}.md"
+    write_parts(path, parts)
+    write_index(out)
     return path
 
 

@@ -25,7 +25,7 @@ from l2o_training.compare.flat import CPU, rollout
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import markdown, number, with_spread
 from l2o_training.compare.papers.page import DETAILS, write_index, write_parts
-from l2o_training.compare.papers.plans import SYNTHETIC, SYNTHETIC_TITLE
+from l2o_training.compare.papers.plans import OTHER_TITLES, SYNTHETIC
 from l2o_training.compare.papers.run import is_trained, train
 from l2o_training.compare.sharing import Report
 from l2o_training.config import TrainConfig, load_preset
@@ -284,7 +284,14 @@ def write_page(lab: Lab, out: Path, seeds: int, found: Mapping[str, Measured]) -
     if missing:
         summary.append(f"Not run: {', '.join(f'`l2o reproduce {SYNTHETIC} --only {part}`' for part in missing)}.")
     presets = [preset for part in found for preset in PARTS[part].learned.values()]
-    parts = [f"# {SYNTHETIC_TITLE}", *summary, DETAILS, *details, "## Commands", _commands(lab, seeds, found, presets)]
+    parts = [
+        f"# {OTHER_TITLES[SYNTHETIC]}",
+        *summary,
+        DETAILS,
+        *details,
+        "## Commands",
+        _commands(lab, seeds, found, presets),
+    ]
     parts += ["## Meta-training", _trainings(lab, seeds, presets)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     out.mkdir(parents=True, exist_ok=True)
