@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import Browser, find_browser
 from filelock import FileLock
 from rules import RULES, make_rule
 from torch import nn
@@ -95,6 +96,16 @@ def once(tmp_path_factory) -> Once:
 def bundled_exports(once) -> Callable[[str], tuple[Path, Any]]:
     """A bundled rule's name → a folder of all its formats, the manifest."""
     return lambda name: once(f"export-{name}", lambda out: export_rule(find_rule(name), list(WRITERS), out))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, where there is one."""
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium on the PATH: set L2O_CHROMIUM to one")
+    with Browser(path) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

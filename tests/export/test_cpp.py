@@ -1,5 +1,6 @@
 """Exported rules in C++: the header takes the steps that Python takes, refuses what Python refuses, and trains."""
 
+import functools
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import torch
 from golden.trajectories import STEPS, Trajectory
 from recordings import check_steps, eager, recording, with_bad_numbers
 
+from l2o_export.formats import Source, to_torchscript
+from l2o_runtime import load_rule
 from l2o_runtime.files.artifact import bundled_rules
 from l2o_runtime.files.exported import torchscript
 
@@ -27,26 +30,41 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "export" / "runtimes" / "cpp"
 
 
+def compile_all(folder, *options):
+    """The program and the example in it; not optimized, for that would take a third of the time, and libtorch works."""
+    program = Path(__file__).parent / "programs" / "follow.cpp"
+    options = [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", f"-DL2O_PROGRAM={program}", *options]
+    options += ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    for command in (["cmake", "-S", FOLDER, "-B", folder, *options], ["cmake", "--build", folder, "-j1"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
 def build(once) -> Path:
-    """The folder of the program, with the example in it, compiled once for all tests."""
-
-    def compile_all(folder):
-        program = Path(__file__).parent / "programs" / "follow.cpp"
-        options = [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", f"-DL2O_PROGRAM={program}"]
-        # Not optimized: that would take a third of the time, and the work is libtorch's.
-        options += ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
-        for command in (["cmake", "-S", FOLDER, "-B", folder, *options], ["cmake", "--build", folder, "-j1"]):
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-
+    """The folder of the program, compiled once for all tests."""
     return once("cpp", compile_all)[0]
 
 
 @pytest.fixture(scope="session")
-def exported(bundled_exports):
-    """A bundled rule's name → its TorchScript file."""
-    return lambda name: bundled_exports(name)[0] / "rule.pt"
+def sanitized(once, tmp_path_factory) -> Path:
+    """The same program, which stops at memory errors, undefined behaviour and leaks."""
+    empty = tmp_path_factory.mktemp("sanitizers") / "empty.cpp"
+    empty.write_text("int main() {}")
+    command = ["c++", "-fsanitize=address,undefined", empty, "-o", empty.with_suffix("")]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs a compiler with the libraries of -fsanitize=address,undefined")
+    return once("cpp-sanitized", lambda folder: compile_all(folder, "-DL2O_SANITIZE=ON"))[0]
+
+
+@pytest.fixture(scope="session")
+def exported(once):
+    """A bundled rule's name → its TorchScript file, as `l2o export` writes it; that it is right is tested elsewhere."""
+
+    def write(name, folder):
+        to_torchscript(Source(load_rule(name), {}), folder / "rule.pt")
+
+    return lambda name: once(f"torchscript-{name}", functools.partial(write, name))[0] / "rule.pt"
 
 
 def follow(build, rule, content, tmp_path):
@@ -87,40 +105,63 @@ def test_steps_with_bad_numbers_are_skipped_and_counted(build, exported, tmp_pat
     torch.testing.assert_close(params, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_input_gets_one_line(build, exported, tmp_path):
-    rule = exported("directional")
-    short = recording(2)
+def bad_inputs(rule, tmp_path):
+    """What the program cannot follow: files, recordings, what it has to say."""
+    short, turned = recording(2), recording(2)
     short["grads"].pop()
-    turned = recording(2)
     turned["grads"][2] = turned["grads"][2].mT.contiguous()
-    truncated = tmp_path / "cut.pt"
+    truncated, foreign = tmp_path / "cut.pt", tmp_path / "foreign.pt"
     truncated.write_bytes(rule.read_bytes()[:5000])
-    foreign = tmp_path / "foreign.pt"
     with torchscript():
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), foreign)
-    for file, content, message in (
+    newer = changed(rule, tmp_path, "l2o-rule/2; needs", "l2o-rule/3; needs")
+    needy = changed(rule, tmp_path, "needs_loss 0", "needs_loss 1")
+    strange = changed(rule, tmp_path, "layout grid", "layout edge")
+    return (
         (rule, short, "expected one gradient for each of 4 shapes, got 3"),
-        (rule, turned, r"gradient 2 has shape [16, 15], expected [15, 16]"),
+        (rule, turned, "gradient 2 has shape [16, 15], expected [15, 16]"),
         (truncated, recording(2), "missing, damaged or no TorchScript"),
         (tmp_path / "nothing.pt", recording(2), "missing, damaged or no TorchScript"),
         (foreign, recording(2), "not a rule, or of an older l2o, without a signature"),
-        (
-            changed(rule, tmp_path, "l2o-rule/2; needs", "l2o-rule/3; needs"),
-            recording(2),
-            "this header reads l2o-rule/2",
-        ),
-        (
-            changed(rule, tmp_path, "needs_loss 0", "needs_loss 1"),
-            recording(2, told=False),
-            "needs the loss at every step",
-        ),
-        (changed(rule, tmp_path, "layout grid", "layout edge"), recording(2), "layout.edge is unknown to this header"),
+        (newer, recording(2), "this header reads l2o-rule/2"),
+        (needy, recording(2, told=False), "needs the loss at every step"),
+        (strange, recording(2), "layout.edge is unknown to this header"),
         (changed(rule, tmp_path, "decay_unit", "decay_eins"), recording(2), "which this header does not know"),
         (rule, recording(2, options=torch.tensor([float("nan"), 0, 0]).double()), "expected 0 or more"),
-    ):
-        done, _ = follow(build, file, content, tmp_path)
-        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
-        assert message in done.stderr
+    )
+
+
+def follow_all(build, cases, tmp_path, *words):
+    """What one process says of many recordings."""
+    more, words = words, []
+    for number, (file, content, _) in enumerate(cases):
+        torch.save(content, tmp_path / f"{number}.pt")
+        words += [file, tmp_path / f"{number}.pt", tmp_path / f"{number}.out"]
+    return subprocess.run([build / "follow", "follow", *words, *more], capture_output=True, text=True)
+
+
+def test_bad_input_gets_one_line(build, exported, tmp_path):
+    cases = bad_inputs(exported("directional"), tmp_path)
+    done = follow_all(build, cases, tmp_path)
+    assert done.returncode == 1
+    for (_, _, message), line in zip(cases, done.stderr.splitlines(), strict=True):
+        assert message in line
+
+
+def test_sanitizers_find_nothing_but_the_memory_that_is_lost_on_purpose(sanitized, exported, tmp_path):
+    """Steps that are taken and skipped, a state that is saved and loaded, refusals; nothing of libtorch is left out."""
+    good = [
+        (exported("directional"), recording(4, stop=2), ""),
+        (exported("scale"), with_bad_numbers(recording(10)), ""),
+    ]
+    bad = bad_inputs(exported("directional"), tmp_path)
+    done = follow_all(sanitized, [*good, *bad], tmp_path, "leak")
+    said = [line for line in done.stderr.splitlines() if line]
+    assert all(line.startswith("error: ") for line in said[: len(bad)]), done.stderr
+    assert done.stdout.count("\nsteps ") == len(good)
+    if "LeakSanitizer has encountered a fatal error" in done.stderr:
+        pytest.skip("this system does not let LeakSanitizer look at processes; nothing else was found")
+    assert said[-1] == "SUMMARY: AddressSanitizer: 12345 byte(s) leaked in 1 allocation(s).", done.stderr
 
 
 def changed(rule, tmp_path, old, new):

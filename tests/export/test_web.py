@@ -1,11 +1,15 @@
 """Exported rules in JavaScript: the module takes the steps that Python takes; what the page does without the page."""
 
 import functools
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import threading
+import time
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +147,50 @@ def test_the_page_trains_without_the_page(exported):
     assert all(0 <= x <= 640 and 0 <= y <= 280 for x, y in found["points"])
 
 
+@pytest.fixture(scope="module")
+def address(exported, tmp_path_factory):
+    """Where the page is served, with the default rule beside it, as the documents say."""
+    root = tmp_path_factory.mktemp("web")
+    shutil.copytree(HOME / "demo", root / "demo", ignore=shutil.ignore_patterns("rule.onnx"))
+    shutil.copy(exported("directional"), root / "demo" / "rule.onnx")
+    for name in ("l2o.js", "onnx-metadata.js", "node_modules"):
+        (root / name).symlink_to(HOME / name)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/demo/"
+        server.shutdown()
+
+
+@needs_node
+def test_a_browser_shows_the_page_and_trains_in_it(browser, address):
+    for width, dark in itertools.product((390, 1440), (False, True)):
+        browser.open(address, width, dark=dark)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out sideways"
+        heights = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
+        assert browser.evaluate(f"Math.min(...{heights})") >= 9
+        dim = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(x => x < 60)"
+        assert browser.evaluate(dim) is dark
+    browser.evaluate("document.querySelector('#steps').value = 100, document.querySelector('#start').click()")
+    deadline = time.monotonic() + 120
+    while not (said := browser.evaluate("document.querySelector('#status').textContent")).startswith(("100", "It")):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+    assert said.startswith("100 steps done. From lowest to highest loss: ")
+    curve, loss, read = browser.evaluate(
+        "['polyline.learned', 'tbody td', 'tbody td + td'].map(name => document.querySelector(name))"
+        ".map(found => found.getAttribute('points') ?? found.textContent)"
+    )
+    assert len(curve.split()) == 100
+    assert float(loss) < 0.5
+    assert float(read.removesuffix(" %")) > 85
+    assert browser.complaints() == []
+
+
 class Page(HTMLParser):
     """Tags of a page with their attributes."""
 
@@ -155,7 +203,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_fetches_nothing_from_elsewhere_and_can_be_used_by_everyone():
-    """What can be seen without a browser; none has shown the page here."""
+    """What can be seen without a browser."""
     demo = HOME / "demo"
     text = (demo / "index.html").read_text(encoding="utf-8")
     page = Page()

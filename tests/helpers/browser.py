@@ -35,7 +35,7 @@ class Browser:
         )
         self.pending = b""
         self.numbers = itertools.count(1)
-        self.session = ""
+        self.session = self.origin = ""
         self.messages: list[dict[str, Any]] = []
         """Events: console output, exceptions, requests."""
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
@@ -73,15 +73,17 @@ class Browser:
         message, _, self.pending = self.pending.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width: int, *, dark: bool = False, height: int = 900) -> None:
-        """Load a file in a window of that width."""
+    def open(self, page: Path | str, width: int, *, dark: bool = False, height: int = 900) -> None:
+        """Load a file, or what a server on this machine has at an address, in a window of that width."""
+        url = page if isinstance(page, str) else page.as_uri()
+        self.origin = "/".join(url.split("/")[:3]) + "/"
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.messages.clear()
-        self.ask("Page.navigate", url=path.as_uri())
+        self.ask("Page.navigate", url=url)
         while not any(message.get("method") == "Page.loadEventFired" for message in self.messages):
             self.messages.append(self._read())
 
@@ -104,13 +106,13 @@ class Browser:
         path.write_bytes(base64.b64decode(data))
 
     def complaints(self) -> list[dict[str, Any]]:
-        """Errors and warnings that the page gave since it was opened, and requests other than for itself."""
+        """Errors and warnings that the page gave since it was opened, and requests to others than where it is from."""
         found = []
         for message in self.messages:
             method, params = message.get("method"), message.get("params", {})
             if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
                 found.append(message)
             url = params.get("request", {}).get("url", "") if method == "Network.requestWillBeSent" else ""
-            if url and not url.startswith(("file://", "data:")):
+            if url and not url.startswith((self.origin, "data:")):
                 found.append(message)
         return found

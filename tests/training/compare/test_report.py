@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, find_browser
 from comparing import scripts
 
 from l2o_training.compare import contenders
@@ -215,15 +214,6 @@ def test_a_page_that_cannot_be_written_leaves_nothing(findings, tmp_path, monkey
     with pytest.raises(OSError, match="none"):
         write_report(findings, COMMAND, tmp_path / "none" / "r.html")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium on the PATH: set L2O_CHROMIUM to one")
-    with Browser(path) as found:
-        yield found
 
 
 VISIBLE = "(e => e.checkVisibility() && e.getBoundingClientRect().width > 0)"
