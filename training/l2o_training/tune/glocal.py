@@ -119,7 +119,7 @@ class GlocalTuner:
             ConfigError: the loss has no graph, or is no single number.
         """
         params = self._params()
-        grads = _gradients("loss", loss, params, create_graph=True)
+        grads = gradients("loss", loss, params, create_graph=True)
         self._carry(params, grads)
         for param, grad in zip(params, grads, strict=True):
             param.grad = None if grad is None else grad.detach()
@@ -135,7 +135,7 @@ class GlocalTuner:
         """The local one, (p,) float64: dV/d log λ or dV/d logit λ through the steps since the last update."""
         params = self._params()
         found = torch.zeros(len(self.tuned), dtype=torch.float64)
-        for param, grad in zip(params, _gradients("validation", self.validation(), params), strict=True):
+        for param, grad in zip(params, gradients("validation", self.validation(), params), strict=True):
             if grad is not None and param in self._tangents:
                 found += (self._tangents[param][0].flatten(1) @ grad.flatten()).double().cpu()
         return found
@@ -250,7 +250,7 @@ class GlocalTuner:
         )
 
 
-def _gradients(what: str, loss: Any, params: list[Tensor], create_graph: bool = False) -> list[Tensor | None]:
+def gradients(what: str, loss: Any, params: list[Tensor], create_graph: bool = False) -> list[Tensor | None]:
     """Of a loss, None where it does not depend on a parameter."""
     good = isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad
     got = f"shape {tuple(loss.shape)}, graph: {loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
