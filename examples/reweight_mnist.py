@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--wrong", type=float, default=0.4, help="share of labels")
     parser.add_argument("--train", type=int, default=2000, help="images")
     parser.add_argument("--clean", type=int, default=200, help="images with right labels")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=5, help="steps between hypergradients")
     parser.add_argument("--tau", type=int, default=6)
     parser.add_argument("--meta-lr", type=float, default=1.0)

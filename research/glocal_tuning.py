@@ -6,7 +6,7 @@ VERDICT
     python research/glocal_tuning.py settings --data-root data
     python research/glocal_tuning.py rates --data-root data --seeds 1 2 3
     python research/glocal_tuning.py cost
-    python research/glocal_tuning.py meta --seeds 8 --steps 200
+    python research/glocal_tuning.py meta --seeds 5 --steps 100
 
 Networks are of 196-32-10 units, on images of 14 × 14 pixels; batches have 64. Rates are those of SGD with momentum 0.9.
 """

@@ -78,13 +78,13 @@ class GlocalTuner:
         self,
         optimizer: Optimizer,
         hyperparameters: Sequence[str] = ("lr",),
-        tau: int = 30,
+        tau: int = 10,
         *,
         validation: Callable[[], Tensor],
         every: int = 1,
-        meta_lr: float = 0.1,
+        meta_lr: float = 0.3,
         estimate: Estimate = "glocal",
-        tolerance: float = 0.01,
+        tolerance: float = 0.1,
     ):
         self.method = method_of(optimizer)
         require(callable(validation), f"validation: expected a function that gives a loss, got {validation!r}")
