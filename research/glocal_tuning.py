@@ -1,6 +1,9 @@
 """What is a foretold hypergradient worth: its error, and rates that are tuned with it while a network trains?
 
-VERDICT
+Verdict: with minibatches no better than the mean of local hypergradients, as there is hardly ever a steady mode. Tuning
+by either mends a rate that is far too small, to within 4 % of the best of 14; from one that is far too large a random
+search of equal cost is better. Without noise, on logistic regression, the foretold one is ahead at a small tolerance.
+On meta-gradients of a fixed learner it gains 0.02 in cosine, for ten times fewer updates.
 
     python research/glocal_tuning.py errors --data-root data --seeds 10
     python research/glocal_tuning.py settings --data-root data
@@ -96,7 +99,7 @@ def mean_and_sd(values: list[float]) -> str:
 
 def rates(args, load: Datasets) -> None:
     """Final losses on unseen images: tuned from two starts, the best of a grid, and random search of equal cost."""
-    settings = {name: vars(args)[name] for name in ("tau", "every", "meta_lr", "tolerance")}
+    settings = {name: vars(args)[name] for name in ("tau", "every", "meta_lr", "tolerance", "delay")}
     rows = [("data", "start", *ESTIMATES, "fixed at the start", "fallbacks", "last rate, glocal")]
     searches = [("data", "best of 14", "its rate", f"best of {args.draws} drawn")]
     for data in args.data:
@@ -274,6 +277,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--meta-lr", type=float, default=1.0)
     parser.add_argument("--tolerance", type=float, default=0.1)
+    parser.add_argument("--delay", type=int, help="steps of the embedding; half of tau otherwise")
     parser.add_argument("--draws", type=int, default=6, help="runs of random search, as many as a tuned one costs")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()

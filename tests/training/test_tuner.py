@@ -233,6 +233,7 @@ def make(optimizer=SGD, settings=None, **arguments):
         ({"every": 0}, "every"),
         ({"meta_lr": 0.0}, "meta_lr"),
         ({"tolerance": 2.0}, "tolerance"),
+        ({"tau": 6, "delay": 5}, r"delay: expected a number in 1..4 \(tau − 2\), got 5"),
         ({"estimate": "global"}, "estimate: 'global' is not one of glocal, local, mean"),
         ({"validation": 1.0}, "validation: expected a function that gives a loss, got 1.0"),
         ({"optimizer": torch.optim.RMSprop}, "tangents are known for SGD, Adam, AdamW .* got a RMSprop"),

@@ -59,6 +59,8 @@ class GlocalTuner:
         meta_lr: the longest step of a logarithm or logit.
         estimate: "glocal"; or what it is to be compared with: "local", the last hypergradient, and "mean".
         tolerance: how far from 1 the eigenvalue of a steady mode may be.
+        delay: q of the embedding, as `foretell` takes it. For one hyper-parameter the default, τ // 2, has as many
+            coefficients as equations, and a residual of 0 whatever happens; with τ // 3 it says something.
 
     Raises:
         ConfigError: an optimizer or hyper-parameter that cannot be tuned, or a number out of range.
@@ -84,7 +86,8 @@ class GlocalTuner:
         every: int = 1,
         meta_lr: float = 0.3,
         estimate: Estimate = "glocal",
-        tolerance: float = 0.1,
+        tolerance: float = 0.01,
+        delay: int | None = None,
     ):
         self.method = method_of(optimizer)
         require(callable(validation), f"validation: expected a function that gives a loss, got {validation!r}")
@@ -92,6 +95,9 @@ class GlocalTuner:
         require(every >= 1, f"every: expected 1 step or more, got {every}")
         require(meta_lr > 0, f"meta_lr: expected a positive number, got {meta_lr}")
         require(0 <= tolerance <= 1, f"tolerance: expected a number in 0..1, got {tolerance}")
+        require(
+            delay is None or 1 <= delay <= tau - 2, f"delay: expected a number in 1..{tau - 2} (tau − 2), got {delay}"
+        )
         allowed = ", ".join(get_args(Estimate))
         require(estimate in get_args(Estimate), f"estimate: {estimate!r} is not one of {allowed}")
         names = [hyperparameters] if isinstance(hyperparameters, str) else list(hyperparameters)
@@ -100,7 +106,7 @@ class GlocalTuner:
             for name in names:
                 require_tunable(self.method, group, name)
         self.optimizer, self.validation, self.tau, self.every = optimizer, validation, tau, every
-        self.meta_lr, self.estimate, self.tolerance = meta_lr, estimate, tolerance
+        self.meta_lr, self.estimate, self.tolerance, self.delay = meta_lr, estimate, tolerance, delay
         self.tuned = [(index, name) for index in range(len(optimizer.param_groups)) for name in names]
         self._steps = self._updates = self._fallbacks = self._skipped = 0
         self._residuals: list[float] = []
@@ -223,7 +229,7 @@ class GlocalTuner:
         trajectory = torch.stack(self._trajectory)
         estimate = trajectory[-1] if self.estimate == "local" else trajectory.mean(0)
         if self.estimate == "glocal":
-            found = foretell(trajectory, self.tolerance)
+            found = foretell(trajectory, self.tolerance, self.delay)
             estimate = found.value
             self._fallbacks += found.fell_back
             self._residuals.append(found.residual)
