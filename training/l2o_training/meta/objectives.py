@@ -171,7 +171,8 @@ class Distance(Objective):
 
     def measure(self, instances: Instances, params: Tensor, loss: Tensor) -> Tensor:
         """d: the loss of a game says nothing."""
-        return torch.linalg.vector_norm(instances.structure.apart(params), dim=-1)
+        apart: Tensor = instances.structure.apart(params)
+        return torch.linalg.vector_norm(apart, dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
