@@ -171,8 +171,8 @@ class Distance(Objective):
 
     def measure(self, instances: Instances, params: Tensor, loss: Tensor) -> Tensor:
         """d: the loss of a game says nothing."""
-        apart: Tensor = instances.structure.apart(params)
-        return torch.linalg.vector_norm(apart, dim=-1)
+        distance: Tensor = instances.structure.apart(params).square().sum(-1).sqrt()
+        return distance
 
 
 @dataclass(frozen=True, kw_only=True)
