@@ -129,7 +129,7 @@ def _synthetic(lab: "Lab", out_dir: Path, seeds: int | None, only: list[str]) ->
     from l2o_training.compare.papers import synthetic
 
     with progress("synthetic") as report:
-        return synthetic.reproduce(lab, out_dir, seeds or 3, only, report)
+        return synthetic.reproduce(lab, out_dir, seeds, only, report)
 
 
 def _sparse(lab: "Lab", out_dir: Path, only: list[str], train_only: bool) -> Path | None:

@@ -44,6 +44,7 @@ class Comparison(NamedTuple):
         tasks: by their titles.
         steps: gradients of an optimization.
         runs: rows of instances; for choices a quarter.
+        seeds: of meta-training.
         learned: title and preset.
         baselines: title and name; rates are tuned task by task.
     """
@@ -51,6 +52,7 @@ class Comparison(NamedTuple):
     tasks: Mapping[str, GameConfig | RastriginConfig]
     steps: int
     runs: int
+    seeds: int
     learned: Mapping[str, str]
     baselines: Mapping[str, str]
 
@@ -63,6 +65,7 @@ GAMES = Comparison(
     },
     2000,
     100,
+    1,
     {"Twin": "twin"},
     {
         "gradient descent and ascent": "sgd",
@@ -76,6 +79,7 @@ SEARCHES = Comparison(
     {f"{n} dimensions": RastriginConfig(size=n, particles=4, spread=0.1) for n in (10, 20)},
     100,
     800,
+    3,
     {"Swarm": "swarm", "L2O-DM, best of 4": "rastrigin-dm"},
     {
         "gradient descent, best of 4": "sgd",
@@ -122,13 +126,13 @@ Measured = tuple[Values, dict[str, dict[str, float]]]
 """Values, and the rates that were tuned."""
 
 
-def reproduce(lab: Lab, out: Path, seeds: int, only: Sequence[str], report: Report) -> Path:
+def reproduce(lab: Lab, out: Path, seeds: int | None, only: Sequence[str], report: Report) -> Path:
     """Meta-train what is missing, measure everything, and write the page.
 
     Args:
         lab: where runs are, and what was measured.
         out: folder of pages.
-        seeds: of meta-training.
+        seeds: of meta-training; None for those of each part.
         only: parts of the page, games or searches; all where none are named.
         report: called as the work goes on.
 
@@ -145,12 +149,17 @@ def reproduce(lab: Lab, out: Path, seeds: int, only: Sequence[str], report: Repo
         if only and part not in only:
             continue
         for preset in comparison.learned.values():
-            for seed in range(FIRST, FIRST + seeds):
+            for seed in seeds_of(comparison, seeds):
                 config, folder = config_of(preset, seed, lab), folder_of(preset, seed, lab)
                 if not is_trained(folder, config):
                     train(lab, config, folder, report)
         found[part] = measured(lab, comparison, seeds, report)
     return write_page(lab, out, seeds, found)
+
+
+def seeds_of(comparison: Comparison, seeds: int | None) -> range:
+    """So many, or as many as the comparison has."""
+    return range(FIRST, FIRST + (seeds or comparison.seeds))
 
 
 def config_of(preset: str, seed: int, lab: Lab) -> TrainConfig:
@@ -163,7 +172,7 @@ def folder_of(preset: str, seed: int, lab: Lab) -> Path:
     return lab.runs / f"{preset}-s{seed}"
 
 
-def measured(lab: Lab, comparison: Comparison, seeds: int, report: Report) -> Measured:
+def measured(lab: Lab, comparison: Comparison, seeds: int | None, report: Report) -> Measured:
     """Final scores of all lines, and the rates that were tuned: line → task → rate."""
     values: Values = {}
     rates: dict[str, dict[str, float]] = {}
@@ -174,7 +183,7 @@ def measured(lab: Lab, comparison: Comparison, seeds: int, report: Report) -> Me
             bench = Bench(lab, comparison, config)
             if title in comparison.learned:
                 preset = comparison.learned[title]
-                files = [folder_of(preset, seed, lab) / RULE for seed in range(FIRST, FIRST + seeds)]
+                files = [folder_of(preset, seed, lab) / RULE for seed in seeds_of(comparison, seeds)]
                 values.setdefault(title, {})[name] = np.array([bench.learned(file) for file in files])
                 values.setdefault(f"{title}, untrained", {})[name] = np.array([bench.untrained(preset)])
             else:
@@ -270,7 +279,7 @@ def best_known(lab: Lab) -> dict[str, float]:
     return found
 
 
-def write_page(lab: Lab, out: Path, seeds: int, found: Mapping[str, Measured]) -> Path:
+def write_page(lab: Lab, out: Path, seeds: int | None, found: Mapping[str, Measured]) -> Path:
     """Write `<out>/synthetic.md` and the index; a part that was not measured is said to be missing."""
     summary, details = [TEXT], []
     if "games" in found:
@@ -283,16 +292,14 @@ def write_page(lab: Lab, out: Path, seeds: int, found: Mapping[str, Measured]) -
     missing = [part for part in PARTS if part not in found]
     if missing:
         summary.append(f"Not run: {', '.join(f'`l2o reproduce {SYNTHETIC} --only {part}`' for part in missing)}.")
-    presets = [preset for part in found for preset in PARTS[part].learned.values()]
-    parts = [
-        f"# {OTHER_TITLES[SYNTHETIC]}",
-        *summary,
-        DETAILS,
-        *details,
-        "## Commands",
-        _commands(lab, seeds, found, presets),
+    runs = [
+        (preset, seed)
+        for part in found
+        for preset in PARTS[part].learned.values()
+        for seed in seeds_of(PARTS[part], seeds)
     ]
-    parts += ["## Meta-training", _trainings(lab, seeds, presets)]
+    parts = [f"# {OTHER_TITLES[SYNTHETIC]}", *summary, DETAILS, *details]
+    parts += ["## Commands", _commands(lab, seeds, found, runs), "## Meta-training", _trainings(lab, runs)]
     parts.append(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.")
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{SYNTHETIC}.md"
@@ -370,22 +377,23 @@ def _search_verdicts(values: Values, lowest: dict[str, float]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _commands(lab: Lab, seeds: int, found: Iterable[str], presets: Sequence[str]) -> str:
+def _commands(lab: Lab, seeds: int | None, found: Iterable[str], runs: Sequence[tuple[str, int]]) -> str:
     changes = "".join(f" --set {change}" for change in lab.changes)
     only = "".join(f" --only {part}" for part in found) if set(found) != {*PARTS} else ""
-    fixed = f"{changes} --seed $seed --out runs/reproduction"
-    trains = [f"  l2o train --preset {preset}{fixed}/{preset}-s$seed" for preset in presets]
-    loop = [f"for seed in {' '.join(map(str, range(FIRST, FIRST + seeds)))}; do", *trains, "done"]
-    return "\n".join(["```", f"l2o reproduce {SYNTHETIC} --seeds {seeds}{only}{changes}", *loop, "```"])
+    asked = f" --seeds {seeds}" if seeds else ""
+    trains = [
+        f"l2o train --preset {preset}{changes} --seed {seed} --out runs/reproduction/{preset}-s{seed}"
+        for preset, seed in runs
+    ]
+    return "\n".join(["```", f"l2o reproduce {SYNTHETIC}{asked}{only}{changes}", *trains, "```"])
 
 
-def _trainings(lab: Lab, seeds: int, presets: Sequence[str]) -> str:
+def _trainings(lab: Lab, runs: Sequence[tuple[str, int]]) -> str:
     rows = []
-    for preset in presets:
-        for seed in range(FIRST, FIRST + seeds):
-            folder = folder_of(preset, seed, lab)
-            metrics = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-            best = read_learned(folder / RULE)[1]["validation"]
-            minutes = sum(row["seconds"] for row in metrics) / 60
-            rows.append([folder.name, number(best), str(metrics[-1]["epoch"]), f"{minutes:.1f}"])
+    for preset, seed in runs:
+        folder = folder_of(preset, seed, lab)
+        metrics = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        best = read_learned(folder / RULE)[1]["validation"]
+        minutes = sum(row["seconds"] for row in metrics) / 60
+        rows.append([folder.name, number(best), str(metrics[-1]["epoch"]), f"{minutes:.1f}"])
     return markdown(["run", "best validation", "epochs", "minutes"], rows)
