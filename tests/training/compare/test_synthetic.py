@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from l2o_cli.main import app
 from l2o_runtime import save_rule
 from l2o_runtime.learned import make_learned
-from l2o_training.compare.papers import synthetic
+from l2o_training.compare.papers import contests, synthetic
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.meta.folder import METRICS, RULE
 from l2o_training.meta.provenance import comparable
@@ -29,17 +29,17 @@ def kept(lab, config, folder, report):
 def small(monkeypatch, tmp_path):
     """Nothing is trained, and everything measured for a moment."""
     for part, name in (("games", "GAMES"), ("searches", "SEARCHES")):
-        brief = synthetic.PARTS[part]._replace(steps=2, runs=16)
-        monkeypatch.setattr(synthetic, name, brief)
-        monkeypatch.setitem(synthetic.PARTS, part, brief)
+        brief = contests.PARTS[part]._replace(steps=2, runs=16)
+        monkeypatch.setattr(contests, name, brief)
+        monkeypatch.setitem(contests.PARTS, part, brief)
     monkeypatch.setattr(synthetic, "train", kept)
-    monkeypatch.setattr(synthetic, "RESTARTS", 1)
+    monkeypatch.setattr(contests, "RESTARTS", 1)
     return Lab(tmp_path / "runs", tmp_path)
 
 
 def test_the_page_has_all_lines_and_nothing_is_measured_twice(small, tmp_path, monkeypatch):
     text = synthetic.reproduce(small, tmp_path / "pages", 1, (), lambda *told: None).read_text()
-    for comparison in (synthetic.GAMES, synthetic.SEARCHES):
+    for comparison in (contests.GAMES, contests.SEARCHES):
         titles = [*comparison.learned, *(f"{title}, untrained" for title in comparison.learned), *comparison.baselines]
         assert all(f"\n| {title} |" in text for title in titles)
     assert len(re.findall(r"target \S+ (?:met|missed)", text)) == 5
@@ -48,8 +48,8 @@ def test_the_page_has_all_lines_and_nothing_is_measured_twice(small, tmp_path, m
     assert "](pages/synthetic.md)" in (tmp_path / "pages.md").read_text()
     assert str(tmp_path) not in text
 
-    for name in ("rollout", "train"):  # all that is needed was kept
-        monkeypatch.setattr(synthetic, name, None)
+    monkeypatch.setattr(contests, "rollout", None)  # all that is needed was kept
+    monkeypatch.setattr(synthetic, "train", None)
     part = synthetic.reproduce(small, tmp_path / "pages", 1, ["searches"], lambda *told: None).read_text()
     assert "Not run: `l2o reproduce synthetic --only games`." in part
     assert "## Games" not in part
