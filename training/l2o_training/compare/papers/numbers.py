@@ -52,6 +52,8 @@ class Numbers:
 
     def missing(self) -> list[str]:
         """Names of contenders, with the tasks they were not measured on."""
+        if not self.curves:
+            return [f"anything over {self.experiment.steps:,} steps"]
         names = [*rules_of(self.lab, self.experiment), *(f"adam-{lr:g}" for lr in self.experiment.lrs)]
         gaps = {name: [task for task in self.tasks if (name, task) not in self.curves] for name in names}
         return [

@@ -323,6 +323,9 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
     blocks, labels = [], {variant.name: variant.label for variant in ENHANCED}
     for numbers in experiments:
         steps, rows = numbers.experiment.steps, []
+        if not numbers.curves:
+            blocks.append(f"After {steps:,} steps: {NOT_RUN}.")
+            continue
         for task in numbers.tasks:
             ours = [_logarithm(numbers, variant.name, task) for variant in ENHANCED]
             best = numbers.tuned(task)
@@ -334,7 +337,7 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
             f"{labels[variant.name]}: below {labels[PLAIN[variant.name]]} on {_lower(numbers, variant)} of "
             f"{_both(numbers, variant)} networks that both were run on"
             for variant in ENHANCED
-            if variant.name in PLAIN
+            if variant.name in PLAIN and _both(numbers, variant)
         ]
         table = markdown(["network", *labels.values(), "Adam tuned"], rows)
         blocks.append("\n\n".join([f"After {steps:,} steps:", table, "\n".join(f"- {line}." for line in lower)]))
