@@ -184,11 +184,11 @@ def _draw(panels: dict[str, dict[str, list[Errors]]], path: Path) -> None:
             for name, found in curves.items():
                 style = "-" if name in published else "--"
                 steps = range(1, len(found) + 1)
-                axes.plot(steps, [each.ratio for each in found], style, color=colors[name], label=name)
+                axes.plot(steps, [each.mean for each in found], style, color=colors[name], label=name)
             for name in published.keys() & curves.keys():
                 points = [(at, value) for at, value in zip((8, 16), published[name], strict=True) if value is not None]
                 axes.plot(*zip(*points, strict=True), "o", markerfacecolor="none", color=colors[name])
-            axes.set(title=PANELS[end].title, xlabel="layers, or iterations; hollow: published", ylabel="NMSE, dB")
+            axes.set(title=PANELS[end].title, xlabel="layers, or iterations; hollow: published", ylabel="NMSE, mean of dB")
             axes.set_ylim(top=5)
         row[0].legend(fontsize=8)
         with atomic_write(path) as file:
