@@ -188,7 +188,9 @@ def _draw(panels: dict[str, dict[str, list[Errors]]], path: Path) -> None:
             for name in published.keys() & curves.keys():
                 points = [(at, value) for at, value in zip((8, 16), published[name], strict=True) if value is not None]
                 axes.plot(*zip(*points, strict=True), "o", markerfacecolor="none", color=colors[name])
-            axes.set(title=PANELS[end].title, xlabel="layers, or iterations; hollow: published", ylabel="NMSE, mean of dB")
+            axes.set(
+                title=PANELS[end].title, xlabel="layers or iterations; hollow: published", ylabel="NMSE, mean of dB"
+            )
             axes.set_ylim(top=5)
         row[0].legend(fontsize=8)
         with atomic_write(path) as file:
