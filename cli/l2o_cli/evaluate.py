@@ -38,7 +38,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma-separated: adam, adam-0.001, adamw-cosine, adamw-linear, muon-linear, schedule-free, nadamw, "
-            "sgd, momentum, rmsprop, talt-sgd, talt-adam; ista, fista, amp; or all, but TALT.",
+            "sgd, momentum, rmsprop, talt-sgd, talt-adam; ista, fista, amp; all.",
             show_default="all; own tasks: four",
         ),
     ] = None,
