@@ -12,6 +12,7 @@ from l2o_cli.console import Threads, err, friendly_errors, out, set_threads
 from l2o_cli.keys import show_keys
 
 if TYPE_CHECKING:
+    from l2o_runtime.solvers.base import SolverConfig
     from l2o_training.meta.trainer import Trainer
     from l2o_training.ranks.group import Ranks
 
@@ -177,7 +178,7 @@ def _train(
 
 def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     """Say how good the rule is, and what can be done with it."""
-    from l2o_runtime.solvers import UnrolledConfig
+    from l2o_runtime.rules import RuleConfig
     from l2o_training.meta.validation import RATES
     from l2o_training.tasks import PythonConfig
 
@@ -189,12 +190,8 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
         text = "warning: no validation was better than before training; the untrained rule was kept"
         err.print(text, soft_wrap=True)
     name = shlex.quote(str(path))
-    if isinstance(config.rule, UnrolledConfig):
-        for step in (
-            f"l2o eval {name} --suite sparse-recovery",
-            f"l2o export {name}",
-            f"x = l2o_runtime.LearnedSolver({str(path)!r})(b)",
-        ):
+    if not isinstance(config.rule, RuleConfig):
+        for step in _uses(config.rule, path):
             err.print(f"next: {step}", soft_wrap=True)
         return
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
@@ -208,3 +205,17 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
         f"LearnedOptimizer(model.parameters(), rule={str(path)!r}{told})",
     ):
         err.print(f"next: {step}", soft_wrap=True)
+
+
+def _uses(solver: "SolverConfig", path: Path) -> list[str]:
+    """What can be done with a solver that is no rule."""
+    from l2o_runtime.solvers import UnrolledConfig
+    from l2o_runtime.solvers.twin import TwinConfig
+
+    name = shlex.quote(str(path))
+    if isinstance(solver, UnrolledConfig):
+        use = f"x = l2o_runtime.LearnedSolver({str(path)!r})(b)"
+        return [f"l2o eval {name} --suite sparse-recovery", f"l2o export {name}", use]
+    if isinstance(solver, TwinConfig):
+        return [f"l2o inspect {name}", f"LearnedMinimax(min_params, max_params, rule={str(path)!r})"]
+    return [f"l2o inspect {name}"]
