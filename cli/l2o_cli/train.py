@@ -189,11 +189,11 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     if trainer.best_epoch == 0:
         text = "warning: no validation was better than before training; the untrained rule was kept"
         err.print(text, soft_wrap=True)
-    name = shlex.quote(str(path))
     if not isinstance(config.rule, RuleConfig):
         for step in _uses(config.rule, path):
             err.print(f"next: {step}", soft_wrap=True)
         return
+    name = shlex.quote(str(path))
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
     err.print(f"{mean} over tasks and steps; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
     places = [task.make for task in config.tasks if isinstance(task, PythonConfig)]

@@ -1,5 +1,6 @@
 """A run's folder: what it holds, who may write it, and where a stopped run goes on."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,12 @@ from l2o_training.ranks.group import PROBE
 
 CONFIG, METRICS, OLD_CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 RULE, CURVE, LOCK = "rule.safetensors", "learning-curve.png", ".lock"
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """What a run recorded, an epoch a row; nothing where there is no record."""
+    path = out / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def newest_checkpoint(out: Path, config: TrainConfig, resume: bool, restarted: bool) -> Path | None:

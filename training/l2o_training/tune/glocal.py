@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from l2o_runtime.config import require
 from l2o_runtime.stepping.whole import listed
-from l2o_training.meta.estimators.glocal import foretell
+from l2o_training.meta.estimators.glocal import Foretold, foretell
 from l2o_training.tune.steps import method_of, moved, push, read, require_tunable, slope, write
 
 Estimate = Literal["glocal", "local", "mean"]
@@ -33,6 +33,33 @@ def relative(estimate: Tensor, trajectory: Tensor) -> Tensor:
     """
     size = trajectory.abs().mean(0)
     return torch.where(size > 0, estimate / size, 0.0).clamp(-1, 1)
+
+
+def follow(
+    trajectory: Tensor, estimate: Estimate, tolerance: float, delay: int | None = None
+) -> tuple[Tensor, Foretold | None]:
+    """The `relative` step that an estimate from a trajectory (τ, p) asks for, and what was foretold, if anything."""
+    if estimate == "glocal":
+        found = foretell(trajectory, tolerance, delay)
+        return relative(found.value, trajectory), found
+    return relative(trajectory[-1] if estimate == "local" else trajectory.mean(0), trajectory), None
+
+
+def require_settings(what: str, tau: int, meta_lr: float, estimate: str, tolerance: float) -> None:
+    """Refuse what nothing can be estimated with.
+
+    Args:
+        what: is measured τ times.
+        tau, meta_lr, estimate, tolerance: as in `GlocalTuner`.
+
+    Raises:
+        ConfigError: a number is out of range, or there is no such estimate.
+    """
+    require(tau >= 3, f"tau: expected 3 {what} or more, got {tau}")
+    require(meta_lr > 0, f"meta_lr: expected a positive number, got {meta_lr}")
+    require(0 <= tolerance <= 1, f"tolerance: expected a number in 0..1, got {tolerance}")
+    allowed = ", ".join(get_args(Estimate))
+    require(estimate in get_args(Estimate), f"estimate: {estimate!r} is not one of {allowed}")
 
 
 class GlocalTuner:
@@ -91,15 +118,11 @@ class GlocalTuner:
     ):
         self.method = method_of(optimizer)
         require(callable(validation), f"validation: expected a function that gives a loss, got {validation!r}")
-        require(tau >= 3, f"tau: expected 3 hypergradients or more, got {tau}")
+        require_settings("hypergradients", tau, meta_lr, estimate, tolerance)
         require(every >= 1, f"every: expected 1 step or more, got {every}")
-        require(meta_lr > 0, f"meta_lr: expected a positive number, got {meta_lr}")
-        require(0 <= tolerance <= 1, f"tolerance: expected a number in 0..1, got {tolerance}")
         require(
             delay is None or 1 <= delay <= tau - 2, f"delay: expected a number in 1..{tau - 2} (tau − 2), got {delay}"
         )
-        allowed = ", ".join(get_args(Estimate))
-        require(estimate in get_args(Estimate), f"estimate: {estimate!r} is not one of {allowed}")
         names = [hyperparameters] if isinstance(hyperparameters, str) else list(hyperparameters)
         require(len(set(names)) == len(names) > 0, f"hyperparameters: expected different names, got {names}")
         for group in optimizer.param_groups:
@@ -226,17 +249,13 @@ class GlocalTuner:
 
     def _update(self) -> None:
         """Step the hyper-parameters, and begin anew."""
-        trajectory = torch.stack(self._trajectory)
-        estimate = trajectory[-1] if self.estimate == "local" else trajectory.mean(0)
-        if self.estimate == "glocal":
-            found = foretell(trajectory, self.tolerance, self.delay)
-            estimate = found.value
+        step, found = follow(torch.stack(self._trajectory), self.estimate, self.tolerance, self.delay)
+        if found is not None:
             self._fallbacks += found.fell_back
             self._residuals.append(found.residual)
             self._steady.append(int(found.steady.sum()))
         self._updates += 1
         self._trajectory, self._tangents = [], {}
-        step = relative(estimate, trajectory)
         if not bool(step.isfinite().all()):
             self._skipped += 1
             return

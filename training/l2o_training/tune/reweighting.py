@@ -1,13 +1,10 @@
 """Weights of training examples from the hypergradients of a clean set: those with wrong labels lose theirs."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
 from l2o_runtime.config import require
-from l2o_training.meta.estimators.glocal import foretell
-from l2o_training.tune.glocal import Estimate, gradients, relative
+from l2o_training.tune.glocal import Estimate, follow, gradients, require_settings
 
 FARTHEST = 8.0
 """Logits stay within ± this: weights of 0.0003 … 0.9997."""
@@ -70,11 +67,7 @@ class ExampleWeights:
         tolerance: float = 0.1,
     ):
         require(count >= 1, f"count: expected 1 example or more, got {count}")
-        require(tau >= 3, f"tau: expected 3 measurements or more, got {tau}")
-        require(meta_lr > 0, f"meta_lr: expected a positive number, got {meta_lr}")
-        require(0 <= tolerance <= 1, f"tolerance: expected a number in 0..1, got {tolerance}")
-        allowed = ", ".join(get_args(Estimate))
-        require(estimate in get_args(Estimate), f"estimate: {estimate!r} is not one of {allowed}")
+        require_settings("measurements", tau, meta_lr, estimate, tolerance)
         self.tau, self.meta_lr, self.estimate, self.tolerance = tau, meta_lr, estimate, tolerance
         self.logits = torch.zeros(count)
         self.updates = self.fallbacks = 0
@@ -103,14 +96,10 @@ class ExampleWeights:
             self._update()
 
     def _update(self) -> None:
-        trajectory = torch.stack(self._trajectory)
-        estimate = trajectory[-1] if self.estimate == "local" else trajectory.mean(0)
-        if self.estimate == "glocal":
-            found = foretell(trajectory, self.tolerance)
-            estimate = found.value
+        step, found = follow(torch.stack(self._trajectory), self.estimate, self.tolerance)
+        if found is not None:
             self.fallbacks += found.fell_back
         self.updates += 1
         self._trajectory = []
-        step = relative(estimate, trajectory)
         step = torch.where(step.isfinite(), step, 0.0).to(self.logits.dtype)
         self.logits = (self.logits - self.meta_lr * step).clamp(-FARTHEST, FARTHEST)

@@ -1,11 +1,11 @@
 """Pages in Markdown: one per plan, and an index of their summaries."""
 
 import itertools
-import json
 import platform
 import re
 import shlex
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from l2o_training.compare.papers.numbers import NOT_RUN, collect, markdown, numb
 from l2o_training.compare.papers.plans import OTHER_TITLES, PLANS, Plan, Variant
 from l2o_training.compare.papers.sections import SECTIONS
 from l2o_training.errors import RunError
-from l2o_training.meta.folder import METRICS, RULE
+from l2o_training.meta.folder import RULE, read_metrics
 
 TITLE = "# Reproduction"
 """First line of the index."""
@@ -100,6 +100,16 @@ _TRAINS = (
 )
 
 
+def train_command(preset: str, changes: Iterable[str], *more: str) -> str:
+    """A line of a shell that meta-trains a preset with overrides.
+
+    >>> train_command("demo", ["epochs=5"], "--seed", "1")
+    'l2o train --preset demo --set epochs=5 --seed 1'
+    """
+    settings = [word for change in changes for word in ("--set", change)]
+    return shlex.join(["l2o", "train", "--preset", preset, *settings, *more])
+
+
 def _train_commands(runs: list[tuple[int, Variant]], lab: Lab, threads: list[str]) -> list[str]:
     """A shell loop over seeds for variants one after the other that have as many."""
     lines = []
@@ -111,8 +121,8 @@ def _train_commands(runs: list[tuple[int, Variant]], lab: Lab, threads: list[str
 
 
 def _train_command(variant: Variant, lab: Lab, threads: list[str]) -> str:
-    settings = [part for override in (*variant.overrides, *lab.changes) for part in ("--set", override)]
-    fixed = shlex.join(["l2o", "train", "--preset", variant.preset, *settings, "--data-root", "data", *threads])
+    changes = (*variant.overrides, *lab.changes)
+    fixed = train_command(variant.preset, changes, "--data-root", "data", *threads)
     return f"{fixed} --seed $seed --out runs/reproduction/{variant.name}-s$seed"
 
 
@@ -131,9 +141,9 @@ def _training(folder: Path) -> list[str]:
     if not (folder / RULE).is_file():
         return [NOT_RUN, "", "", ""]
     best = number(read_rule(folder / RULE)[1]["validation"])
-    if not (folder / METRICS).is_file():
+    rows = read_metrics(folder)
+    if not rows:
         return [best, "put together from the run without context", "", ""]
-    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     return [best, str(rows[-1]["epoch"]), f"{sum(row['seconds'] for row in rows) / 60:.1f}", _koopman(rows)]
 
 

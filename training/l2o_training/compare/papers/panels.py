@@ -1,5 +1,6 @@
 """What Open-L2O publishes on sparse recovery, panel by panel, and the overrides that make a preset for a panel."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -30,13 +31,9 @@ class Panel:
         if self.task == CLEAN:
             return ()
         changed = {key: value for key, value in to_dict(self.task).items() if value is not None}
-        task = ", ".join(f"{key} = {_toml(value)}" for key, value in changed.items())
+        task = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changed.items())
         sizes = [(key, getattr(self.task, key)) for key in ("rows", "columns")]
         return (f"tasks=[{{{task}}}]", *(f"rule.{key}={size}" for key, size in sizes if size != getattr(CLEAN, key)))
-
-
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 PANELS = {

@@ -1,12 +1,10 @@
 """The page on sparse recovery: unrolled solvers meta-trained and measured, with Open-L2O's figures beside ours."""
 
-import json
 import platform
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,13 +15,13 @@ from l2o_runtime.learned_solver import LearnedSolver
 from l2o_runtime.solvers import AMP, FISTA, ISTA, Solver
 from l2o_training.compare.papers import recovery
 from l2o_training.compare.papers.numbers import NOT_RUN, markdown
-from l2o_training.compare.papers.page import DETAILS, write_index, write_parts
+from l2o_training.compare.papers.page import DETAILS, train_command, write_index, write_parts
 from l2o_training.compare.papers.panels import CLEAN, ITERATIONS, LASSO, PANELS, VARIANTS, Panel, find_variant
 from l2o_training.compare.papers.plans import OTHER_TITLES, SPARSE
 from l2o_training.compare.papers.recovery import Errors
 from l2o_training.config import TrainConfig, load_preset
 from l2o_training.meta.curriculum import make_curriculum
-from l2o_training.meta.folder import METRICS, RULE
+from l2o_training.meta.folder import RULE, read_metrics
 from l2o_training.meta.trainer import Trainer
 from l2o_training.plots import STYLE
 from l2o_training.tasks import SparseConfig
@@ -149,7 +147,7 @@ def _table(runs: Runs, end: str, curves: dict[str, list[Errors]]) -> str:
         ours = curves.get(name)
         cells = ["", "", ""] if ours is None else _cells(ours)
         rows.append([name, *cells, *("" if v is None else f"{v}" for v in published), _state(runs, f"{name}{end}")])
-    rows += [[name, *_cells(curves[name]), "", "", ""] for name in ("AMP", "FISTA", "ISTA")]
+    rows += [[name, *_cells(curves[name]), "", "", ""] for name in ITERATIONS]
     header = ["dB", "ours, 8", "ours, 16", "ours, 16, mean of dB", "published, 8", "published, 16", "meta-training"]
     return markdown(header, rows)
 
@@ -160,7 +158,7 @@ def _cells(found: list[Errors]) -> list[str]:
 
 def _state(runs: Runs, name: str) -> str:
     """Whether a run is done, or in which stage it was stopped, from the scores that it recorded."""
-    rows = _history(runs, name)
+    rows = read_metrics(runs.path(name))
     if not rows:
         return NOT_RUN
     curriculum = make_curriculum(runs.config(name))
@@ -169,16 +167,11 @@ def _state(runs: Runs, name: str) -> str:
     return "done" if curriculum.over else f"stopped in {curriculum.stage.name}"
 
 
-def _history(runs: Runs, name: str) -> list[dict[str, Any]]:
-    path = runs.path(name) / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def _draw(panels: dict[str, dict[str, list[Errors]]], path: Path) -> None:
     with plt.rc_context(STYLE):
         size = (5.5 * len(panels), 4.5)
         figure, (row,) = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-        colors = dict(zip([*PANELS[""].published, "AMP", "FISTA", "ISTA"], color_sequences["tab10"], strict=True))
+        colors = dict(zip([*PANELS[""].published, *ITERATIONS], color_sequences["tab10"], strict=True))
         for axes, (end, curves) in zip(row, panels.items(), strict=True):
             published = PANELS[end].published
             for name, found in curves.items():
@@ -200,8 +193,14 @@ def _draw(panels: dict[str, dict[str, list[Errors]]], path: Path) -> None:
 
 def _iterations() -> str:
     rows = [
-        [name, _count(each.fewest), f"{each.number:g}", _count(each.usual) if name != "AMP" else "", f"{published}"]
-        for (name, each), published in zip(recovery.classical_iterations().items(), ITERATIONS.values(), strict=True)
+        [
+            name,
+            _count(each.fewest),
+            f"{each.number:g}",
+            _count(each.usual) if name != "AMP" else "",
+            f"{ITERATIONS[name]}",
+        ]
+        for name, each in recovery.classical_iterations().items()
     ]
     text = "To −35 dB, A of 250 × 500, p = 0.1, SNR 40, 16 signals; λ, or α for AMP, with the fewest of a grid."
     header = ["", "fewest", "λ or α", f"at λ = {recovery.USUAL:g}", "published"]
@@ -265,7 +264,7 @@ def _lasso(runs: Runs) -> str:
 def _trainings(runs: Runs) -> str:
     rows = []
     for name in VARIANTS:
-        lines = _history(runs, name)
+        lines = read_metrics(runs.path(name))
         updates = len(lines) * getattr(runs.config(name).curriculum, "updates", 1)
         minutes = f"{sum(line['seconds'] for line in lines) / 60:.0f}"
         rows.append([name, _state(runs, name), f"{updates:,}" if lines else "", minutes if lines else ""])
@@ -275,7 +274,6 @@ def _trainings(runs: Runs) -> str:
 def _commands(runs: Runs, arguments: Sequence[str]) -> str:
     lines = [shlex.join(["l2o", "reproduce", "sparse", *arguments])]
     for name, variant in VARIANTS.items():
-        settings = [word for change in (*variant.overrides, *runs.changes) for word in ("--set", change)]
-        folder = f"runs/reproduction/{name}-s0"
-        lines.append(shlex.join(["l2o", "train", "--preset", variant.preset, *settings, "--out", folder]))
+        changes = (*variant.overrides, *runs.changes)
+        lines.append(train_command(variant.preset, changes, "--out", f"runs/reproduction/{name}-s0"))
     return "\n".join(["```", *lines, "```"])

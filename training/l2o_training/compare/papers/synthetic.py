@@ -1,6 +1,5 @@
 """The page of contests: learned pairs and swarms beside classical solvers."""
 
-import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from l2o_runtime.files.artifact import read_learned
 from l2o_training.compare.papers import contests
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import markdown, number, with_spread
-from l2o_training.compare.papers.page import DETAILS, write_index, write_parts
+from l2o_training.compare.papers.page import DETAILS, train_command, write_index, write_parts
 from l2o_training.compare.papers.plans import OTHER_TITLES, SYNTHETIC
 from l2o_training.compare.papers.run import is_trained, train
 from l2o_training.compare.sharing import Report
-from l2o_training.meta.folder import METRICS, RULE
+from l2o_training.meta.folder import RULE, read_metrics
 
 PUBLISHED = {
     "rotated saddle": ("Twin", 6.19e-92, 1e-10),
@@ -37,7 +36,7 @@ def reproduce(lab: Lab, out: Path, seeds: int | None, only: Sequence[str], repor
     """Meta-train what is missing, measure everything, and write the page.
 
     Args:
-        lab: where runs are, and what was contests.measured.
+        lab: where runs are, and what was measured.
         out: folder of pages.
         seeds: of meta-training; None for those of each part.
         only: parts of the page, games or searches; all where none are named.
@@ -65,7 +64,7 @@ def reproduce(lab: Lab, out: Path, seeds: int | None, only: Sequence[str], repor
 
 
 def write_page(lab: Lab, out: Path, seeds: int | None, found: Mapping[str, contests.Measured]) -> Path:
-    """Write `<out>/synthetic.md` and the index; a part that was not contests.measured is said to be missing."""
+    """Write `<out>/synthetic.md` and the index; a part that was not measured is said to be missing."""
     summary, details = [TEXT], []
     if "games" in found:
         summary += _game_verdicts(found["games"][0])
@@ -176,7 +175,7 @@ def _commands(lab: Lab, seeds: int | None, found: Iterable[str], runs: Sequence[
     only = "".join(f" --only {part}" for part in found) if set(found) != {*contests.PARTS} else ""
     asked = f" --seeds {seeds}" if seeds else ""
     trains = [
-        f"l2o train --preset {preset}{changes} --seed {seed} --out runs/reproduction/{preset}-s{seed}"
+        train_command(preset, lab.changes, "--seed", f"{seed}", "--out", f"runs/reproduction/{preset}-s{seed}")
         for preset, seed in runs
     ]
     return "\n".join(["```", f"l2o reproduce {SYNTHETIC}{asked}{only}{changes}", *trains, "```"])
@@ -186,7 +185,7 @@ def _trainings(lab: Lab, runs: Sequence[tuple[str, int]]) -> str:
     rows = []
     for preset, seed in runs:
         folder = contests.folder_of(preset, seed, lab)
-        metrics = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        metrics = read_metrics(folder)
         best = read_learned(folder / RULE)[1]["validation"]
         minutes = sum(row["seconds"] for row in metrics) / 60
         rows.append([folder.name, number(best), str(metrics[-1]["epoch"]), f"{minutes:.1f}"])
