@@ -24,8 +24,8 @@ def reproduce(
     plan: Annotated[
         str,
         typer.Argument(
-            help="table1, controls, two-tiers, fig3, fig4, koopman, networks, sparse, synthetic, bundled or horizon; "
-            "or open-l2o, --only of whose parts are networks, sparse, lasso, rastrigin, swarm and minimax."
+            help="table1, controls, two-tiers, steps, fig3, fig4, koopman, networks, sparse, synthetic, bundled or "
+            "horizon; or open-l2o, --only of whose parts are networks, sparse, lasso, rastrigin, swarm and minimax."
         ),
     ],
     data_root: Annotated[Path, typer.Option(help="Folder with the data sets.")] = Path("data"),

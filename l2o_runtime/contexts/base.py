@@ -61,6 +61,34 @@ class Context(nn.Module, ABC):
     def read(self, statistics: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
         """Context (..., c) and the new context state, from summed statistics (..., k) and loss (...)."""
 
+    @property
+    def tensor_spec(self) -> StateSpec:
+        """What of `context_spec` a rule keeps for every tensor, under the names of its state."""
+        return {f"tensor_{key}": value for key, value in self.context_spec.items()} if self.per_tensor else {}
+
+    @property
+    def model_spec(self) -> StateSpec:
+        """What of it a rule keeps once."""
+        return {} if self.per_tensor else self.context_spec
+
+    def read_rows(self, rows: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
+        """`read` of every tensor by itself, or of all together.
+
+        Args:
+            rows: (..., S, k) statistics of every tensor.
+            loss: (...).
+            state: of a rule, with `tensor_spec`, (..., S) in front, and `model_spec`.
+
+        Returns:
+            Context (..., S, c), or (..., 1, c) of all together, and the new state under the same names.
+        """
+        if not self.per_tensor:
+            context, new = self.read(rows.sum(-2), loss, state)
+            return context.unsqueeze(-2), new
+        own = {key: state[f"tensor_{key}"] for key in self.context_spec}
+        context, own = self.read(rows, loss.unsqueeze(-1).expand(rows.shape[:-1]), own)
+        return context, {f"tensor_{key}": value for key, value in own.items()}
+
 
 class ConstantContext(Context):
     """Zeros: of width 0 for a rule without context, of a given width for the placebo."""

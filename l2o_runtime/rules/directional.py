@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from l2o_runtime.config import ContextConfig, NoneConfig, require
+from l2o_runtime.config import ContextConfig, NoneConfig, TensorDMDConfig, require
 from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
@@ -41,6 +41,7 @@ class DirectionalConfig(RuleConfig):
             direction for matrices too.
         shrink, grow: bounds on the correction of a step's size: it is in 1/shrink … grow.
         mix: bound on the weights of the directions that are mixed in.
+        context: as of all rules, or one for every tensor.
     """
 
     kind: ClassVar[str] = "directional"
@@ -52,7 +53,7 @@ class DirectionalConfig(RuleConfig):
     shrink: float = 4.0
     grow: float = 20.0
     mix: float = 0.3
-    context: ContextConfig = field(default_factory=NoneConfig)
+    context: ContextConfig | TensorDMDConfig = field(default_factory=NoneConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,12 +164,14 @@ class DirectionalRule(Rule):
 
     @property
     def spec(self) -> Spec:
-        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, steps, ρ before the first."""
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, steps, ρ before the first, and a
+        context of their own; of the model one for all tensors.
+        """
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
         return Spec(
             coordinate | self.context.coordinate_spec,
-            dict.fromkeys(STATES, ((), torch.float32)),
-            self.context.context_spec,
+            dict.fromkeys(STATES, ((), torch.float32)) | self.context.tensor_spec,
+            self.context.model_spec,
         )
 
     @property
@@ -203,15 +206,15 @@ class DirectionalRule(Rule):
         """Of every tensor the length of its step, then w: (..., S, 1 + 4)."""
         assert shapes is not None
         own = Sums(*sums[..., :SUMS].unbind(-1))
-        context, context_state = self.context.read(sums[..., SUMS:].sum(-2), loss, state)
-        seen = (context @ self.weight_context.mT).unsqueeze(-2)
+        context, read = self.context.read_rows(sums[..., SUMS:], loss, state)
+        seen = context @ self.weight_context.mT
 
         def network(inputs: Tensor) -> Tensor:
             said: Tensor = self.head((self.into(inputs) + seen).relu())
             return said
 
         steering, new = steered(self.config, network, own, shapes[..., 0], state)
-        return steering, new | context_state
+        return steering, new | read
 
     def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:
         """As in `Rule`: the orthogonalised momentum of a matrix."""

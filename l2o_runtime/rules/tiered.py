@@ -165,12 +165,11 @@ class TieredRule(Rule):
         the first step, and a context of their own; of the model its progress, and a context for all tensors.
         """
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
-        own, shared = (self.context.context_spec, {}) if self.context.per_tensor else ({}, self.context.context_spec)
-        tensor: StateSpec = self.cell.coordinate_spec | {"initial_rho": ((), torch.float32)} | own
+        tensor: StateSpec = self.cell.coordinate_spec | {"initial_rho": ((), torch.float32)}
         return Spec(
             coordinate | self.context.coordinate_spec,
-            {f"tensor_{key}": value for key, value in tensor.items()},
-            shared | self.progress.context_spec,
+            {f"tensor_{key}": value for key, value in tensor.items()} | self.context.tensor_spec,
+            self.context.model_spec | self.progress.context_spec,
         )
 
     def terms(self, param: Tensor, grad: Tensor, state: State) -> Tensor:
@@ -216,14 +215,14 @@ class TieredRule(Rule):
         squares = [own.grad, own.root, own.fast, own.slow, own.theta, own.direction]
         sizes = Sizes(*log_root(torch.stack(squares, dim=-1), count.unsqueeze(-1)).unbind(-1))
         inputs = self._inputs(own, sizes, level, mean_theta, count, shapes)
-        context = sums[..., seen_by_context:] if self.context.per_tensor else total[..., seen_by_context:]
-        output, told = self._network(inputs, shared, context, loss, state)
+        context, read = self.context.read_rows(sums[..., seen_by_context:], loss, state)
+        output, memory = self._network(inputs, shared, context, state)
         rho, initial = relative_size(own.theta / count, mean_theta, state["tensor_initial_rho"])
         steps = new["steps"].unsqueeze(-1)
         magnitude, longest = self._lengths(output[..., 0], rho, own.direction / count, everything, steps)
         noise = ((self.config.noise_floor or 0.0) * level.exp()).expand_as(magnitude)
         scalars = torch.stack([sizes.root, sizes.fast, rho, noise, longest, magnitude], dim=-1)
-        return torch.cat([scalars, output[..., 1:]], dim=-1), new | told | {"tensor_initial_rho": initial}
+        return torch.cat([scalars, output[..., 1:]], dim=-1), new | read | memory | {"tensor_initial_rho": initial}
 
     def _inputs(
         self, sums: Sums, sizes: Sizes, level: Tensor, mean_theta: Tensor, count: Tensor, shapes: Tensor
@@ -248,21 +247,17 @@ class TieredRule(Rule):
         ]
         return torch.stack(inputs, dim=-1)
 
-    def _network(
-        self, inputs: Tensor, shared: Tensor, sums: Tensor, loss: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        """What the LSTM says of each tensor (..., S, 1 + 2 · UNITS), and the new states of network and context."""
-        memory = _of_tensors(state, self.cell.coordinate_spec)
+    def _network(self, inputs: Tensor, shared: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
+        """What the LSTM says of each tensor (..., S, 1 + 2 · UNITS), and its new state."""
+        memory = {key: state[f"tensor_{key}"] for key in self.cell.coordinate_spec}
         if not self.context.per_tensor:
-            context, new = self.context.read(sums, loss, state)
-            output, memory = self.cell(inputs, torch.cat([shared, context], dim=-1), memory)
-            return output, new | _to_tensors(memory)
-        # To the network every tensor is an optimization of its own, with one coordinate.
-        own, tensors = _of_tensors(state, self.context.context_spec), inputs.shape[:-1]
-        context, own = self.context.read(sums, loss.unsqueeze(-1).expand(tensors), own)
-        seen = torch.cat([shared.unsqueeze(-2).expand(*tensors, -1), context], dim=-1)
-        output, memory = self.cell(inputs.unsqueeze(-2), seen, {k: v.unsqueeze(-2) for k, v in memory.items()})
-        return output.squeeze(-2), _to_tensors({k: v.squeeze(-2) for k, v in memory.items()} | own)
+            output, memory = self.cell(inputs, torch.cat([shared, context.squeeze(-2)], dim=-1), memory)
+        else:
+            # To the network every tensor is an optimization of its own, with one coordinate.
+            seen = torch.cat([shared.unsqueeze(-2).expand(*inputs.shape[:-1], -1), context], dim=-1)
+            output, memory = self.cell(inputs.unsqueeze(-2), seen, {k: v.unsqueeze(-2) for k, v in memory.items()})
+            output, memory = output.squeeze(-2), {key: value.squeeze(-2) for key, value in memory.items()}
+        return output, {f"tensor_{key}": value for key, value in memory.items()}
 
     def _lengths(
         self, size: Tensor, rho: Tensor, direction: Tensor, everything: Tensor, steps: Tensor
@@ -299,13 +294,3 @@ class TieredRule(Rule):
         if self.config.noise_floor is not None:
             delta = restrain(delta, *seen.relative, noise)
         return delta, new | remembered
-
-
-def _of_tensors(state: State, spec: StateSpec) -> State:
-    """What of a state is kept for every tensor under these names."""
-    return {key: state[f"tensor_{key}"] for key in spec}
-
-
-def _to_tensors(state: State) -> State:
-    """The same under the names that they have in a rule's state."""
-    return {f"tensor_{key}": value for key, value in state.items()}

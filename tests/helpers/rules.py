@@ -65,6 +65,9 @@ RULES |= {
     "directional": DirectionalConfig(hidden=8, rank=2),
     "directional-adam": DirectionalConfig(hidden=8, rank=0),
     "directional-dmd": DirectionalConfig(hidden=8, rank=2, context=CONTEXTS["dmd-sketch"]),
+    "directional-layers": DirectionalConfig(
+        hidden=8, rank=2, context=TensorDMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3)
+    ),
 }
 RULES |= {
     f"{context}-hierarchical": HierarchicalConfig(

@@ -10,7 +10,16 @@ from l2o_training.compare.contenders import name_of
 from l2o_training.compare.flat import task_name
 from l2o_training.compare.suites import SUITES
 from l2o_training.config import TrainConfig, load_preset
-from l2o_training.tasks import ConvConfig, MLPConfig, OpenL2OConfig, PythonConfig, QuadraticConfig, TaskConfig
+from l2o_training.tasks import (
+    AutoencoderConfig,
+    ConvConfig,
+    MLPConfig,
+    OpenL2OConfig,
+    PythonConfig,
+    QuadraticConfig,
+    RegressionConfig,
+    TaskConfig,
+)
 from l2o_training.tasks.scripts.base import Recipe
 
 
@@ -173,6 +182,48 @@ TWO_TIERS = (
 )
 """A context for the whole model, and one for each tensor."""
 
+_CALM = (
+    "epochs=24",
+    "horizon=1000",
+    "shortest=250",
+    "lanes=4",
+    "batch=4",
+    'tasks=[{kind="quadratic", size=40}, {kind="regression", size=40, condition=1000.0, hidden=[], batch_size=256}, '
+    '{kind="regression", size=10, condition=1.0, hidden=[24, 24], activation="tanh", batch_size=256}, '
+    '{kind="autoencoder", data="digits", hidden=[16, 4], activation="relu", batch_size=256}]',
+    'validation_tasks=[{kind="quadratic", size=30}, '
+    '{kind="regression", size=12, condition=30.0, hidden=[20], activation="relu", batch_size=256}, '
+    '{kind="autoencoder", data="digits", hidden=[12, 6], activation="gelu", batch_size=256}]',
+)
+"""Little noise: whole gradients, or those of 256 examples; an update compares whole optimizations."""
+
+
+def _steps(name: str, label: str, context: str, placebo: str = "directional-placebo") -> Variant:
+    """A variant of the default rule whose networks per tensor see a context."""
+    overrides = (*_CALM, f"rule.context={{{context}}}")
+    return Variant(name=name, label=label, preset="directional", overrides=overrides, placebo=placebo)
+
+
+STEPS = (
+    _steps("directional-placebo", "placebo", 'kind="placebo", width=6', ""),
+    _steps("directional-flag", FLAG, 'kind="flag", window=20'),
+    _steps(
+        "directional-dmd",
+        "DMD of each tensor's steps",
+        'kind="tensor_dmd", snapshots="delta", rank=2, sketch=64, every=10',
+    ),
+)
+"""Near a minimum the eigenvalues of steps are 1 − η λ(H): they tell whether steps are too long."""
+
+STEPS_TASKS = (
+    QuadraticConfig(size=100),
+    RegressionConfig(name="linear-20", size=20, condition=300.0, hidden=(), batch_size=256),
+    RegressionConfig(name="waves-6", size=6, condition=1.0, wave=2.0, hidden=(32,), activation="tanh", batch_size=256),
+    AutoencoderConfig(name="autoencoder-20", data="digits", hidden=(20, 8), activation="gelu", batch_size=256),
+    MLPConfig(name="digits-24", data="digits", hidden=(24,), activation="tanh", batch_size=512),
+)
+"""What they are compared on; none is among the tasks of their meta-training."""
+
 VALIDATION = tuple(
     replace(task, name=f"{task.kind}-{i}")
     for i, task in enumerate(load_preset("scale").validation_tasks, 1)
@@ -308,6 +359,24 @@ PLANS = {
         "steps on the eight tasks of its validation. DMD (1, 20) of sketches of every fifth step, scaled; of all "
         "parameters, or of each tensor.",
         experiments=(Experiment(name="two-tiers", variants=TWO_TIERS, tasks=VALIDATION, steps=400, runs=5, lrs=()),),
+    ),
+    "steps": Plan(
+        title="Do the dynamics of each tensor's steps help?",
+        text="The default rule `directional`, whose networks see eigenvalues of DMD (2, 20) of sketches of their "
+        "tensor's steps, every tenth step; its size corrections are meta-trained by evolution strategies on whole "
+        "optimizations of 250 to 1,000 steps with little noise, 24 updates. Compared over 2,000 steps on five other "
+        "tasks with as little noise.",
+        experiments=(
+            Experiment(
+                name="steps",
+                variants=STEPS,
+                tasks=STEPS_TASKS,
+                steps=2000,
+                runs=10,
+                lrs=(),
+                rules=("directional",),
+            ),
+        ),
     ),
     "fig3": Plan(
         title="Learning curves (Figure 3 of L2O-DMD)",

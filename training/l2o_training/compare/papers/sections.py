@@ -145,10 +145,12 @@ def controls(experiments: list[Numbers], out: Path) -> Section:
         ],
     )
     rows = [[label, *(_ratio_of(effect, task) for task in numbers.tasks)] for label, effect in effects.items()]
-    return Section(
-        f"{_against_placebo(numbers)}\n\n{summary}\n\n![effects]({numbers.experiment.name}.png)",
-        f"Per task, the same ratios with intervals over seeds:\n\n{markdown(['context', *numbers.tasks], rows)}",
-    )
+    details = f"Per task, the same ratios with intervals over seeds:\n\n{markdown(['context', *numbers.tasks], rows)}"
+    if numbers.experiment.rules:
+        labels = {v.name: v.label for v in numbers.experiment.variants}
+        labels |= {bundled(rule): bundled(rule) for rule in numbers.experiment.rules}
+        details = f"{details}\n\n{_finals(numbers, labels)}"
+    return Section(f"{_against_placebo(numbers)}\n\n{summary}\n\n![effects]({numbers.experiment.name}.png)", details)
 
 
 def _to_flag(numbers: Numbers, statistic: Callable[[np.ndarray], np.ndarray] = final) -> dict[str, list[str]]:
@@ -166,11 +168,17 @@ def fig3(experiments: list[Numbers], out: Path) -> Section:
     labels = {v.name: v.label for v in numbers.experiment.variants}
     labels |= {bundled(rule): bundled(rule) for rule in numbers.experiment.rules} | {ADAM: "Adam 0.01"}
     panels(_pooled(numbers, labels), out / "fig3.png")
-    rows = [[label, *(_final(numbers, name, task) for task in numbers.tasks)] for name, label in labels.items()]
     return Section(
-        "![learning curves](fig3.png)\n\nMean over runs and seeds, band ± 1 standard deviation. Mean of the last 10 "
-        f"steps ± over runs ± over seeds:\n\n{markdown(['optimizer', *numbers.tasks], rows)}"
+        "![learning curves](fig3.png)\n\nMean over runs and seeds, band ± 1 standard deviation. "
+        f"{_finals(numbers, labels)}"
     )
+
+
+def _finals(numbers: Numbers, labels: dict[str, str]) -> str:
+    """A table of final losses of what is known by these names."""
+    rows = [[label, *(_final(numbers, name, task) for task in numbers.tasks)] for name, label in labels.items()]
+    table = markdown(["optimizer", *numbers.tasks], rows)
+    return f"Mean of the last 10 steps ± over runs ± over seeds:\n\n{table}"
 
 
 def _pooled(numbers: Numbers, labels: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
@@ -379,6 +387,7 @@ SECTIONS: dict[str, Callable[[list[Numbers], Path], Section]] = {
     "table1": table1,
     "controls": controls,
     "two-tiers": controls,
+    "steps": controls,
     "fig3": fig3,
     "fig4": fig4,
     "koopman": koopman,
