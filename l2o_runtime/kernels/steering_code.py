@@ -27,7 +27,7 @@ from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, Ages, Geometry, Se
 DOUBLES = ("theta", "xx", "xu", "uu", "xs", "ss", "fast", "slow", "count", "part", "weight", "mean")
 """Rows of float64: of `Sums`, of `Ages`, of `Geometry`."""
 
-FLOATS = ("known", "share", "one", "matrix", "dimensions")
+FLOATS = ("known", "share", "one", "matrix", "dimensions", "chance")
 """Rows of float32: of `Ages`, of `Geometry`."""
 
 SCALARS = ("drawn", "noise")
@@ -130,6 +130,7 @@ class _Code:
             dimensions=self._float(at, "dimensions"),
             drawn=self.drawn,
             noise=self.noise,
+            chance=self._float(at, "chance"),
             weight=None,
             mean=None,
         )
@@ -159,7 +160,7 @@ class _Code:
         state, shapes = self._state(at), self._shapes(at)
         seen = Seen(initial=state["tensor_initial_rho"], averages=[], **dict(zip(KEPT, kept, strict=True)))
         said = self._said(inputs_of(seen, everywhere, signal, shapes))
-        told, new = conclude(self.config, seen, said, everywhere, self._age(at, state), self.noise, state)
+        told, new = conclude(self.config, seen, said, everywhere, self._age(at, state), shapes, state)
         self._keep(at, told, self.told, 0)
         self._keep(at, new, self.states, len(STATES) - len(new))
 

@@ -136,8 +136,9 @@ class DirectionalRule(Rule):
     because time passes. Before meta-training w = 0 and c = 1.
 
     Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go, and ℓ
-    grows (`lengthened`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ
-    stays as it is; it never falls.
+    grows (`grown`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ stays as
+    it is; it never falls. Where those of a tensor agree, whatever others do, its direction does not lead where they
+    point, and it turns to Adam's: a grows in the same way, and max(0, a − 2) is added to w₁.
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
@@ -164,8 +165,8 @@ class DirectionalRule(Rule):
 
     @property
     def spec(self) -> Spec:
-        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, steps, ρ before the first, and a
-        context of their own; of the model one for all tensors.
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, a, steps, ρ before the first, and
+        a context of their own; of the model one for all tensors.
         """
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))
         return Spec(

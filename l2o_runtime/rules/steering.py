@@ -35,8 +35,8 @@ MEMORY = 20
 KEPT = ("xx", *(f"{kind}{span}" for span in SPANS["m"] for kind in ("product", "energy", "noise")))
 """Statistics of a tensor of which averages are kept: see `agreements`."""
 
-STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "initial_rho"))
-"""What is kept of a tensor: averages of sums, t, log c, ℓ, ρ before the first step."""
+STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "turned", "initial_rho"))
+"""What is kept of a tensor: averages of sums, t, log c, ℓ, a, ρ before the first step."""
 
 SPENT = 0.1
 """Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
@@ -60,7 +60,10 @@ AGREEING = 0.05
 """Cosine above which gradients agree: below it steps are long enough."""
 
 CHANCE = 0.5
-"""In networks of n parameters that cosine is at least this over √n: so much may be noise."""
+"""Of n coordinates that cosine is at least this over √n: so much may be noise."""
+
+TURNING = 2.0
+"""What a has to exceed before a tensor's direction turns to Adam's: in the first hundreds of steps most agree."""
 
 SMALLEST_ENERGY = 1e-6
 """Beside squares of gradients that are divided by the root of their mean square."""
@@ -94,7 +97,8 @@ class Geometry(NamedTuple):
         part: (S,) float64, of the mean square of all parameters in its own.
         dimensions: (S,) float32, what the network sees of them.
         drawn: (..., 1) a quarter of the mean square that parameters would have, had PyTorch drawn them.
-        noise: (..., 1) float32, what a cosine may be by chance.
+        noise: (..., 1) float32, what the cosine of all may be by chance.
+        chance: (..., S) float32, what that of a tensor may be.
         weight, mean: (..., S) what Σ θ² of each is multiplied by in the mean square of all, without scalars, and in the
             mean of all.
     """
@@ -107,6 +111,7 @@ class Geometry(NamedTuple):
     dimensions: Any
     drawn: Any
     noise: Any
+    chance: Any
     weight: Any
     mean: Any
 
@@ -117,8 +122,9 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
     everything = size.where(counted, 0.0).sum(-1, keepdim=True).clamp_min(1)
     total = size.sum(-1, keepdim=True).clamp_min(1)
     matrix = dimensions > 1
+    count = size.clamp_min(1)
     return Geometry(
-        count=size.clamp_min(1),
+        count=count,
         share=(size / total).float(),
         one=size == 1,
         matrix=matrix,
@@ -126,6 +132,7 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
         dimensions=dimensions / 4,
         drawn=DRAWN * size.sqrt().where(counted, 0.0).sum(-1, keepdim=True) / everything,
         noise=(CHANCE / total.sqrt()).float().clamp_min(AGREEING),
+        chance=(CHANCE / count.sqrt()).float().clamp_min(AGREEING),
         weight=counted / everything,
         mean=(1 / total).expand_as(size),
     )
@@ -231,10 +238,14 @@ def conclude(
     said: Sequence[Any],
     everywhere: Any,
     age: Ages,
-    noise: Any,
+    shapes: Geometry,
     state: dict[str, Any],
 ) -> tuple[list[Any], list[Any]]:
     """The length of a tensor's step with the weights w, and its new state by `STATES`.
+
+    Where gradients of a tensor go on agreeing, whatever others do, its direction leaves them where they are: what is
+    orthogonalised treats all singular vectors alike, not all coordinates. So a grows, and max(0, a − 2) of Adam's
+    direction is added.
 
     Args:
         bounds: of the rule.
@@ -242,16 +253,23 @@ def conclude(
         said: what the network says, 1 + 4 numbers.
         everywhere: (..., 1) mean over all coordinates of `seen.slow`.
         age: of its averages.
-        noise: (..., 1) what a cosine may be by chance.
+        shapes: of the tensors.
         state: `STATES`, (..., S) each.
     """
     log_size = state["tensor_log_size"].lerp(correction(said[0], bounds), 1 / MEMORY)
-    longer = lengthened(state["tensor_longer"], seen.slow, everywhere, age, noise).clamp_max(bounds.grow)
+    longer, turned = (
+        grown(state[f"tensor_{key}"], agreement, age, noise).clamp_max(bounds.grow)
+        for key, agreement, noise in (
+            ("longer", seen.slow.minimum(everywhere), shapes.noise),
+            ("turned", seen.slow, shapes.chance),
+        )
+    )
     size = (longer * log_size.exp()).clamp_max(bounds.grow)
     fading = (seen.energy.sqrt() * (1 / SPENT)).clamp_max(1.0)
     length = size * seen.rho * fading * bounds.output_scale
-    weights = [word.tanh() * bounds.mix for word in said[1:]]
-    return [length, *weights], [*seen.averages, age.steps, log_size, longer, seen.initial]
+    adam, *others = (word.tanh() * bounds.mix for word in said[1:])
+    adam = adam + (turned - TURNING).clamp_min(0.0)
+    return [length, adam, *others], [*seen.averages, age.steps, log_size, longer, turned, seen.initial]
 
 
 def steered(
@@ -272,7 +290,7 @@ def steered(
     everywhere, signal = ((x * shapes.share).sum(-1, keepdim=True) for x in (seen.slow, seen.slow_log))
     inputs = [x.expand_as(seen.slow) for x in inputs_of(seen, everywhere, signal, shapes)]
     said = network(torch.stack(inputs, dim=-1)).unbind(-1)
-    told, new = conclude(bounds, seen, said, everywhere, age, shapes.noise, state)
+    told, new = conclude(bounds, seen, said, everywhere, age, shapes, state)
     return torch.stack(told, dim=-1), dict(zip(STATES, new, strict=True))
 
 
@@ -330,21 +348,19 @@ def mean_squares(theta: Any, everything: Any, shapes: Geometry) -> tuple[Any, An
     return first, bound.minimum(everything) * shapes.part
 
 
-def lengthened(longer: Any, slow: Any, everywhere: Any, age: Ages, noise: Any) -> Any:
-    """ℓ after a step, (..., S): ℓ exp(0.05 max(0, min(cos, everywhere) (1 − βᵗ)² − max(0.05, ½/√n))).
+def grown(before: Any, agreement: Any, age: Ages, noise: Any) -> Any:
+    """ℓ or a after a step, (..., S): ℓ exp(0.05 max(0, cos (1 − βᵗ)² − max(0.05, ½/√n))).
 
-    Of few coordinates noise may agree, so that all have to; and an average over 100 steps that has seen but a few of
-    them tells little.
+    An average over 100 steps that has seen but a few of them tells little.
 
     Args:
-        longer: (..., S) ℓ before it, 0 before the first.
-        slow, everywhere: (..., S) and (..., 1) cosine of gradients with their average over 100 steps, of a tensor and
-            of all.
+        before: (..., S) it before the step, 0 before the first.
+        agreement: (..., S) cos, of gradients with their average over 100 steps.
         age: of the average.
-        noise: (..., 1) the maximum.
+        noise: (..., S) or (..., 1) the maximum.
     """
-    agreement = slow.minimum(everywhere) * (-age.slow + 1.0).square().float()
-    return longer.where(longer > 0.0, 1.0) * ((agreement - noise).clamp_min(0.0) * LENGTHENING).exp()
+    known = (-age.slow + 1.0).square().float()
+    return before.where(before > 0.0, 1.0) * ((agreement * known - noise).clamp_min(0.0) * LENGTHENING).exp()
 
 
 def correction(said: Any, bounds: "DirectionalConfig") -> Any:

@@ -307,12 +307,12 @@ def test_they_stay_as_they_are_where_they_lead_to_and_fro(untrained):
     assert found[-1] == found[-500]
 
 
-def test_lengthening_is_what_agrees_of_a_tensor_and_of_all(untrained):
+def test_lengthening_is_what_agrees_of_a_tensor_and_of_all_and_turning_what_agrees_of_it(untrained):
     """Beside formulas that keep all of the past."""
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(7, 3)), nn.Parameter(torch.randn(60))]
     optimizer = LearnedOptimizer(params, untrained, schedule="constant", lr=0.1)
-    history, kept, logs = [[], []], [[], []], [0.0, 0.0]
+    history, kept, logs, turns = [[], []], [[], []], [0.0, 0.0], [0.0, 0.0]
     for t in range(1, 151):
         for index, param in enumerate(params):
             param.grad = (index + 0.5) * torch.ones_like(param) + torch.randn_like(param)
@@ -333,11 +333,36 @@ def test_lengthening_is_what_agrees_of_a_tensor_and_of_all(untrained):
             cosines.append(product / math.sqrt((xx + 1e-6) * (energy + noise / 10 + 1e-6)))
         everywhere = (21 * cosines[0] + 60 * cosines[1]) / 81
         for index in range(2):
-            agreement = min(cosines[index], everywhere) * (1 - 0.99**t) ** 2
-            logs[index] += 0.05 * max(0.0, agreement - max(0.05, 0.5 / 9))
-    found = [float(optimizer.state[param]["tensor_longer"].log()) for param in params]
-    assert found == pytest.approx(logs, rel=1e-3)
+            known = (1 - 0.99**t) ** 2
+            logs[index] += 0.05 * max(0.0, min(cosines[index], everywhere) * known - max(0.05, 0.5 / 9))
+            turns[index] += 0.05 * max(0.0, cosines[index] * known - max(0.05, 0.5 / math.sqrt((21, 60)[index])))
+    for key, expected in (("longer", logs), ("turned", turns)):
+        found = [float(optimizer.state[param][f"tensor_{key}"].log()) for param in params]
+        assert found == pytest.approx(expected, rel=1e-3)
     assert 0.1 < logs[0] < logs[1] < math.log(20)
+    assert 0.05 < turns[0] < logs[0]
+
+
+def test_a_matrix_whose_gradients_go_on_agreeing_turns_to_adam_s_direction(untrained):
+    """Of columns in units of their own the orthogonalised step moves few; others of the network do not count."""
+    torch.manual_seed(0)
+    units = torch.logspace(-2, 0, 5)
+    matrix, other = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(300))
+    signs = torch.randn(4, 5).sign()
+    optimizer = LearnedOptimizer([matrix, other], untrained, schedule="constant", lr=0.1)
+    shares = []
+    for _ in range(500):
+        matrix.grad = units * (signs + 0.5 * torch.randn(4, 5))
+        other.grad = torch.randn(300)
+        before = matrix.detach().clone()
+        optimizer.step()
+        moved = before - matrix.detach()
+        shares.append(float((moved * signs).mean() / moved.square().mean().sqrt()))
+    assert max(shares[:20]) < 0.9  # of 1, were all coordinates moved alike
+    assert min(shares[-20:]) > 0.97
+    assert float(optimizer.state[matrix]["tensor_turned"]) == pytest.approx(20, rel=1e-3)
+    assert float(optimizer.state[matrix]["tensor_longer"]) < 1.1
+    assert float(optimizer.state[other]["tensor_turned"]) == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.01, 1.0])
