@@ -184,10 +184,11 @@ TWO_TIERS = (
 
 _CALM = (
     "epochs=24",
-    "horizon=1000",
-    "shortest=250",
+    "horizon=600",
+    "shortest=200",
     "lanes=4",
     "batch=4",
+    "validation_runs=2",
     'tasks=[{kind="quadratic", size=40}, {kind="regression", size=40, condition=1000.0, hidden=[], batch_size=256}, '
     '{kind="regression", size=10, condition=1.0, hidden=[24, 24], activation="tanh", batch_size=256}, '
     '{kind="autoencoder", data="digits", hidden=[16, 4], activation="relu", batch_size=256}]',
@@ -364,7 +365,7 @@ PLANS = {
         title="Do the dynamics of each tensor's steps help?",
         text="The default rule `directional`, whose networks see eigenvalues of DMD (2, 20) of sketches of their "
         "tensor's steps, every tenth step; its size corrections are meta-trained by evolution strategies on whole "
-        "optimizations of 250 to 1,000 steps with little noise, 24 updates. Compared over 2,000 steps on five other "
+        "optimizations of 200 to 600 steps with little noise, 24 updates. Compared over 2,000 steps on five other "
         "tasks with as little noise.",
         experiments=(
             Experiment(
