@@ -5,6 +5,8 @@ docs/decisions/0096-steps-are-in-proportion-to-initial-parameters.md. `--growth 
 step of before. They should lengthen where gradients go on agreeing:
 docs/decisions/0098-steps-lengthen-where-gradients-agree.md; `--lengthening 0` is without that. Zeros and scalars need
 sizes of their own: docs/decisions/0099-zeros-and-scalars-have-steps-too.md; `--drawn 0 --foreign 1e9` is without that.
+Directions should turn to Adam's where gradients of a tensor go on agreeing:
+docs/decisions/0122-directions-turn-where-gradients-agree.md; `--turning 1e9` is without that.
 
     python research/step_growth.py --data-root data --tasks lenet diabetes --growth 2 10 --share 0.25 1 --lr 0.333 1 2
 
@@ -36,17 +38,19 @@ def main() -> None:
     found.add_argument(
         "--foreign", nargs="+", type=float, default=[steering.FOREIGN], help="from where on units differ"
     )
+    found.add_argument("--turning", nargs="+", type=float, default=[steering.TURNING], help="what a has to exceed")
     found.add_argument("--anytime", action="store_true", help="runs are not told their length")
     found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
     found.add_argument("--longest", type=float, default=1.0, help="how much longer steps may be in short runs")
     options = found.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = untrained(Path(folder) / "untrained.safetensors", DirectionalConfig())
-        for growth, share, lengthening, drawn, foreign in itertools.product(
-            options.growth, options.share, options.lengthening, options.drawn, options.foreign
+        for growth, share, lengthening, drawn, foreign, turning in itertools.product(
+            options.growth, options.share, options.lengthening, options.drawn, options.foreign, options.turning
         ):
             setting = (
-                f"growth {growth:g}, share {share:g}, lengthening {lengthening:g}, drawn {drawn:g}, foreign {foreign:g}"
+                f"growth {growth:g}, share {share:g}, lengthening {lengthening:g}, drawn {drawn:g}, "
+                f"foreign {foreign:g}, turning {turning:g}"
             )
             names = [(f"{setting}, lr {lr:g}", lr) for lr in options.lr]
             under = None if options.anytime else "total"
@@ -56,6 +60,7 @@ def main() -> None:
                 patch.object(steering, "LENGTHENING", lengthening),
                 patch.object(steering, "DRAWN", drawn),
                 patch.object(steering, "FOREIGN", foreign),
+                patch.object(steering, "TURNING", turning),
                 patch.object(schedule, "LONGEST", options.longest),
                 patch.dict(os.environ, L2O_KERNELS="plain"),  # constants are part of compiled code
             ):

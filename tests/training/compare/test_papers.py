@@ -26,12 +26,13 @@ from l2o_runtime.solvers import Descent
 from l2o_training import plots
 from l2o_training.compare.contenders import Contender, of_rule
 from l2o_training.compare.flat import FlatWorkload, rollout, task_name
-from l2o_training.compare.papers import plans, sections
+from l2o_training.compare.papers import sections, variants
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import collect
 from l2o_training.compare.papers.page import write_page
-from l2o_training.compare.papers.plans import PLANS, Plan, Variant, find_plan, never_sees_context
+from l2o_training.compare.papers.plans import PLANS, Plan, find_plan, never_sees_context
 from l2o_training.compare.papers.run import reproduce, save_derived, select
+from l2o_training.compare.papers.variants import Variant
 from l2o_training.compare.run import measure
 from l2o_training.compare.statistics import Interval, log_ratios, spread, t_interval, verdict
 from l2o_training.compare.study import Study, read_curves
@@ -125,11 +126,11 @@ def test_a_placebo_is_no_context_in_evaluation_too(tmp_path):
 
 
 def test_the_derived_rule_is_the_one_that_training_gives(tmp_path):
-    config = plans.DMD_1_100.config(3, TINY)
+    config = variants.DMD_1_100.config(3, TINY)
     assert never_sees_context(config)
-    assert not never_sees_context(plans.DMD_1_20.config(3, TINY))
+    assert not never_sees_context(variants.DMD_1_20.config(3, TINY))
     expected = load_rule(Trainer(config, tmp_path / "trained").run())
-    placebo = Trainer(plans.L2O.config(3, TINY), tmp_path / "l2o").run()
+    placebo = Trainer(variants.L2O.config(3, TINY), tmp_path / "l2o").run()
     before = torch.get_rng_state()
     save_derived(placebo, config, tmp_path / "derived.safetensors")
     assert torch.equal(before, torch.get_rng_state())
@@ -142,11 +143,11 @@ def test_the_derived_rule_is_the_one_that_training_gives(tmp_path):
 def test_a_derived_rule_keeps_what_sees_progress(tmp_path):
     changes = ["epochs=1", "horizon=20", "unroll=20", "shortest=20", "lanes=1", "validation_runs=1"]
     changes += ['tasks=[{kind="quadratic", size=3}]', "validation_tasks=[]", "average=0.5"]
-    variants = {variant.name: variant.config(0, changes) for variant in plans.TWO_TIERS}
-    config = variants["scale-dmd-model"]
+    configs = {variant.name: variant.config(0, changes) for variant in variants.TWO_TIERS}
+    config = configs["scale-dmd-model"]
     assert never_sees_context(config)
     expected = load_rule(Trainer(config, tmp_path / "trained").run())
-    placebo = Trainer(variants["scale-placebo"], tmp_path / "placebo").run()
+    placebo = Trainer(configs["scale-placebo"], tmp_path / "placebo").run()
     save_derived(placebo, config, tmp_path / "derived.safetensors")
     derived = load_rule(tmp_path / "derived.safetensors")
     for key, value in expected.state_dict().items():
@@ -189,7 +190,7 @@ def test_plans_are_found_and_adjusted():
     (study,) = find_plan("horizon").experiments
     assert study.steps == 25 * load_rule("scale").config.horizon > 25 * load_rule("moments").config.horizon
     assert [task_name(task) for task in study.tasks] == list(NAMES)
-    assert set(plans.PAPER) == {task_name(task) for task in plans.TABLE1}
+    assert set(variants.PAPER) == {task_name(task) for task in variants.TABLE1}
 
 
 finite = st.floats(-1e3, 1e3)
@@ -270,7 +271,7 @@ def test_losses_are_those_of_l2o_eval(done, tmp_path):
     plan, lab = done
     experiment = plan.experiments[0]
     study = lab.study(replace(experiment, runs=7))
-    for contender, lr in ((of_rule("mine", lab.rule(plans.DMD_1_20, 1)), 1.0), (study.contenders[-1], 0.01)):
+    for contender, lr in ((of_rule("mine", lab.rule(variants.DMD_1_20, 1)), 1.0), (study.contenders[-1], 0.01)):
         found = measured(only(study, contender), lr)
         assert found.shape == (7, study.steps)
         for seed, (start, stop) in enumerate([(0, 5), (5, 7)]):
@@ -282,7 +283,7 @@ def test_losses_are_those_of_l2o_eval(done, tmp_path):
 def test_losses_are_kept_and_belong_to_one_rule(done, tmp_path, monkeypatch):
     plan, lab = done
     mine = tmp_path / "mine.safetensors"
-    mine.write_bytes(lab.rule(plans.L2O, 0).read_bytes())
+    mine.write_bytes(lab.rule(variants.L2O, 0).read_bytes())
     study = only(lab.study(plan.experiments[0]), of_rule("mine", mine), cache=tmp_path / "cache")
     kept = measured(study)
     with monkeypatch.context() as patch:
@@ -290,7 +291,7 @@ def test_losses_are_kept_and_belong_to_one_rule(done, tmp_path, monkeypatch):
         np.testing.assert_array_equal(measured(study), kept)
     (workload,) = study.workloads
     assert read_curves(replace(study, runs=4), workload, study.contenders[0], 1.0, 1) is None
-    mine.write_bytes(lab.rule(plans.L2O, 1).read_bytes())
+    mine.write_bytes(lab.rule(variants.L2O, 1).read_bytes())
     other = only(study, of_rule("mine", mine))
     assert read_curves(other, workload, other.contenders[0], 1.0, 1) is None
     assert not np.array_equal(measured(other), kept)
@@ -338,13 +339,13 @@ def test_a_stopped_run_is_resumed_to_the_same_rule(done, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         reproduce(plan, lab, report=stop, train_only=True)
-    folder = lab.folder(plans.DMD_1_20, 0)
+    folder = lab.folder(variants.DMD_1_20, 0)
     assert any((folder / "checkpoints").iterdir())
     assert not (folder / "rule.safetensors").exists()
     epochs = []
     reproduce(plan, lab, report=lambda what, _, epoch, __: epochs.append((what, epoch)), train_only=True)
     assert epochs[0] == ("meta-training dmd-1-20-s0", 3), "the checkpoint of epoch 2 is taken up"
-    for variant in (plans.L2O, plans.DMD_1_20, plans.DMD_1_100):
+    for variant in (variants.L2O, variants.DMD_1_20, variants.DMD_1_100):
         for seed in range(2):
             ours, theirs = (where.rule(variant, seed).read_bytes() for where in (lab, finished))
             assert ours == theirs
@@ -357,7 +358,7 @@ def test_runs_equal_those_of_l2o_train(done, tmp_path):
     (command,) = [line for line in page.splitlines() if line.endswith("runs/reproduction/dmd-1-20-s$seed")]
     script = command.replace("$seed", "1").replace("runs/reproduction", str(tmp_path)).replace("l2o ", "-m l2o_cli ", 1)
     subprocess.run(f"{sys.executable} {script}", shell=True, check=True, capture_output=True)
-    ours = lab.rule(plans.DMD_1_20, 1).read_bytes()
+    ours = lab.rule(variants.DMD_1_20, 1).read_bytes()
     assert (tmp_path / "dmd-1-20-s1" / "rule.safetensors").read_bytes() == ours
 
 
@@ -389,7 +390,7 @@ def test_missing_data_is_told_first(tmp_path):
 
 def test_work_that_another_process_holds_is_left_and_taken_up_later(tmp_path):
     plan, lab = shrink("fig3", lrs=(), rules=()), lab_in(tmp_path)
-    folder = lab.folder(plans.L2O, 0)
+    folder = lab.folder(variants.L2O, 0)
     folder.mkdir(parents=True)
     held, order = FileLock(folder / ".reproduce.lock"), []
     held.acquire()
@@ -407,7 +408,7 @@ def test_work_that_another_process_holds_is_left_and_taken_up_later(tmp_path):
 
 def test_a_running_l2o_train_is_waited_for(tmp_path):
     plan, lab = shrink("fig3", seeds=1, lrs=(), rules=()), lab_in(tmp_path)
-    folder = lab.folder(plans.L2O, 0)
+    folder = lab.folder(variants.L2O, 0)
     folder.mkdir(parents=True)
     held, told = FileLock(folder / ".lock"), []
     held.acquire()
@@ -419,7 +420,7 @@ def test_a_running_l2o_train_is_waited_for(tmp_path):
 
     reproduce(plan, lab, train_only=True, report=report, poll=0.0)
     assert told == ["another process is at l2o-s0"]
-    assert lab.rule(plans.L2O, 0).is_file()
+    assert lab.rule(variants.L2O, 0).is_file()
 
 
 WORKER = """
@@ -500,13 +501,13 @@ def test_effects_are_paired_by_seed_task_and_run(done):
     for task in NAMES:
         for seed in range(2):
             numbers.curves[f"dmd-1-20-s{seed}", task] = numbers.curves[f"l2o-s{seed}", task] * (0.5 if seed else 0.8)
-    effect = numbers.effect(plans.DMD_1_20)
+    effect = numbers.effect(variants.DMD_1_20)
     assert effect["all"].mean == pytest.approx((np.log(0.5) + np.log(0.8)) / 2)
     assert effect["MNIST-1L"].count == 2
-    reverse = numbers.effect(plans.L2O, control="dmd-1-20")
+    reverse = numbers.effect(variants.L2O, control="dmd-1-20")
     assert reverse["all"].mean == pytest.approx(-effect["all"].mean)
     del numbers.curves["dmd-1-20-s1", "MNIST-RELU"]
-    assert numbers.effect(plans.DMD_1_20)["all"].mean == pytest.approx(np.log(0.8))
+    assert numbers.effect(variants.DMD_1_20)["all"].mean == pytest.approx(np.log(0.8))
 
 
 PAGES = [name for name in PLANS if name not in ("table1", "koopman")]
@@ -536,7 +537,7 @@ def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path, monkeypa
         plan = shrink(name)
         if name == "controls":
             (study,) = plan.experiments
-            plan = replace(plan, experiments=(replace(study, variants=(plans.L2O, plans.DMD_1_20)),))
+            plan = replace(plan, experiments=(replace(study, variants=(variants.L2O, variants.DMD_1_20)),))
         if name in ("bundled", "horizon"):
             (study,) = plan.experiments
             steps = {"bundled": 100, "horizon": 3 * horizon}[name]

@@ -8,7 +8,8 @@ from l2o_runtime.files.artifact import find_rule
 from l2o_training.compare.baselines import BASELINES
 from l2o_training.compare.contenders import Contender, name_of, of_baseline, of_rule
 from l2o_training.compare.flat import FlatWorkload
-from l2o_training.compare.papers.plans import Experiment, Variant
+from l2o_training.compare.papers.plans import Experiment
+from l2o_training.compare.papers.variants import Variant
 from l2o_training.compare.study import Study
 from l2o_training.meta.folder import RULE
 from l2o_training.tasks import TaskConfig

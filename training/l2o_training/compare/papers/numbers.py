@@ -9,7 +9,8 @@ import numpy as np
 
 from l2o_training.compare.flat import task_name
 from l2o_training.compare.papers.lab import Lab, rules_of
-from l2o_training.compare.papers.plans import Experiment, Variant
+from l2o_training.compare.papers.plans import Experiment
+from l2o_training.compare.papers.variants import Variant
 from l2o_training.compare.statistics import Interval, Spread, final, log_ratios, spread, t_interval
 from l2o_training.compare.study import read_curves
 

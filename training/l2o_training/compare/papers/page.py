@@ -15,8 +15,9 @@ from l2o_runtime.files.artifact import read_rule
 from l2o_runtime.files.atomic import atomic_write
 from l2o_training.compare.papers.lab import Lab
 from l2o_training.compare.papers.numbers import NOT_RUN, collect, markdown, number
-from l2o_training.compare.papers.plans import OTHER_TITLES, PLANS, Plan, Variant
+from l2o_training.compare.papers.plans import OTHER_TITLES, PLANS, Plan
 from l2o_training.compare.papers.sections import SECTIONS
+from l2o_training.compare.papers.variants import Variant
 from l2o_training.errors import RunError
 from l2o_training.meta.folder import RULE, read_metrics
 

@@ -12,7 +12,8 @@ from l2o_runtime.config import ConfigError, build, nearest, require
 from l2o_runtime.files.artifact import read_learned, read_rule, save_rule
 from l2o_runtime.learned import make_learned
 from l2o_training.compare.papers.lab import Lab
-from l2o_training.compare.papers.plans import Experiment, Plan, Variant, never_sees_context
+from l2o_training.compare.papers.plans import Experiment, Plan, never_sees_context
+from l2o_training.compare.papers.variants import Variant
 from l2o_training.compare.run import measure
 from l2o_training.compare.sharing import POLL, Busy, Job, Report, share
 from l2o_training.config import TrainConfig

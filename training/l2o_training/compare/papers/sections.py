@@ -10,13 +10,12 @@ from l2o_runtime.files.artifact import load_rule
 from l2o_training.compare.papers.figures import dots, forest, heat_map, panels
 from l2o_training.compare.papers.lab import bundled
 from l2o_training.compare.papers.numbers import NOT_RUN, Numbers, markdown, number, ratio, with_spread
-from l2o_training.compare.papers.plans import (
-    CHECKPOINTS,
+from l2o_training.compare.papers.plans import CHECKPOINTS, MULTIPLES
+from l2o_training.compare.papers.variants import (
     DMD_1_20,
     DMD_1_100,
     ENHANCED,
     L2O,
-    MULTIPLES,
     OPEN_L2O,
     PAPER,
     PLAIN,

@@ -26,9 +26,12 @@ RECIPES = {
             "tinyshakespeare",
         ),
         Recipe("diamond-prices", "MLP with BatchNorm and dropout, regression", tables.prices, "diamonds"),
+        Recipe("raw-prices", "MLP, regression on features that are not standardised", tables.raw_prices, "diamonds"),
         Recipe("diamond-cuts", "MLP of 2 layers, 5 classes", tables.cuts, "diamonds"),
         Recipe("diabetes", "MLP with dropout, regression, scikit-learn's diabetes", tables.diabetes),
         Recipe("logistic", "logistic regression, features not centred, breast cancer", tables.logistic),
+        Recipe("raw-cancer", "MLP, breast cancer, features that are not standardised", tables.raw_cancer),
+        Recipe("units", "MLP, regression on six features, each in its unit", tables.units),
         Recipe("deep-relu", "18 plain ReLU layers, He's initialisation, scikit-learn's digits", tables.deep),
         Recipe("softmax", "softmax regression, scikit-learn's digits", tables.softmax),
         Recipe(

@@ -74,6 +74,16 @@ def prices(load: Datasets) -> Script:
     return Script(make, squared_error, *split(data, 4096), 128)
 
 
+def raw_prices(load: Datasets) -> Script:
+    """The same without dropout and norms, from numbers as they stand in the table: carats beside percents."""
+    table = load.table("diamonds")
+    numbers = torch.stack([table.numbers[name] for name in ("carat", "depth", "table", "x", "y", "z")], 1)
+    features = torch.cat([numbers, one_hot(table, "cut", "color", "clarity")], 1)
+    data = shuffled(features, standardised(table.numbers["price"].log()))
+    make = partial(networks.mlp, (features.shape[1], 64, 64, 1), nn.ReLU)
+    return Script(make, squared_error, *split(data, 4096), 128)
+
+
 def cuts(load: Datasets) -> Script:
     """The quality of the cut, from all else."""
     table = load.table("diamonds")
@@ -104,6 +114,27 @@ def logistic(_: Load) -> Script:
     features, target = shuffled(*arrays(*load_breast_cancer(return_X_y=True)))
     data = features / features.amax(0), target
     return Script(partial(nn.Linear, 30, 1), binary, *split(data, 113), 32)
+
+
+def raw_cancer(_: Load) -> Script:
+    """Breast cancer; features as they are measured, deviations from 0.003 to 570."""
+    from sklearn.datasets import load_breast_cancer
+
+    data = shuffled(*arrays(*load_breast_cancer(return_X_y=True)))
+    return Script(partial(networks.mlp, (30, 32, 32, 1), nn.ReLU), binary, *split(data, 114), 32)
+
+
+UNITS = (0.05, 0.3, 1.0, 0.02, 5.0, 20.0)
+"""What six features are multiplied by."""
+
+
+def units(_: Load) -> Script:
+    """Six features in units of their own; what is small counts for as much as what is large."""
+    rng = torch.Generator().manual_seed(5)
+    x = torch.rand(4000, len(UNITS), generator=rng) - 0.5
+    target = torch.sin(24 * x[:, 0] * x[:, 1]) + 4 * x[:, 2].square() + x[:, 3] + 0.3 * torch.randn(4000, generator=rng)
+    data = x * torch.tensor(UNITS), standardised(target)
+    return Script(partial(networks.mlp, (len(UNITS), 64, 64, 1), nn.SiLU), squared_error, *split(data, 400), 64)
 
 
 def digits(make: Callable[[], nn.Module]) -> Script:
