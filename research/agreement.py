@@ -21,8 +21,9 @@ from unittest.mock import patch
 from everyday_loop import measure, parser, untrained
 from torch import Tensor
 
-from l2o_runtime.rules import DirectionalConfig, steering
-from l2o_runtime.rules.steering import Geometry, Seen
+from l2o_runtime.rules import DirectionalConfig, agreement, steering
+from l2o_runtime.rules.geometry import Geometry
+from l2o_runtime.rules.steering import Seen
 from l2o_training.compare import contenders
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     found = parser(__doc__)
     found.add_argument("--at", nargs="+", type=int, default=[30, 100, 300, 800, 1500, 2300])
     options = found.parse_args()
-    with tempfile.TemporaryDirectory() as folder, patch.object(steering, "LENGTHENING", 0.0):
+    with tempfile.TemporaryDirectory() as folder, patch.object(agreement, "LENGTHENING", 0.0):
         path = untrained(Path(folder) / "untrained.safetensors", DirectionalConfig())
         tasks = options.tasks
         for options.tasks in ([task] for task in tasks):

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from everyday_loop import measure, parser, untrained
 
-from l2o_runtime.rules import DirectionalConfig, steering
+from l2o_runtime.rules import DirectionalConfig, agreement, geometry, steering
 from l2o_runtime.stepping import schedule
 from l2o_training.compare import contenders
 
@@ -33,10 +33,10 @@ def main() -> None:
     found.add_argument(
         "--share", nargs="+", type=float, default=[0.25, 1.0], help="of all parameters in a matrix's size"
     )
-    found.add_argument("--lengthening", nargs="+", type=float, default=[steering.LENGTHENING])
-    found.add_argument("--drawn", nargs="+", type=float, default=[steering.DRAWN], help="what weights are at least")
+    found.add_argument("--lengthening", nargs="+", type=float, default=[agreement.LENGTHENING])
+    found.add_argument("--drawn", nargs="+", type=float, default=[geometry.DRAWN], help="what weights are at least")
     found.add_argument(
-        "--foreign", nargs="+", type=float, default=[steering.FOREIGN], help="from where on units differ"
+        "--foreign", nargs="+", type=float, default=[geometry.FOREIGN], help="from where on units differ"
     )
     found.add_argument("--turning", nargs="+", type=float, default=[steering.TURNING], help="what a has to exceed")
     found.add_argument("--anytime", action="store_true", help="runs are not told their length")
@@ -56,10 +56,10 @@ def main() -> None:
             under = None if options.anytime else "total"
             with (
                 patch.object(steering, "GROWTH", growth),
-                patch.object(steering, "SHARE", share),
-                patch.object(steering, "LENGTHENING", lengthening),
-                patch.object(steering, "DRAWN", drawn),
-                patch.object(steering, "FOREIGN", foreign),
+                patch.object(geometry, "SHARE", share),
+                patch.object(agreement, "LENGTHENING", lengthening),
+                patch.object(geometry, "DRAWN", drawn),
+                patch.object(geometry, "FOREIGN", foreign),
                 patch.object(steering, "TURNING", turning),
                 patch.object(schedule, "LONGEST", options.longest),
                 patch.dict(os.environ, L2O_KERNELS="plain"),  # constants are part of compiled code

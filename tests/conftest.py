@@ -25,7 +25,7 @@ from l2o_export.export import export_rule
 from l2o_export.formats import WRITERS
 from l2o_runtime import Rule, save_rule
 from l2o_runtime.files.artifact import find_rule
-from l2o_runtime.rules import steering
+from l2o_runtime.rules import agreement
 
 torch.set_num_threads(1)
 # Compiled once for all workers, and not in the user's own folder.
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def nothing_lengthens(monkeypatch):
     """Steps of the directional rule stay as long as they are; code that was compiled before has the constant in it."""
-    monkeypatch.setattr(steering, "LENGTHENING", 0.0)
+    monkeypatch.setattr(agreement, "LENGTHENING", 0.0)
     if find_spec("llvmlite") is not None:
         from l2o_runtime.kernels import directional
 

@@ -27,9 +27,10 @@ from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, c
 from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave
 from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
+from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
-from l2o_runtime.rules.steering import FAST, MEMORY, SLOW, STATES, TINY
+from l2o_runtime.rules.steering import STATES, TINY
 from l2o_runtime.stepping.parts import Part, full_precision
 
 

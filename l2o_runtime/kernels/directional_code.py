@@ -8,12 +8,13 @@ from llvmlite import ir
 
 from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, each, load, store
 from l2o_runtime.kernels.pieces_code import add_up, module_of_pieces, observing, pointers
+from l2o_runtime.rules.agreement import SUMS
 from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
-from l2o_runtime.rules.steering import MIXED, SUMS
+from l2o_runtime.rules.steering import MIXED
 
 TOTALS = 1 + SUMS
-"""Σ|g|, then `l2o_runtime.rules.steering.Sums`."""
+"""Σ|g|, then `l2o_runtime.rules.agreement.Sums`."""
 
 NUMBERS = len(BETAS) + 1 + MIXED + 2
 """Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w, what decay leaves of θ, and −length · lr / RMS(d)."""

@@ -28,6 +28,7 @@ from l2o_runtime.kernels.emit import (
     store,
 )
 from l2o_runtime.kernels.pieces_code import rows_of
+from l2o_runtime.rules.agreement import FAST
 from l2o_runtime.rules.orthogonal import (
     COEFFICIENTS,
     ITERATIONS,
@@ -36,7 +37,6 @@ from l2o_runtime.rules.orthogonal import (
     SMALLEST_REST,
     SMALLEST_SIZE,
 )
-from l2o_runtime.rules.steering import FAST
 from l2o_runtime.state import LARGEST
 
 ROWS = 4

@@ -14,9 +14,10 @@ from l2o_runtime.kernels.orthogonal_code import room
 from l2o_runtime.kernels.pieces import Batch, batches_of
 from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, SCALARS, TOLD, WIDTH
 from l2o_runtime.rules.directional import MOMENTUM
+from l2o_runtime.rules.geometry import geometry
 from l2o_runtime.rules.orthogonal import sides
 from l2o_runtime.rules.statistics import BETAS
-from l2o_runtime.rules.steering import MIXED, STATES, geometry
+from l2o_runtime.rules.steering import MIXED, STATES
 from l2o_runtime.stepping.parts import Part
 
 FLOAT = 4

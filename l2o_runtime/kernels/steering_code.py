@@ -22,7 +22,9 @@ from l2o_runtime.kernels.emit import (
     store,
 )
 from l2o_runtime.rules import DirectionalConfig
-from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, Ages, Geometry, Seen, Sums, conclude, inputs_of, look
+from l2o_runtime.rules.agreement import Ages, Sums
+from l2o_runtime.rules.geometry import Geometry
+from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, Seen, conclude, inputs_of, look
 
 DOUBLES = ("theta", "xx", "xu", "uu", "xs", "ss", "fast", "slow", "count", "part", "weight", "mean")
 """Rows of float64: of `Sums`, of `Ages`, of `Geometry`."""

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from l2o_runtime.config import ContextConfig, NoneConfig, TensorDMDConfig, require
 from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
+from l2o_runtime.rules.agreement import FAST, SUMS, Sums
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
 from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_each, sides
 from l2o_runtime.rules.statistics import AVERAGES, Averages, averages_of
-from l2o_runtime.rules.steering import FAST, INPUTS, MIXED, STATES, SUMS, TINY, Sums, steered
+from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, TINY, steered
 from l2o_runtime.state import LARGEST, State, StateSpec
 
 MOMENTUM = "m10"

@@ -15,7 +15,7 @@ from torch import nn
 
 from l2o_runtime import LearnedOptimizer, make_rule, save_rule
 from l2o_runtime.kernels import Kernel
-from l2o_runtime.rules import DirectionalConfig, steering
+from l2o_runtime.rules import DirectionalConfig, agreement
 from l2o_runtime.rules.steering import STATES
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.parts import make_part
@@ -479,4 +479,4 @@ def test_tensors_are_steered_as_operators_do(count, seed, step):
 def test_the_table_of_states_is_the_rule_s():
     assert tuple(random_rule().spec.tensor) == STATES
     assert len(zeros(random_rule().spec.tensor, (2,))) == len(STATES)
-    assert len(steering.Sums._fields) == steering.SUMS
+    assert len(agreement.Sums._fields) == agreement.SUMS
