@@ -34,6 +34,11 @@ class Context(nn.Module, ABC):
         return {}
 
     @property
+    def placed(self) -> bool:
+        """Whether `observe` has to know where coordinates are in the whole."""
+        return False
+
+    @property
     def observes(self) -> bool:
         """Whether it has statistics."""
         return type(self).observe is not Context.observe
@@ -126,6 +131,11 @@ class WindowContext(Context):
     def __init__(self, window: GramWindow | LossWindow):
         super().__init__()
         self.window = window
+
+    @property
+    def placed(self) -> bool:
+        """To hash them, which a sketch does."""
+        return isinstance(self.window, GramWindow) and self.window.sketch is not None
 
     @property
     def coordinate_spec(self) -> StateSpec:

@@ -112,21 +112,22 @@ class CPUKernel(Kernel):
         self.updates: dict[tuple[torch.dtype, ...], Callable[..., None]] = {}
 
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
-        """Advance parts, one after the other."""
-        if bool(good):
-            for part, row in zip(parts, steering, strict=True):
-                if len(part.theta):
-                    self._advance(part, row.squeeze(0))
-
-    def _advance(self, part: Part, context: Tensor) -> None:
-        """Advance a part; its chunks are dealt out to as many threads as torch uses."""
-        n = len(part.theta)
+        """Advance parts, one after the other; all are steered alike."""
+        if not bool(good):
+            return
+        context = steering[0].squeeze(0)
         if self.weight_context is not None:
             with full_precision(context.device):
                 seen = context[-self.weight_context.shape[1] :]  # the level is not for the network
                 torch.addmv(self.fixed_bias, self.weight_context, seen, out=self.first_bias)
         level = float(context[0]) if self.rule.progress else 0.0
-        config = self.rule.config
+        for part in parts:
+            if len(part.theta):
+                self._advance(part, level)
+
+    def _advance(self, part: Part, level: float) -> None:
+        """Advance a part; its chunks are dealt out to as many threads as torch uses."""
+        n, config = len(part.theta), self.rule.config
         shared = features.shared(config.features, float(part.state["step"]), level, config.noise_floor or 0.0)
         states = [part.state[key] for key in self.keys]
         strides = [width * state.element_size() for width, state in zip(self.widths, states, strict=True)]

@@ -181,6 +181,11 @@ class Rule(nn.Module, ABC):
         """
 
     @property
+    def observed(self) -> tuple[str, ...] | None:
+        """States that `observe` looks at, of any coordinates together; None if it asks which coordinates these are."""
+        return None
+
+    @property
     def layout_keys(self) -> tuple[str, ...]:
         """What of a `Layout` it looks at."""
         return ("owner", "shapes") if self.per_tensor else ()

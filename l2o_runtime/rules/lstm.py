@@ -147,6 +147,12 @@ class LSTMRule(Rule):
         coordinate = FEATURE_SPECS[self.config.features] | self.cell.coordinate_spec | self.context.coordinate_spec
         return Spec(coordinate, {}, self.context.context_spec | (self.progress.context_spec if self.progress else {}))
 
+    @property
+    def observed(self) -> tuple[str, ...] | None:
+        """As in `Rule`."""
+        averages = ("m10", "v1000") if self.combines else ()
+        return None if self.context.placed else (*averages, *self.context.coordinate_spec)
+
     def observe(self, param: Tensor, grad: Tensor, state: State, offset: int | Tensor = 0) -> Tensor:
         """Sums of the progress, if it is looked at, and of the context: (..., k)."""
         seen = self.context.observe(param, grad, state, offset)

@@ -23,6 +23,9 @@ from l2o_runtime.stepping.parts import Part, full_precision
 REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "zero_gradient")
 """Why a step may not be taken."""
 
+TOGETHER = 16_384
+"""Coordinates of parts that are looked at as one."""
+
 
 class Replicas:
     """Copies of a rule on the devices of a model, which may be spread over several."""
@@ -97,7 +100,7 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
         summed = kernel.observe([parts[index] for index in members])
         if summed is not None:
             sums |= zip(members, summed, strict=True)
-    for index, part in enumerate(parts):
+    for index, part in enumerate(parts if sums else _together(parts, rule)):
         own = rows.setdefault(part.groups, {})
         row = index if separate else 0
         for seen in _look(part, rule, sums.get(index)):
@@ -110,6 +113,18 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
     found = [index for own in rows.values() for index in own]
     table = torch.cat(tables)[sorted(range(len(found)), key=found.__getitem__)]
     return table[:, 1:], table[:, 0].sum()
+
+
+def _together(parts: list[Part], rule: Replicas | None) -> list[Part]:
+    """Small parts as one, for a rule that does not mind: operators on few numbers cost more than their arithmetic."""
+    keys = None if rule is None else rule.rule.observed
+    first, same = parts[0], {(part.theta.device, part.theta.dtype, part.grad.dtype, part.groups) for part in parts}
+    count = sum(len(part.theta) for part in parts)
+    if keys is None or len(same) > 1 or count > TOGETHER or any(part.group["maximize"] for part in parts):
+        return parts
+    state = {key: torch.cat([part.state[key] for part in parts]) for key in keys}
+    theta, grad = torch.cat([part.theta for part in parts]), torch.cat([part.grad for part in parts])
+    return [replace(first, theta=theta, grad=grad, state=state)]
 
 
 def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Tensor]:
