@@ -1,6 +1,7 @@
 """Should a direction turn to Adam's where a tensor's gradients go on agreeing? Six scripts that nothing was chosen by.
 
-Verdict: VERDICT: docs/decisions/0122-directions-turn-where-gradients-agree.md.
+Verdict: yes. Losses are 2.4 to 17 times lower on three of them, and at most a tenth higher on the others:
+docs/decisions/0122-directions-turn-where-gradients-agree.md.
 
     python research/turning.py --seeds 0 1
 
