@@ -23,7 +23,7 @@ from l2o_runtime.kernels.emit import (
 )
 from l2o_runtime.rules import DirectionalConfig
 from l2o_runtime.rules.agreement import Ages, Sums
-from l2o_runtime.rules.geometry import Geometry
+from l2o_runtime.rules.geometry import Geometry, is_gain
 from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, Seen, conclude, inputs_of, look
 
 DOUBLES = ("theta", "xx", "xu", "uu", "xs", "ss", "fast", "slow", "count", "part", "weight", "mean")
@@ -32,7 +32,7 @@ DOUBLES = ("theta", "xx", "xu", "uu", "xs", "ss", "fast", "slow", "count", "part
 FLOATS = ("known", "share", "one", "matrix", "dimensions", "chance")
 """Rows of float32: of `Ages`, of `Geometry`."""
 
-SCALARS = ("drawn", "noise")
+SCALARS = ("matrices", "drawn", "noise")
 """Numbers of float64, of `Geometry`."""
 
 KEPT = ("rho", "energy", "fast", "slow", "fast_log", "slow_log", "size")
@@ -78,22 +78,22 @@ class _Code:
         self.builder, self.config, self.width = builder, config, WIDTH
         self.blocks, self.doubles, self.floats, scalars, self.states, self.network, self.told = arguments
         self.count = builder.mul(self.blocks, I64(WIDTH))
-        self.drawn, noise = (broadcast(builder, builder.gep(scalars, [I64(i)]), WIDTH) for i in range(len(SCALARS)))
+        self.matrices, self.drawn, noise = (
+            broadcast(builder, builder.gep(scalars, [I64(i)]), WIDTH) for i in range(len(SCALARS))
+        )
         self.noise = noise.float()
 
     def write(self) -> None:
         """Both passes; in between of them, and before, what is summed over all tensors."""
-        everything, mean = self._sums(
-            lambda at: [self._double(at, "theta") * self._double(at, key) for key in ("weight", "mean")]
-        )
-        everywhere, signal = self._sums(lambda at: self._first(at, everything, mean))
-        self._each(lambda at: self._second(at, everywhere.float(), signal.float()))
+        everything, mean, gains = self._sums(3, self._zeroth)
+        everywhere, signal = self._sums(2, lambda at: self._first(at, everything, mean))
+        self._each(lambda at: self._second(at, everywhere.float(), signal.float(), gains))
 
     def _each(self, body: Callable[[Any], None]) -> None:
         each(self.builder, self.width, I64(0), self.blocks, body)
 
-    def _sums(self, terms: Callable[[Any], Sequence[Vector]]) -> list[Vector]:
-        """Two sums over all tensors, in all numbers of a vector."""
+    def _sums(self, count: int, terms: Callable[[Any], Sequence[Vector]]) -> list[Vector]:
+        """So many sums over all tensors, in all numbers of a vector."""
         zero = constant(ir.VectorType(F64, self.width), 0.0)
 
         def block(index: Any, before: list[Any]) -> list[Any]:
@@ -101,7 +101,7 @@ class _Code:
             return [(Vector(self.builder, old) + term).value for old, term in zip(before, found, strict=True)]
 
         found = []
-        for value in loop(self.builder, self.blocks, [zero, zero], block):
+        for value in loop(self.builder, self.blocks, [zero] * count, block):
             total = reduced(Vector(self.builder, value), Vector.__add__)
             found.append(shuffle(total, None, [0] * self.width))
         return found
@@ -130,6 +130,7 @@ class _Code:
             matrix=self._mask(at, "matrix"),
             part=self._double(at, "part"),
             dimensions=self._float(at, "dimensions"),
+            matrices=self.matrices,
             drawn=self.drawn,
             noise=self.noise,
             chance=self._float(at, "chance"),
@@ -145,6 +146,16 @@ class _Code:
         for row, value in enumerate(values, first):
             store(self.builder, value, self._place(pointer, row, at))
 
+    def _gain(self, at: Any, state: dict[str, Vector]) -> Vector:
+        age, shapes = self._age(at, state), self._shapes(at)
+        found: Vector = is_gain(self._double(at, "theta"), shapes, age.steps, state["tensor_gain"])
+        return found
+
+    def _zeroth(self, at: Any) -> list[Vector]:
+        """What is summed before tensors are seen."""
+        theta, gain = self._double(at, "theta"), self._gain(at, self._state(at))
+        return [theta * self._double(at, "weight"), theta * self._double(at, "mean"), gain.double()]
+
     def _first(self, at: Any, everything: Vector, mean: Vector) -> list[Vector]:
         """See the tensors of a block; what is summed over all is returned."""
         sums = Sums(None, *(self._double(at, name) for name in DOUBLES[:6]))
@@ -155,14 +166,15 @@ class _Code:
         self._keep(at, [seen.initial], self.states, len(STATES) - 1)
         return [(value * shapes.share).double() for value in (seen.slow, seen.slow_log)]
 
-    def _second(self, at: Any, everywhere: Vector, signal: Vector) -> None:
+    def _second(self, at: Any, everywhere: Vector, signal: Vector, gains: Vector) -> None:
         """Steer the tensors of a block."""
         rows = range(TOLD, TOLD + len(KEPT))
         kept = [load(self.builder, self._place(self.told, row, at), self.width) for row in rows]
         state, shapes = self._state(at), self._shapes(at)
         seen = Seen(initial=state["tensor_initial_rho"], averages=[], **dict(zip(KEPT, kept, strict=True)))
         said = self._said(inputs_of(seen, everywhere, signal, shapes))
-        told, new = conclude(self.config, seen, said, everywhere, self._age(at, state), shapes, state)
+        gain, age = self._gain(at, state), self._age(at, state)
+        told, new = conclude(self.config, seen, said, everywhere, gain, gains, age, shapes, state)
         self._keep(at, told, self.told, 0)
         self._keep(at, new, self.states, len(STATES) - len(new))
 

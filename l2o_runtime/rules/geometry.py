@@ -16,6 +16,12 @@ DRAWN = 1 / 12
 FOREIGN = 10.0
 """Parameters that are so many times larger, or smaller, are in another unit."""
 
+ROW = 5.0
+"""Matrices in a row, without a norm in between, that steps are meant for: what each changes, the next multiplies."""
+
+GAIN = 0.25
+"""Mean square of a vector that is the gain of a norm: ones at first. Biases are drawn smaller, or zero."""
+
 AGREEING = 0.05
 """Cosine above which gradients agree: below it steps are long enough."""
 
@@ -32,6 +38,7 @@ class Geometry(NamedTuple):
         one, matrix: (..., S) and (S,) whether it is a scalar, or has two dimensions or more.
         part: (S,) float64, of the mean square of all parameters in its own.
         dimensions: (S,) float32, what the network sees of them.
+        matrices: (..., 1) how many there are.
         drawn: (..., 1) a quarter of the mean square that parameters would have, had PyTorch drawn them.
         noise: (..., 1) float32, what the cosine of all may be by chance.
         chance: (..., S) float32, what that of a tensor may be.
@@ -45,6 +52,7 @@ class Geometry(NamedTuple):
     matrix: Any
     part: Any
     dimensions: Any
+    matrices: Any
     drawn: Any
     noise: Any
     chance: Any
@@ -66,6 +74,7 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
         matrix=matrix,
         part=1 + matrix.double() * (SHARE**2 - 1),
         dimensions=dimensions / 4,
+        matrices=((size > 1) & matrix).sum(-1, keepdim=True).double(),
         drawn=DRAWN * size.sqrt().where(counted, 0.0).sum(-1, keepdim=True) / everything,
         noise=(CHANCE / total.sqrt()).float().clamp_min(AGREEING),
         chance=(CHANCE / count.sqrt()).float().clamp_min(AGREEING),
@@ -102,3 +111,31 @@ def mean_squares(theta: Any, everything: Any, shapes: Geometry) -> tuple[Any, An
     bound = (own * FOREIGN**2).where(alone, own.maximum(shapes.drawn * FOREIGN**2))
     first = own.where(shapes.matrix | alone, own.minimum(everything))
     return first, bound.minimum(everything) * shapes.part
+
+
+def is_gain(theta: Any, shapes: Geometry, steps: Any, before: Any) -> Any:
+    """1 for a vector that was the gain of a norm when it took its first step, else 0; (..., S) float32.
+
+    Args:
+        theta: (..., S) Σ θ² of each tensor.
+        shapes: of the tensors.
+        steps: (..., S) with this one in.
+        before: (..., S) what it was before this step.
+    """
+    now = (theta / shapes.count).float()
+    none = now * 0.0
+    vector = none.where(shapes.matrix | shapes.one, (none + 1.0).where(now > GAIN, 0.0))
+    return before.where(steps > 1.0, vector)
+
+
+def shortened(gains: Any, shapes: Geometry) -> Any:
+    """What steps are multiplied by where more than five matrices follow one another, (..., 1): min(1, 5 (g + 1) / L).
+
+    L matrices have L / (g + 1) in a row if g norms are spread among them. Shortcuts cannot be seen, but networks that
+    have them mostly have norms as well.
+
+    Args:
+        gains: (..., 1) g.
+        shapes: of the tensors.
+    """
+    return ((gains + 1.0) * ROW / shapes.matrices.clamp_min(1.0)).clamp_max(1.0).float()

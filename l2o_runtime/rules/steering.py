@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.rules.agreement import KEPT, MEMORY, SMALLEST_ENERGY, Ages, Sums, ages, agreements, grown
-from l2o_runtime.rules.geometry import Geometry, geometry, mean_squares
+from l2o_runtime.rules.geometry import Geometry, geometry, is_gain, mean_squares, shortened
 from l2o_runtime.rules.statistics import relative_size
 from l2o_runtime.state import State
 
@@ -25,8 +25,8 @@ MIXED = 4
 INPUTS = 9
 """Numbers per tensor that the network sees."""
 
-STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "turned", "initial_rho"))
-"""What is kept of a tensor: averages of sums, t, log c, ℓ, a, ρ before the first step."""
+STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "turned", "gain", "initial_rho"))
+"""What is kept of a tensor: averages of sums, t, log c, ℓ, a, whether it is a gain, ρ before the first step."""
 
 SPENT = 0.1
 """Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
@@ -118,6 +118,8 @@ def conclude(
     seen: Seen,
     said: Sequence[Any],
     everywhere: Any,
+    gain: Any,
+    gains: Any,
     age: Ages,
     shapes: Geometry,
     state: dict[str, Any],
@@ -133,6 +135,7 @@ def conclude(
         seen: of the tensor.
         said: what the network says, 1 + 4 numbers.
         everywhere: (..., 1) mean over all coordinates of `seen.slow`.
+        gain, gains: (..., S) from `is_gain`, and (..., 1) their number.
         age: of its averages.
         shapes: of the tensors.
         state: `STATES`, (..., S) each.
@@ -147,10 +150,10 @@ def conclude(
     )
     size = (longer * log_size.exp()).clamp_max(bounds.grow)
     fading = (seen.energy.sqrt() * (1 / SPENT)).clamp_max(1.0)
-    length = size * seen.rho * fading * bounds.output_scale
+    length = size * seen.rho * fading * shortened(gains, shapes) * bounds.output_scale
     adam, *others = (word.tanh() * bounds.mix for word in said[1:])
     adam = adam + (turned - TURNING).clamp_min(0.0)
-    return [length, adam, *others], [*seen.averages, age.steps, log_size, longer, turned, seen.initial]
+    return [length, adam, *others], [*seen.averages, age.steps, log_size, longer, turned, gain, seen.initial]
 
 
 def steered(
@@ -171,7 +174,9 @@ def steered(
     everywhere, signal = ((x * shapes.share).sum(-1, keepdim=True) for x in (seen.slow, seen.slow_log))
     inputs = [x.expand_as(seen.slow) for x in inputs_of(seen, everywhere, signal, shapes)]
     said = network(torch.stack(inputs, dim=-1)).unbind(-1)
-    told, new = conclude(bounds, seen, said, everywhere, age, shapes, state)
+    gain = is_gain(sums.theta, shapes, age.steps, state["tensor_gain"])
+    gains = gain.double().sum(-1, keepdim=True)
+    told, new = conclude(bounds, seen, said, everywhere, gain, gains, age, shapes, state)
     return torch.stack(told, dim=-1), dict(zip(STATES, new, strict=True))
 
 

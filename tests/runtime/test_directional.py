@@ -465,3 +465,30 @@ def test_steps_fade_where_gradients_are_gone(untrained):
             before = layer.weight.detach().clone()
         optimizer.step()
     assert (layer.weight - before).norm() < 0.05 * before.norm()
+
+
+@pytest.mark.parametrize(
+    ("matrices", "gains", "factor"), [(1, 0, 1.0), (5, 0, 1.0), (10, 0, 0.5), (20, 0, 0.25), (20, 1, 0.5), (20, 9, 1.0)]
+)
+def test_steps_are_shorter_where_many_matrices_follow_one_another(untrained, matrices, gains, factor):
+    """Norms count by their gains, which are ones at first and may be anything later; biases and scalars do not."""
+    torch.manual_seed(0)
+    layers = [nn.Parameter(torch.randn(4, 4)) for _ in range(matrices)]
+    norms, other = [nn.Parameter(torch.ones(4)) for _ in range(gains)], nn.Parameter(0.3 * torch.ones(4))
+    scalar = nn.Parameter(torch.ones(()))
+    params = [*layers, *norms, other, scalar]
+    optimizer = LearnedOptimizer(params, untrained, schedule="constant", lr=0.1)
+    for _ in range(3):
+        before = [layer.detach().clone() for layer in layers]
+        size = (sum(p.square().sum() for p in params if p.dim()) / sum(p.numel() for p in params if p.dim())).sqrt()
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+        with torch.no_grad():
+            moved = layers[0] - before[0]
+            rho = (before[0].square().mean() + (size / 4) ** 2).sqrt()
+            assert float(moved.square().mean().sqrt() / (0.1 * 0.015 * rho)) == pytest.approx(factor, rel=1e-3)
+            for norm in norms:
+                norm.mul_(0.1)
+    found = [float(optimizer.state[param]["tensor_gain"]) for param in (*norms, layers[0], other, scalar)]
+    assert found == [1.0] * gains + [0.0] * 3
