@@ -19,6 +19,9 @@ FOREIGN = 10.0
 ROW = 5.0
 """Matrices in a row, without a norm in between, that steps are meant for: what each changes, the next multiplies."""
 
+LEAST = 0.25
+"""Steps are no shorter for that: adapters of a frozen network are many matrices without norms, and yet in no row."""
+
 GAIN = 0.25
 """Mean square of a vector that is the gain of a norm: ones at first. Biases are drawn smaller, or zero."""
 
@@ -129,7 +132,7 @@ def is_gain(theta: Any, shapes: Geometry, steps: Any, before: Any) -> Any:
 
 
 def shortened(gains: Any, shapes: Geometry) -> Any:
-    """What steps are multiplied by where more than five matrices follow one another, (..., 1): min(1, 5 (g + 1) / L).
+    """What steps are multiplied by where many matrices follow one another, (..., 1): 5 (g + 1) / L, within ¼ … 1.
 
     L matrices have L / (g + 1) in a row if g norms are spread among them. Shortcuts cannot be seen, but networks that
     have them mostly have norms as well.
@@ -138,4 +141,4 @@ def shortened(gains: Any, shapes: Geometry) -> Any:
         gains: (..., 1) g.
         shapes: of the tensors.
     """
-    return ((gains + 1.0) * ROW / shapes.matrices.clamp_min(1.0)).clamp_max(1.0).float()
+    return ((gains + 1.0) * ROW / shapes.matrices.clamp_min(1.0)).clamp_max(1.0).clamp_min(LEAST).float()

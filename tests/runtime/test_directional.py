@@ -468,7 +468,8 @@ def test_steps_fade_where_gradients_are_gone(untrained):
 
 
 @pytest.mark.parametrize(
-    ("matrices", "gains", "factor"), [(1, 0, 1.0), (5, 0, 1.0), (10, 0, 0.5), (20, 0, 0.25), (20, 1, 0.5), (20, 9, 1.0)]
+    ("matrices", "gains", "factor"),
+    [(1, 0, 1.0), (5, 0, 1.0), (10, 0, 0.5), (20, 0, 0.25), (40, 0, 0.25), (20, 1, 0.5), (20, 9, 1.0)],
 )
 def test_steps_are_shorter_where_many_matrices_follow_one_another(untrained, matrices, gains, factor):
     """Norms count by their gains, which are ones at first and may be anything later; biases and scalars do not."""
