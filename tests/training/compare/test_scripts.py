@@ -28,8 +28,8 @@ Languages = CharTransformer | CharGRU | networks.CharLSTM | networks.Decoder
 def test_scripts_are_deterministic_and_trainable(name):
     script = script_of(name)
     lr = {"least-squares": 0.1, "logistic": 0.1}.get(name, 0.01)
-    steps = {"matrix-factorisation": 100, "word-vectors": 100, "diabetes": 100, "bandit": 200}.get(name, 25)
-    first, second = (run(script, BASELINES["adam"], lr, 3, steps) for _ in range(2))
+    slow = {"matrix-factorisation": 100, "word-vectors": 100, "diabetes": 100, "bandit": 200, "units": 400}
+    first, second = (run(script, BASELINES["adam"], lr, 3, slow.get(name, 25)) for _ in range(2))
     assert first == second
     assert first.train[:3] != run(script, BASELINES["adam"], lr, 4, 3).train, "another seed"
     assert np.mean(first.train[-5:]) < 0.995 * np.mean(first.train[:5])
