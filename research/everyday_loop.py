@@ -14,7 +14,7 @@ from l2o_runtime import make_rule, save_rule
 from l2o_runtime.rules import DirectionalConfig
 from l2o_training.compare.contenders import Contender
 from l2o_training.compare.scripts import ScriptWorkload
-from l2o_training.compare.workloads import Group
+from l2o_training.compare.workloads import Curves, Group
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.scripts.everyday import RECIPES
 
@@ -35,6 +35,12 @@ def untrained(path: Path, config: DirectionalConfig) -> Path:
     return path
 
 
+def ending(curves: Curves) -> float:
+    """Mean training loss of the last 50th of all steps, of the first run."""
+    losses = curves.train[0]
+    return float(losses[-max(1, len(losses) // 50) :].mean())
+
+
 def measure(options: argparse.Namespace, who: Iterable[tuple[str, Contender, float]]) -> None:
     """Run everybody, at their rates, on every task."""
     torch.set_num_threads(1)
@@ -44,5 +50,4 @@ def measure(options: argparse.Namespace, who: Iterable[tuple[str, Contender, flo
         workload.prepare()
         for run, contender, lr in everybody:
             curves = workload.measure(contender, lr, Group(0, 1), options.steps)
-            last = float(curves.train[0, -max(1, options.steps // 50) :].mean())
-            print(f"{name}\t{run}\t{last:.5g}\t{curves.validation[0, -1]:.5g}", flush=True)
+            print(f"{name}\t{run}\t{ending(curves):.5g}\t{curves.validation[0, -1]:.5g}", flush=True)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from everyday_loop import ending
 
 from l2o_runtime.files.artifact import find_rule
 from l2o_training.compare import contenders
@@ -50,10 +51,9 @@ def main() -> None:
         for run, contender, lr in who:
             for seed in options.seeds:
                 curves = workload.measure(contender, lr, Group(seed, 1), options.steps)
-                last = float(curves.train[0, -max(1, options.steps // 50) :].mean())
                 highest = float(curves.train[0, options.steps // 2 :].max())
                 validation = float(curves.validation[0, -1])
-                print(f"{depth}\t{run}\tseed {seed}\t{last:.3g}\t{highest:.3g}\t{validation:.3g}", flush=True)
+                print(f"{depth}\t{run}\tseed {seed}\t{ending(curves):.3g}\t{highest:.3g}\t{validation:.3g}", flush=True)
 
 
 if __name__ == "__main__":

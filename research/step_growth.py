@@ -38,7 +38,7 @@ def main() -> None:
     found.add_argument(
         "--foreign", nargs="+", type=float, default=[geometry.FOREIGN], help="from where on units differ"
     )
-    found.add_argument("--turning", nargs="+", type=float, default=[steering.TURNING], help="what a has to exceed")
+    found.add_argument("--turning", nargs="+", type=float, default=[steering.TURNING], help="what τ has to exceed")
     found.add_argument("--anytime", action="store_true", help="runs are not told their length")
     found.add_argument("--lr", nargs="+", type=float, default=[1 / 3, 1.0])
     found.add_argument("--longest", type=float, default=1.0, help="how much longer steps may be in short runs")

@@ -19,7 +19,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from everyday_loop import untrained
+from everyday_loop import ending, untrained
 from torch import Tensor, nn
 
 from l2o_runtime.rules import DirectionalConfig, steering
@@ -142,8 +142,9 @@ def main() -> None:
                 for run, contender, lr, turning in who:
                     with patch.object(steering, "TURNING", turning):
                         curves = workload.measure(contender, lr, Group(seed, 1), options.steps)
-                    last = float(curves.train[0, -max(1, options.steps // 50) :].mean())
-                    print(f"{name}\t{run}\tseed {seed}\t{last:.5g}\t{curves.validation[0, -1]:.5g}", flush=True)
+                    print(
+                        f"{name}\t{run}\tseed {seed}\t{ending(curves):.5g}\t{curves.validation[0, -1]:.5g}", flush=True
+                    )
 
 
 if __name__ == "__main__":

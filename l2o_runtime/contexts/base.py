@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l2o_runtime.config import FlagConfig
 from l2o_runtime.contexts.gram import GramWindow, LossWindow
-from l2o_runtime.state import State, StateSpec
+from l2o_runtime.state import State, StateSpec, of_tensors, to_tensors
 
 
 class Context(nn.Module, ABC):
@@ -69,7 +69,7 @@ class Context(nn.Module, ABC):
     @property
     def tensor_spec(self) -> StateSpec:
         """What of `context_spec` a rule keeps for every tensor, under the names of its state."""
-        return {f"tensor_{key}": value for key, value in self.context_spec.items()} if self.per_tensor else {}
+        return to_tensors(self.context_spec) if self.per_tensor else {}
 
     @property
     def model_spec(self) -> StateSpec:
@@ -90,9 +90,9 @@ class Context(nn.Module, ABC):
         if not self.per_tensor:
             context, new = self.read(rows.sum(-2), loss, state)
             return context.unsqueeze(-2), new
-        own = {key: state[f"tensor_{key}"] for key in self.context_spec}
+        own = of_tensors(state, self.context_spec)
         context, own = self.read(rows, loss.unsqueeze(-1).expand(rows.shape[:-1]), own)
-        return context, {f"tensor_{key}": value for key, value in own.items()}
+        return context, to_tensors(own)
 
 
 class ConstantContext(Context):

@@ -146,14 +146,11 @@ class _Code:
         for row, value in enumerate(values, first):
             store(self.builder, value, self._place(pointer, row, at))
 
-    def _gain(self, at: Any, state: dict[str, Vector]) -> Vector:
-        age, shapes = self._age(at, state), self._shapes(at)
-        found: Vector = is_gain(self._double(at, "theta"), shapes, age.steps, state["tensor_gain"])
-        return found
-
     def _zeroth(self, at: Any) -> list[Vector]:
-        """What is summed before tensors are seen."""
-        theta, gain = self._double(at, "theta"), self._gain(at, self._state(at))
+        """Tell gains; what is summed before tensors are seen is returned."""
+        state, theta = self._state(at), self._double(at, "theta")
+        gain = is_gain(theta, self._shapes(at), self._age(at, state).steps, state["tensor_gain"])
+        self._keep(at, [gain], self.states, STATES.index("tensor_gain"))
         return [theta * self._double(at, "weight"), theta * self._double(at, "mean"), gain.double()]
 
     def _first(self, at: Any, everything: Vector, mean: Vector) -> list[Vector]:
@@ -173,7 +170,7 @@ class _Code:
         state, shapes = self._state(at), self._shapes(at)
         seen = Seen(initial=state["tensor_initial_rho"], averages=[], **dict(zip(KEPT, kept, strict=True)))
         said = self._said(inputs_of(seen, everywhere, signal, shapes))
-        gain, age = self._gain(at, state), self._age(at, state)
+        gain, age = state["tensor_gain"], self._age(at, state)
         told, new = conclude(self.config, seen, said, everywhere, gain, gains, age, shapes, state)
         self._keep(at, told, self.told, 0)
         self._keep(at, new, self.states, len(STATES) - len(new))

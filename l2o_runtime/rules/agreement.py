@@ -92,7 +92,7 @@ def agreements(sums: Sums, shapes: Geometry, age: Ages) -> list[Any]:
 
 
 def grown(before: Any, agreement: Any, age: Ages, noise: Any) -> Any:
-    """ℓ or a after a step, (..., S): ℓ exp(0.05 max(0, cos (1 − βᵗ)² − max(0.05, ½/√n))).
+    """ℓ or τ after a step, (..., S): ℓ exp(0.05 max(0, cos (1 − βᵗ)² − max(0.05, ½/√n))).
 
     An average over 100 steps that has seen but a few of them tells little.
 

@@ -124,7 +124,7 @@ def nesterov(grad: Tensor, fast: Tensor) -> Tensor:
 
 
 class DirectionalRule(Rule):
-    """Δ = −scale · ℓ · c · ρ · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
+    """Δ = −scale · ℓ · c · ρ · f · min(1, RMS(u) / 0.1) · d / RMS(d), for every tensor.
 
     d = d₀ + w₁ u + w₂ s + w₃ x + w₄ d₀ a, with a = x d₀, cut to 0 … 1, where the newest gradient agrees. Of matrices
     d₀ is Nesterov's momentum β m₁₀ + (1 − β) g, orthogonalised (`l2o_runtime.rules.orthogonal`); of all other tensors,
@@ -139,7 +139,9 @@ class DirectionalRule(Rule):
     Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go, and ℓ
     grows (`grown`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ stays as
     it is; it never falls. Where those of a tensor agree, whatever others do, its direction does not lead where they
-    point, and it turns to Adam's: a grows in the same way, and max(0, a − 2) is added to w₁.
+    point, and it turns to Adam's: τ grows in the same way, and max(0, τ − 2) is added to w₁.
+
+    f shortens steps where more than five matrices follow one another without a norm (`shortened`).
 
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
@@ -166,7 +168,7 @@ class DirectionalRule(Rule):
 
     @property
     def spec(self) -> Spec:
-        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, a, steps, ρ before the first, and
+        """Of coordinates averages, 12 bytes; of tensors averages of sums, log c, ℓ, τ, steps, ρ before the first, and
         a context of their own; of the model one for all tensors.
         """
         coordinate: StateSpec = dict.fromkeys([*AVERAGES, "step"], ((), torch.float32))

@@ -26,7 +26,7 @@ INPUTS = 9
 """Numbers per tensor that the network sees."""
 
 STATES = tuple(f"tensor_{key}" for key in (*KEPT, "steps", "log_size", "longer", "turned", "gain", "initial_rho"))
-"""What is kept of a tensor: averages of sums, t, log c, ℓ, a, whether it is a gain, ρ before the first step."""
+"""What is kept of a tensor: averages of sums, t, log c, ℓ, τ, whether it is a gain, ρ before the first step."""
 
 SPENT = 0.1
 """Steps fade where Adam's direction has a smaller root mean square than this: there gradients have gone."""
@@ -35,7 +35,7 @@ GROWTH = 2.0
 """Steps grow with a tensor's parameters until these are so many times the initial ones: else large steps run away."""
 
 TURNING = 2.0
-"""What a has to exceed before a tensor's direction turns to Adam's: in the first hundreds of steps most agree."""
+"""What τ has to exceed before a tensor's direction turns to Adam's: in the first hundreds of steps most agree."""
 
 TINY = 1e-12
 
@@ -127,7 +127,7 @@ def conclude(
     """The length of a tensor's step with the weights w, and its new state by `STATES`.
 
     Where gradients of a tensor go on agreeing, whatever others do, its direction leaves them where they are: what is
-    orthogonalised treats all singular vectors alike, not all coordinates. So a grows, and max(0, a − 2) of Adam's
+    orthogonalised treats all singular vectors alike, not all coordinates. So τ grows, and max(0, τ − 2) of Adam's
     direction is added.
 
     Args:

@@ -21,7 +21,7 @@ from l2o_runtime.rules.limits import StepLimits
 from l2o_runtime.rules.restraint import restrain
 from l2o_runtime.rules.statistics import AVERAGES, averages_of, relative_size
 from l2o_runtime.rules.tiered_features import INPUTS, TERMS, directions, look, terms
-from l2o_runtime.state import LARGEST, State, StateSpec
+from l2o_runtime.state import LARGEST, State, StateSpec, of_tensors, to_tensors
 
 UNITS = 8
 """Hidden units of the network per coordinate."""
@@ -168,7 +168,7 @@ class TieredRule(Rule):
         tensor: StateSpec = self.cell.coordinate_spec | {"initial_rho": ((), torch.float32)}
         return Spec(
             coordinate | self.context.coordinate_spec,
-            {f"tensor_{key}": value for key, value in tensor.items()} | self.context.tensor_spec,
+            to_tensors(tensor) | self.context.tensor_spec,
             self.context.model_spec | self.progress.context_spec,
         )
 
@@ -249,7 +249,7 @@ class TieredRule(Rule):
 
     def _network(self, inputs: Tensor, shared: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """What the LSTM says of each tensor (..., S, 1 + 2 · UNITS), and its new state."""
-        memory = {key: state[f"tensor_{key}"] for key in self.cell.coordinate_spec}
+        memory = of_tensors(state, self.cell.coordinate_spec)
         if not self.context.per_tensor:
             output, memory = self.cell(inputs, torch.cat([shared, context.squeeze(-2)], dim=-1), memory)
         else:
@@ -257,7 +257,7 @@ class TieredRule(Rule):
             seen = torch.cat([shared.unsqueeze(-2).expand(*inputs.shape[:-1], -1), context], dim=-1)
             output, memory = self.cell(inputs.unsqueeze(-2), seen, {k: v.unsqueeze(-2) for k, v in memory.items()})
             output, memory = output.squeeze(-2), {key: value.squeeze(-2) for key, value in memory.items()}
-        return output, {f"tensor_{key}": value for key, value in memory.items()}
+        return output, to_tensors(memory)
 
     def _lengths(
         self, size: Tensor, rho: Tensor, direction: Tensor, everything: Tensor, steps: Tensor

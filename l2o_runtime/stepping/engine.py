@@ -118,13 +118,14 @@ def observe(parts: list[Part], rule: Replicas | None) -> tuple[Tensor, Tensor]:
 def _together(parts: list[Part], rule: Replicas | None) -> list[Part]:
     """Small parts as one, for a rule that does not mind: operators on few numbers cost more than their arithmetic."""
     keys = None if rule is None else rule.rule.observed
-    first, same = parts[0], {(part.theta.device, part.theta.dtype, part.grad.dtype, part.groups) for part in parts}
-    count = sum(len(part.theta) for part in parts)
-    if keys is None or len(same) > 1 or count > TOGETHER or any(part.group["maximize"] for part in parts):
+    if keys is None or sum(len(part.theta) for part in parts) > TOGETHER:
+        return parts
+    kinds = {(part.theta.device, part.theta.dtype, part.grad.dtype, part.groups) for part in parts}
+    if len(kinds) > 1 or any(part.group["maximize"] for part in parts):
         return parts
     state = {key: torch.cat([part.state[key] for part in parts]) for key in keys}
     theta, grad = torch.cat([part.theta for part in parts]), torch.cat([part.grad for part in parts])
-    return [replace(first, theta=theta, grad=grad, state=state)]
+    return [replace(parts[0], theta=theta, grad=grad, state=state)]
 
 
 def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Tensor]:

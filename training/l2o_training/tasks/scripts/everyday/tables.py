@@ -58,9 +58,14 @@ def one_hot(table: Table, *names: str) -> Tensor:
     return torch.cat([F.one_hot(table.categories[name]) for name in names], 1).float()
 
 
+def numbers(table: Table, *names: str) -> Tensor:
+    """Columns of numbers, as they stand in the table."""
+    return torch.stack([table.numbers[name] for name in names], 1)
+
+
 def columns(table: Table, *names: str) -> Tensor:
     """Columns of numbers, standardised."""
-    return standardised(torch.stack([table.numbers[name] for name in names], 1))
+    return standardised(numbers(table, *names))
 
 
 def prices(load: Datasets) -> Script:
@@ -77,8 +82,9 @@ def prices(load: Datasets) -> Script:
 def raw_prices(load: Datasets) -> Script:
     """The same without dropout and norms, from numbers as they stand in the table: carats beside percents."""
     table = load.table("diamonds")
-    numbers = torch.stack([table.numbers[name] for name in ("carat", "depth", "table", "x", "y", "z")], 1)
-    features = torch.cat([numbers, one_hot(table, "cut", "color", "clarity")], 1)
+    features = torch.cat(
+        [numbers(table, "carat", "depth", "table", "x", "y", "z"), one_hot(table, "cut", "color", "clarity")], 1
+    )
     data = shuffled(features, standardised(table.numbers["price"].log()))
     make = partial(networks.mlp, (features.shape[1], 64, 64, 1), nn.ReLU)
     return Script(make, squared_error, *split(data, 4096), 128)
