@@ -25,7 +25,7 @@ from l2o_runtime.stepping.engine import Replicas, advance, advance_exported, dia
 from l2o_runtime.stepping.losses import common_loss, evaluate
 from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, check_state, kept_in
 from l2o_runtime.stepping.schedule import Schedule
-from l2o_runtime.stepping.whole import around_load, count, counters, listed, saved_states, share, whole
+from l2o_runtime.stepping.whole import around_load, counters, listed, saved_states, share, taken, whole
 from l2o_runtime.wrappers.guard import STATE, Guard
 
 NOT_SAVED = (
@@ -234,7 +234,7 @@ class LearnedOptimizer(Optimizer):
         value = common_loss(loss, self.param_groups, near, groups, sees_loss)  # by every rank, for others may wait
         if parts:
             found = self._share()
-            count(found["health"], *self._advance(parts, value, found))
+            found["health"].add_(self._advance(parts, value, found))
         return returned
 
     @property
@@ -334,8 +334,7 @@ class LearnedOptimizer(Optimizer):
 
     def _steps(self) -> Tensor:
         """() the number of steps that were taken."""
-        found = whole(listed(self.param_groups), self.state)
-        return found["health"][0] if found else torch.zeros((), dtype=torch.int64, device="cpu")
+        return taken(listed(self.param_groups), self.state)
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
@@ -343,19 +342,19 @@ class LearnedOptimizer(Optimizer):
             self.param_groups, self.state, lambda group: self._schedule.factor(group, self._steps)
         )
 
-    def _advance(self, parts: list[Part], loss: Tensor, found: State) -> tuple[Tensor, list[Tensor]]:
-        """A step of the rule, where `found` belongs to the whole; whether it was taken, and the reasons why not."""
+    def _advance(self, parts: list[Part], loss: Tensor, found: State) -> Tensor:
+        """A step of the rule, where `found` belongs to the whole; the verdict: see `diagnose`."""
         context_state = {key: found[CONTEXT + key] for key in self._context_spec}
         if self._replicas is not None and (kernel := self._replicas.whole(parts, loss)) is not None:
             return kernel.step(parts, loss)
         sums, pulse = observe(parts, self._replicas)
-        good, reasons = diagnose(pulse, loss, sums)
+        verdict = diagnose(pulse, loss, sums)
         if self._replicas is not None:
-            advance(self._replicas, parts, sums, loss, context_state, good)
+            advance(self._replicas, parts, sums, loss, context_state, verdict[0])
         else:
             assert isinstance(self._rule, ExportedRule)
-            advance_exported(self._rule, parts, loss, context_state, good)
-        return good, reasons
+            advance_exported(self._rule, parts, loss, context_state, verdict[0])
+        return verdict
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; what belongs to the whole optimization is beside every parameter's state."""

@@ -28,7 +28,7 @@ class Kernel(ABC):
 
     whole: bool = False
 
-    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def step(self, parts: list[Part], loss: Tensor) -> Tensor:
         """A whole step of all parts, as `observe`, `diagnose` and `advance` of `l2o_runtime.stepping.engine` take it.
 
         Args:
@@ -36,7 +36,7 @@ class Kernel(ABC):
             loss: (), on that device.
 
         Returns:
-            Whether it was taken, () bool, and what was against it.
+            The verdict: see `diagnose`.
         """
         raise NotImplementedError
 

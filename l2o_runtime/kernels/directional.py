@@ -30,7 +30,7 @@ from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
-from l2o_runtime.rules.steering import STATES, TINY
+from l2o_runtime.rules.steering import TINY
 from l2o_runtime.stepping.parts import Part, full_precision
 
 
@@ -87,14 +87,13 @@ class DirectionalKernel(Kernel):
                 plan.numbers[:, CORRECTIONS] = corrections(steps_of(parts))
                 self._advance(plan, told[:, 0], told[:, 1:])
 
-    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def step(self, parts: list[Part], loss: Tensor) -> Tensor:
         """As in `Kernel`."""
         with self._planned(parts) as plan:
             against = self._stepped(plan, loss.item())
         for part in () if any(against) else parts:
             part.write_back()
-        good, *reasons = torch.tensor([not any(against), *against], device="cpu").unbind()
-        return good, reasons
+        return torch.tensor([not any(against), *against], device="cpu")
 
     def forget(self) -> None:
         """As in `Kernel`."""
@@ -103,8 +102,8 @@ class DirectionalKernel(Kernel):
     def _stepped(self, plan: Plan, loss: float) -> list[bool]:
         """What is against the step; if nothing is, it was taken."""
         code = self._code(plan.batches[0].dtypes)["copy"]
-        code(len(plan.gather), plan.gather.ctypes.data)
-        plan.numbers[:, CORRECTIONS] = corrections(plan.owned[0, : len(plan.sizes)])
+        code(len(plan.gather), plan.gathering)
+        plan.numbers[:, CORRECTIONS] = corrections(plan.steps)
         totals = self._looked(plan)
         pulse = float(totals[:, 0].sum())
         against = [
@@ -117,18 +116,17 @@ class DirectionalKernel(Kernel):
             length, *weights = self._steer(plan, totals)
             self._advance(plan, length, np.stack(weights, axis=1))
             plan.owned[0] += 1
-            code(len(plan.scatter), plan.scatter.ctypes.data)
+            code(len(plan.scatter), plan.scattering)
         return against
 
     def _steer(self, plan: Plan, totals: np.ndarray) -> np.ndarray:
         """The length of a step and the weights w of every part, (1 + 4, parts); its states are written."""
         count = len(totals)
-        steps = plan.owned[1 + STATES.index("tensor_steps"), :count].astype(np.float64) + 1
+        steps = plan.aged.astype(np.float64) + 1
         plan.doubles[:6, :count] = totals.T[2:]
         plan.doubles[6, :count], plan.doubles[7, :count] = FAST**steps, SLOW**steps
         plan.floats[0, :count] = 1 - (1 - 1 / MEMORY) ** steps
-        arrays = (plan.doubles, plan.floats, plan.scalars, plan.owned[1:], self.network, plan.told)
-        compile_steering(self.architecture)[0](plan.blocks, *(array.ctypes.data for array in arrays))
+        compile_steering(self.architecture)[0](plan.blocks, *plan.steering, self.network.ctypes.data, plan.telling)
         return plan.told[:TOLD, :count]
 
     @contextmanager
@@ -154,18 +152,20 @@ class DirectionalKernel(Kernel):
 
     def _run(self, name: str, plan: Plan, batch: Batch, thread: int) -> None:
         """Run code on a batch."""
-        rows = plan.rows(batch)
-        if not plan.regular:
-            rows = rows.copy()
-            pairs = columns(batch, self.scratch[thread])
-            rows[:, GRAD : GRAD + 2] = [[grad.data_ptr(), param.data_ptr()] for grad, param in pairs]
-            if name == "update" and isinstance(self.rule.context, WindowContext):
-                for piece, (grad, _) in zip(batch.pieces, pairs, strict=True):
-                    window = piece.part.state.get("window")
-                    if window is not None:
-                        theta = piece.part.theta[piece.where]
-                        push(window[piece.where], self.rule.context.snapshot(theta, grad))
-        self._code(batch.dtypes)[name](len(rows), rows.ctypes.data)
+        code = self._code(batch.dtypes)[name]
+        if plan.regular:
+            code(len(batch.pieces), plan.address(batch))
+            return
+        rows = plan.rows(batch).copy()
+        pairs = columns(batch, self.scratch[thread])
+        rows[:, GRAD : GRAD + 2] = [[grad.data_ptr(), param.data_ptr()] for grad, param in pairs]
+        if name == "update" and isinstance(self.rule.context, WindowContext):
+            for piece, (grad, _) in zip(batch.pieces, pairs, strict=True):
+                window = piece.part.state.get("window")
+                if window is not None:
+                    theta = piece.part.theta[piece.where]
+                    push(window[piece.where], self.rule.context.snapshot(theta, grad))
+        code(len(rows), rows.ctypes.data)
 
     def _looked(self, plan: Plan) -> np.ndarray:
         """Σ|g| and the rule's sums, (parts, totals) float64."""
@@ -192,8 +192,7 @@ class DirectionalKernel(Kernel):
     def _move(self, plan: Plan, lengths: np.ndarray, batch: Batch, thread: int) -> None:
         """θ ← left · θ + length · d."""
         if plan.direct:
-            rows = plan.rows(batch)
-            self._code(batch.dtypes)["move"](len(rows), rows.ctypes.data)
+            self._code(batch.dtypes)["move"](len(batch.pieces), plan.address(batch))
             return
         for piece in batch.pieces:
             # Half precision is rounded once, at the end.

@@ -258,14 +258,15 @@ class ForeachKernel(Kernel):
         )
 
     @torch.no_grad()
-    def step(self, parts: list[Part], loss: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def step(self, parts: list[Part], loss: Tensor) -> Tensor:
         """As in `Kernel`."""
         plan = self._plan(parts)
         parts = [parts[index] for index in plan.order]
         with full_precision(loss.device):
             totals = self._totals(plan, parts)
             sums = totals[:, 1:]
-            good, reasons = diagnose(totals[:, 0].sum(), loss, sums)
+            verdict = diagnose(totals[:, 0].sum(), loss, sums)
+            good = verdict[0]
             own = [part.own[key] for key in STATES for part in parts]
             old = torch.stack(own).view(len(STATES), -1)
             state = dict(zip(STATES, old.unbind(), strict=True))
@@ -278,7 +279,7 @@ class ForeachKernel(Kernel):
             torch._foreach_add_([part.state["step"] for part in parts], [good.float().reshape(1)] * len(parts))
         for part in parts:
             part.write_back()
-        return good, reasons
+        return verdict
 
     def _plan(self, parts: list[Part]) -> Plan:
         """Where everything is; it holds as long as the set of tensors, their shapes and groups are the same."""

@@ -134,6 +134,7 @@ class Plan:
             ],
             dtype=np.int64,
         )
+        self.place = self.table.ctypes.data
         for wave in self.waves:
             wave.table[:, WHOLE] = places[wave.numbers]
         self._steering()
@@ -183,11 +184,16 @@ class Plan:
         own = [[part.state["step"], *(part.own[key] for key in STATES)] for part in self.parts]
         places = np.array([[tensor.data_ptr() for tensor in row] for row in own], dtype=np.int64).T.ravel()
         self.owned = np.zeros((1 + len(STATES), self.blocks * WIDTH), dtype=np.float32)
+        self.steps, self.aged = self.owned[0, : len(own)], self.owned[1 + STATES.index("tensor_steps"), : len(own)]
         numbers = np.arange(self.owned.size).reshape(self.owned.shape)[:, : len(own)].ravel()
         copies = self.owned.ctypes.data + FLOAT * numbers
         self.gather, self.scatter = (
             np.stack([np.ones_like(places), *pair], axis=1) for pair in ((places, copies), (copies, places))
         )
+        # NumPy takes as long to tell an address as the code takes for a small tensor.
+        self.gathering, self.scattering = self.gather.ctypes.data, self.scatter.ctypes.data
+        read = (self.doubles, self.floats, self.scalars, self.owned[1:])
+        self.steering, self.telling = tuple(array.ctypes.data for array in read), self.told.ctypes.data
 
     def is_for(self, parts: list[Part], threads: int) -> bool:
         """Whether it holds for the parts of another step: these are where they were, and need no conversion."""
@@ -223,6 +229,10 @@ class Plan:
         """Of the table of pieces."""
         return self.table[batch.first : batch.first + len(batch.pieces)]
 
+    def address(self, batch: Batch) -> int:
+        """Of its rows."""
+        return self.place + batch.first * self.table.strides[0]
+
     def direction(self, index: int) -> Tensor:
         """(n,) room for that of a part, as long as its wave goes on."""
         start = int(self.offsets[index])
@@ -230,8 +240,12 @@ class Plan:
 
     def total(self, count: int, pieces: slice = slice(None)) -> np.ndarray:
         """Sums over parts, (parts, count); of some pieces alone."""
+        seen = self.sums[pieces, :count].sum(-1)
+        if len(seen) == len(self.sizes):  # a piece each
+            whole: np.ndarray = seen
+            return whole
         found = np.zeros((len(self.sizes), count))
-        np.add.at(found, self.owners[pieces], self.sums[pieces, :count].sum(-1))
+        np.add.at(found, self.owners[pieces], seen)
         return found
 
 

@@ -146,8 +146,8 @@ def _look(part: Part, rule: Replicas | None, sums: Tensor | None) -> Iterator[Te
         sums = None if sums is None else torch.zeros_like(sums)
 
 
-def diagnose(pulse: Tensor, loss: Tensor, sums: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Whether a step may be taken.
+def diagnose(pulse: Tensor, loss: Tensor, sums: Tensor) -> Tensor:
+    """Whether a step may be taken, and if not, why.
 
     Args:
         pulse: () Σ|g|.
@@ -155,10 +155,10 @@ def diagnose(pulse: Tensor, loss: Tensor, sums: Tensor) -> tuple[Tensor, list[Te
         sums: of the rule.
 
     Returns:
-        () bool, and which of `REASONS` are against it, () bool each.
+        (1 + len(REASONS),) bool, the verdict: whether it may, and which of `REASONS` are against it.
     """
-    reasons = [~pulse.isfinite(), ~loss.isfinite(), ~sums.isfinite().all(), pulse == 0]
-    return ~torch.stack(reasons).any(), reasons
+    reasons = torch.stack([~pulse.isfinite(), ~loss.isfinite(), ~sums.isfinite().all(), pulse == 0])
+    return torch.cat([~reasons.any().reshape(1), reasons])
 
 
 def advance(

@@ -91,10 +91,10 @@ class Schedule:
         """
         if self.total is None and not (self.fades and "initial_lr" not in group):
             return 1.0
-        step = done().double() + 1
+        before = done()
         # Python takes a tenth of the time that operators take, where nothing has to be waited for.
-        here = step.device.type == "cpu" and not torch.compiler.is_compiling()
-        at: Tensor | float = step.item() if here else step
+        here = before.device.type == "cpu" and not torch.compiler.is_compiling()
+        at: Tensor | float = before.item() + 1 if here else before.double() + 1
         found: Tensor | float = anytime(at) if self.total is None else self._length(at, self.total)
         return found
 

@@ -32,10 +32,22 @@ def listed(param_groups: list[dict[str, Any]]) -> list[Tensor]:
 
 def whole(params: Collection[Tensor], states: States) -> State:
     """What belongs to the whole optimization, by the first parameter that has it; empty before the first step."""
+    state = _first(params, states)
+    return {k: value for k, value in state.items() if k in ("health", "safeguard") or k.startswith(CONTEXT)}
+
+
+def taken(params: Collection[Tensor], states: States) -> Tensor:
+    """() the number of steps that were taken."""
+    state = _first(params, states)
+    return state["health"][0] if state else torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+def _first(params: Collection[Tensor], states: States) -> dict[str, Any]:
+    """The first state that has what belongs to the whole optimization."""
     for param in params:
-        state = states.get(param, {})
-        if "health" in state:
-            return {k: value for k, value in state.items() if k in ("health", "safeguard") or k.startswith(CONTEXT)}
+        state = states.get(param)
+        if state is not None and "health" in state:
+            return state
     return {}
 
 
@@ -59,17 +71,6 @@ def share(params: Collection[Tensor], states: States, spec: StateSpec, fresh: St
         if state:
             state.update(found)
     return found
-
-
-def count(health: Tensor, good: Tensor, reasons: list[Tensor]) -> None:
-    """Count a step that was taken, or the reasons why not.
-
-    Args:
-        health: (1 + len(REASONS),) written.
-        good: () bool.
-        reasons: () bool each.
-    """
-    health.add_(torch.stack([good, *reasons]).long())
 
 
 def counters(found: State) -> dict[str, int]:

@@ -16,7 +16,7 @@ from l2o_runtime.stepping.distributed import ALONE, Groups, local, loss_groups, 
 from l2o_runtime.stepping.engine import diagnose
 from l2o_runtime.stepping.losses import RANKS, Loss, common_loss, evaluate
 from l2o_runtime.stepping.parts import acts
-from l2o_runtime.stepping.whole import States, count, counters, listed, share, whole
+from l2o_runtime.stepping.whole import States, counters, listed, share, whole
 from l2o_runtime.wrappers.referee import COUNTERS, Referee, Verdict
 
 REACH = 10.0
@@ -102,7 +102,7 @@ class Guard:
         if not acting:
             return returned
         pulse, thetas = look(acting)
-        good, reasons = diagnose(pulse, value, thetas)
+        verdict = diagnose(pulse, value, thetas)
         # All of the state in the first step: checkpoints are loaded into what a step without gradients makes.
         for param in params:
             if param.requires_grad:
@@ -111,8 +111,8 @@ class Guard:
         if bool(pulse):
             if loss is None:
                 raise ValueError("the safeguard compares losses: call step(loss=loss) or step(closure)")
-            good = good & self._decide(inner, found["safeguard"], value, bool(good))
-        count(found["health"], good, reasons)
+            verdict[0] &= self._decide(inner, found["safeguard"], value, bool(verdict[0]))
+        found["health"].add_(verdict)
         return returned
 
     def health(self, inner: Guarded) -> dict[str, int]:
