@@ -18,6 +18,7 @@ import torch
 from golden.trajectories import STEPS, Trajectory
 from recordings import check_steps, eager, recording, with_bad_numbers
 
+from l2o_runtime import LearnedOptimizer
 from l2o_runtime.files.archive import seal
 from l2o_runtime.files.artifact import bundled_rules
 
@@ -130,14 +131,18 @@ def test_bad_input_gets_one_line(exported, tmp_path):
     assert "this rule needs the loss at every step" in done.stderr
 
 
-@needs_node
-def test_the_page_trains_without_the_page(exported):
-    demo = HOME / "demo"
-    done = subprocess.run(
-        ["node", PROGRAMS / "race.mjs", demo, exported("directional")], capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def race(exported):
+    """What the page does with the default rule in 100 steps, without the page."""
+    command = ["node", PROGRAMS / "race.mjs", HOME / "demo", exported("directional")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@needs_node
+def test_the_page_trains_without_the_page(race):
+    found = race
     assert found["error"] < 1e-4
     assert found["accuracy"]["learned"] > 0.85
     assert found["accuracy"]["adam"] > 0.85
@@ -149,10 +154,11 @@ def test_the_page_trains_without_the_page(exported):
 
 @pytest.fixture(scope="module")
 def address(exported, tmp_path_factory):
-    """Where the page is served, with the default rule beside it, as the documents say."""
+    """Where the page is served, with a rule beside it, as the documents say: a folder for each bundled one."""
     root = tmp_path_factory.mktemp("web")
-    shutil.copytree(HOME / "demo", root / "demo", ignore=shutil.ignore_patterns("rule.onnx"))
-    shutil.copy(exported("directional"), root / "demo" / "rule.onnx")
+    for rule in bundled_rules():
+        shutil.copytree(HOME / "demo", root / rule, ignore=shutil.ignore_patterns("rule.onnx"))
+        shutil.copy(exported(rule), root / rule / "rule.onnx")
     for name in ("l2o.js", "onnx-metadata.js", "node_modules"):
         (root / name).symlink_to(HOME / name)
 
@@ -162,14 +168,34 @@ def address(exported, tmp_path_factory):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/demo/"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
+def train_in_python(rule, start, batches, images, labels):
+    """The network of the page on its batches: the mean loss at the end, averaged as the page averages it."""
+    params = [
+        torch.nn.Parameter(torch.tensor(numbers, dtype=torch.float32).view(shape))
+        for numbers, shape in zip(start, [(24, 64), (24,), (10, 24), (10,)], strict=True)
+    ]
+    w1, b1, w2, b2 = params
+    images, labels = torch.tensor(images).view(-1, 64), torch.tensor(labels)
+    optimizer, mean, weight = LearnedOptimizer(params, rule=rule, total_steps=len(batches)), 0.0, 0.0
+    for batch in batches:
+        hidden = torch.tanh(images[batch] @ w1.T + b1)
+        loss = torch.nn.functional.cross_entropy(hidden @ w2.T + b2, labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss)
+        mean, weight = 0.9 * mean + 0.1 * loss.item(), 0.9 * weight + 0.1
+    return mean / weight
+
+
 @needs_node
-def test_a_browser_shows_the_page_and_trains_in_it(browser, address):
+@pytest.mark.parametrize("rule", bundled_rules())
+def test_a_browser_shows_the_page_and_trains_in_it(browser, address, race, rule):
     for width, dark in itertools.product((390, 1440), (False, True)):
-        browser.open(address, width, dark=dark)
+        browser.open(f"{address}{rule}/", width, dark=dark)
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out sideways"
         heights = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
         assert browser.evaluate(f"Math.min(...{heights})") >= 9
@@ -186,7 +212,9 @@ def test_a_browser_shows_the_page_and_trains_in_it(browser, address):
         ".map(found => found.getAttribute('points') ?? found.textContent)"
     )
     assert len(curve.split()) == 100
-    assert float(loss) < 0.5
+    # Rules that look at logarithms and signs lead elsewhere from a start that is changed by 1e-7: 5 % for l2o.
+    tolerance = {"rel": 0.1} if rule in ("l2o", "l2o-dmd", "l2o-kae") else {"abs": 1e-3}
+    assert float(loss) == pytest.approx(train_in_python(rule, **race["drawn"]), **tolerance)
     assert float(read.removesuffix(" %")) > 85
     assert browser.complaints() == []
 

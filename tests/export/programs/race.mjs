@@ -1,4 +1,5 @@
-// Trains as the page does, without it: `node race.mjs demo rule.onnx`; prints accuracies, and checks of gradients.
+// Trains as the page does, without it: `node race.mjs demo rule.onnx`; prints accuracies, checks of gradients, and what
+// another program needs to train the same network on the same batches.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -25,12 +26,19 @@ for (const [p, param] of network.params.entries())
     error = Math.max(error, Math.abs((above - below) / (high - low) - grads[p][i]));
   }
 
-const steps = 200;
+const steps = 100;
 const learned = await Optimizer.load(readFileSync(rule), SHAPES, { ort, totalSteps: steps });
 const race = new Race({ learned, adam: new Adam(0.01), sgd: new SGD(0.1) });
-for (let step = 0; step < steps; step++) await race.step();
+const start = race.runs[0].network.params.map((param) => [...param]);
+const batches = [];
+for (let step = 0; step < steps; step++) {
+  await race.step();
+  batches.push(race.batch);
+}
 const accuracy = Object.fromEntries(race.runs.map(({ name, network }) => [name, network.accuracy(race.data)]));
 const first = race.runs.map(({ losses }) => losses[0]);
 const plot = { width: 640, height: 280, low: 1e-3, high: 4 };
 const points = curve([4, NaN, 1e-9, 0.1], 4, plot).split(" ").map((pair) => pair.split(",").map(Number));
-console.log(JSON.stringify({ error, accuracy, first, points, smooth: smooth([2, 2, 2]), count: data.count }));
+const { images, labels } = data;
+const drawn = { start, batches, images: [...images], labels: [...labels] };
+console.log(JSON.stringify({ error, accuracy, first, points, smooth: smooth([2, 2, 2]), drawn }));

@@ -35,11 +35,12 @@ function drawGrid() {
 }
 
 function show(race, steps) {
-  for (const { name, losses, network } of race.runs) {
+  for (const { name, losses, network, time } of race.runs) {
     find(`polyline[data-run="${name}"]`).setAttribute("points", curve(losses, steps, PLOT));
-    const [loss, accuracy] = document.querySelectorAll(`tr[data-run="${name}"] td`);
+    const [loss, accuracy, each] = document.querySelectorAll(`tr[data-run="${name}"] td`);
     loss.textContent = smooth(losses).at(-1)?.toPrecision(3) ?? "–";
     accuracy.textContent = `${(100 * network.accuracy(race.data)).toFixed(1)} %`;
+    each.textContent = (time / losses.length).toPrecision(2);
   }
 }
 

@@ -136,7 +136,7 @@ export class Race {
   constructor(optimizers, seed = 0) {
     this.data = digits();
     this.runs = Object.entries(optimizers).map(([name, optimizer]) => {
-      return { name, optimizer, network: new Network(seed + 1), losses: [] };
+      return { name, optimizer, network: new Network(seed + 1), losses: [], time: 0 };
     });
     this.draw = generator(seed + 2);
   }
@@ -144,11 +144,13 @@ export class Race {
   /** One step of all of them. */
   async step() {
     const seen = this.data.count - HELD_OUT;
-    const batch = Array.from({ length: BATCH }, () => Math.floor(this.draw() * seen));
+    this.batch = Array.from({ length: BATCH }, () => Math.floor(this.draw() * seen));
     for (const run of this.runs) {
-      const { loss, grads } = run.network.gradient(this.data, batch);
+      const { loss, grads } = run.network.gradient(this.data, this.batch);
       run.losses.push(loss);
+      const begun = performance.now();
       await run.optimizer.step(run.network.params, grads, loss);
+      run.time += performance.now() - begun; // milliseconds, of all steps
     }
   }
 }
