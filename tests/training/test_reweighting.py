@@ -104,3 +104,22 @@ def test_bad_losses_get_one_line():
         ExampleWeights(3).measure(theta.square(), theta.sum(), [theta])
     with pytest.raises(ConfigError, match="validation: expected a loss of one number with its graph"):
         ExampleWeights(2).measure(theta.square(), theta.detach().sum(), [theta])
+
+
+def test_a_run_that_is_resumed_goes_on_to_the_bit():
+    theta, labels = torch.zeros(1, requires_grad=True), torch.tensor([1.0, -5.0])
+
+    def measure(weights, times):
+        for _ in range(times):
+            weights.measure((theta - labels).square(), (theta - 1).square().sum(), [theta])
+
+    weights, again = (ExampleWeights(2, tau=3) for _ in range(2))
+    measure(weights, 4)
+    again.load_state_dict(weights.state_dict())
+    measure(weights, 5)
+    measure(again, 5)
+    assert again.updates == weights.updates == 3
+    assert torch.equal(again.logits, weights.logits)
+    for state, message in (({}, "not of ExampleWeights"), (weights.state_dict(), "of 2 examples, these are 3")):
+        with pytest.raises(ConfigError, match=message):
+            ExampleWeights(3).load_state_dict(state)

@@ -265,3 +265,54 @@ def test_the_documented_example_runs():
     scope = {}
     exec(code, scope)
     assert scope["tuner"].health()["updates"] > 0
+
+
+@pytest.mark.parametrize("case", ["momentum", "adam"])
+@pytest.mark.parametrize("stop", [7, 10])
+def test_a_run_that_is_resumed_goes_on_to_the_bit(case, stop, tmp_path):
+    """Within a trajectory, and just after an update."""
+    kind, settings, names = CASES[case]
+
+    def begin():
+        groups, loss, validation = problem()
+        optimizer = kind(groups, **settings)
+        return groups, loss, optimizer, GlocalTuner(optimizer, names, tau=5, validation=validation)
+
+    def advance(loss, tuner, steps):
+        for _ in range(steps):
+            tuner.step(loss())
+
+    groups, loss, optimizer, tuner = begin()
+    advance(loss, tuner, stop)
+    params = [param.detach().clone() for group in groups for param in group["params"]]
+    torch.save([params, optimizer.state_dict(), tuner.state_dict()], tmp_path / "run.pt")
+    advance(loss, tuner, 20 - stop)
+    others, other_loss, other_optimizer, other = begin()
+    params, state, tuning = torch.load(tmp_path / "run.pt")
+    with torch.no_grad():
+        for param, saved in zip([p for group in others for p in group["params"]], params, strict=True):
+            param.copy_(saved)
+    other_optimizer.load_state_dict(state)
+    other.load_state_dict(tuning)
+    advance(other_loss, other, 20 - stop)
+    assert other.health() == tuner.health()
+    assert other.health()["updates"] == 4
+    for group, again in zip(groups, others, strict=True):
+        for param, same in zip(group["params"], again["params"], strict=True):
+            assert torch.equal(param, same)
+
+
+def test_a_state_of_something_else_gets_one_line():
+    groups, loss, validation = problem()
+    tuner = GlocalTuner(SGD(groups, lr=0.1, momentum=0.9), ("lr", "momentum"), tau=5, validation=validation)
+    for _ in range(3):
+        tuner.step(loss())
+    other = GlocalTuner(SGD(problem()[0], lr=0.1, momentum=0.9), ("lr",), tau=5, validation=validation)
+    for state, message in (
+        ({"steps": 3}, "not of a GlocalTuner"),
+        ([], "not of a GlocalTuner"),
+        (tuner.state_dict(), "other parameters or hyper-parameters"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            other.load_state_dict(state)
+    assert other.state_dict()["steps"] == 0

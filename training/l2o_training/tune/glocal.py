@@ -4,7 +4,9 @@ import statistics
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,54 +14,30 @@ from torch.optim import Optimizer
 
 from l2o_runtime.config import require
 from l2o_runtime.stepping.whole import listed
-from l2o_training.meta.estimators.glocal import Foretold, foretell
+from l2o_training.tune.estimates import Estimate, follow, gradients, require_settings
 from l2o_training.tune.steps import method_of, moved, push, read, require_tunable, slope, write
-
-Estimate = Literal["glocal", "local", "mean"]
 
 ENOUGH = 5
 """Updates before a user is told that most have no steady mode."""
 
 
-def relative(estimate: Tensor, trajectory: Tensor) -> Tensor:
-    """ĥ / mean |h_t|, within −1 … 1, by hyper-parameter: short where local hypergradients disagree.
+@dataclass
+class Progress:
+    """How far a tuner is.
 
-    Args:
-        estimate: (p,).
-        trajectory: (τ, p).
-
-    >>> relative(torch.tensor([0.3, 9.0]), torch.tensor([[1.0, 2.0], [-1.0, 2.0]]))
-    tensor([0.3000, 1.0000])
+    Attributes:
+        steps: of the optimizer.
+        updates, fallbacks, skipped, residuals, steady: see `GlocalTuner.health`; the latter two of every update.
+        trajectory: hypergradients since the last update, (p,) each.
     """
-    size = trajectory.abs().mean(0)
-    return torch.where(size > 0, estimate / size, 0.0).clamp(-1, 1)
 
-
-def follow(
-    trajectory: Tensor, estimate: Estimate, tolerance: float, delay: int | None = None
-) -> tuple[Tensor, Foretold | None]:
-    """The `relative` step that an estimate from a trajectory (τ, p) asks for, and what was foretold, if anything."""
-    if estimate == "glocal":
-        found = foretell(trajectory, tolerance, delay)
-        return relative(found.value, trajectory), found
-    return relative(trajectory[-1] if estimate == "local" else trajectory.mean(0), trajectory), None
-
-
-def require_settings(what: str, tau: int, meta_lr: float, estimate: str, tolerance: float) -> None:
-    """Refuse what nothing can be estimated with.
-
-    Args:
-        what: is measured τ times.
-        tau, meta_lr, estimate, tolerance: as in `GlocalTuner`.
-
-    Raises:
-        ConfigError: a number is out of range, or there is no such estimate.
-    """
-    require(tau >= 3, f"tau: expected 3 {what} or more, got {tau}")
-    require(meta_lr > 0, f"meta_lr: expected a positive number, got {meta_lr}")
-    require(0 <= tolerance <= 1, f"tolerance: expected a number in 0..1, got {tolerance}")
-    allowed = ", ".join(get_args(Estimate))
-    require(estimate in get_args(Estimate), f"estimate: {estimate!r} is not one of {allowed}")
+    steps: int = 0
+    updates: int = 0
+    fallbacks: int = 0
+    skipped: int = 0
+    residuals: list[float] = field(default_factory=list)
+    steady: list[int] = field(default_factory=list)
+    trajectory: list[Tensor] = field(default_factory=list)
 
 
 class GlocalTuner:
@@ -131,11 +109,8 @@ class GlocalTuner:
         self.optimizer, self.validation, self.tau, self.every = optimizer, validation, tau, every
         self.meta_lr, self.estimate, self.tolerance, self.delay = meta_lr, estimate, tolerance, delay
         self.tuned = [(index, name) for index in range(len(optimizer.param_groups)) for name in names]
-        self._steps = self._updates = self._fallbacks = self._skipped = 0
-        self._residuals: list[float] = []
-        self._steady: list[int] = []
+        self._done = Progress()
         self._warned = False
-        self._trajectory: list[Tensor] = []
         self._tangents: dict[Tensor, list[Tensor]] = {}
 
     def step(self, loss: Tensor) -> None:
@@ -153,10 +128,10 @@ class GlocalTuner:
         for param, grad in zip(params, grads, strict=True):
             param.grad = None if grad is None else grad.detach()
         self.optimizer.step()
-        self._steps += 1
-        last = self._steps % (self.every * self.tau) == 0
-        if last or (self._steps % self.every == 0 and self.estimate != "local"):
-            self._trajectory.append(self.hypergradient())
+        self._done.steps += 1
+        last = self._done.steps % (self.every * self.tau) == 0
+        if last or (self._done.steps % self.every == 0 and self.estimate != "local"):
+            self._done.trajectory.append(self.hypergradient())
         if last:
             self._update()
 
@@ -182,12 +157,43 @@ class GlocalTuner:
         updates; fallbacks: of them had no steady mode, and took the mean; skipped: had numbers that are not finite;
         residual: of the linear model, relative; steady: modes; values: as they are.
         """
+        done = self._done
         medians = {
-            "residual": statistics.median(self._residuals) if self._residuals else None,
-            "steady": statistics.median(self._steady) if self._steady else None,
+            "residual": statistics.median(done.residuals) if done.residuals else None,
+            "steady": statistics.median(done.steady) if done.steady else None,
         }
-        counters = {"updates": self._updates, "fallbacks": self._fallbacks, "skipped": self._skipped}
+        counters = {"updates": done.updates, "fallbacks": done.fallbacks, "skipped": done.skipped}
         return counters | medians | {"values": self.values()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a tuner of the same arguments goes on from, beside the state of its optimizer, which has the values."""
+        return deepcopy(vars(self._done)) | {
+            "tangents": [[tangent.clone() for tangent in self._tangents.get(param, [])] for param in self._params()]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`; load the optimizer's, too.
+
+        Raises:
+            ConfigError: the state is of a tuner of another kind, or of other parameters or hyper-parameters.
+        """
+        known = {*vars(self._done), "tangents"}
+        require(isinstance(state, dict) and state.keys() == known, "state: not of a GlocalTuner")
+        found = deepcopy(state)
+        tangents, params, rows = found.pop("tangents"), self._params(), len(self.tuned)
+        fits = len(tangents) == len(params) and all(
+            len(kept) == 1 + len(self.method.slots) and tangent.shape == (rows, *param.shape)
+            for param, kept in zip(params, tangents, strict=True)
+            for tangent in kept
+        )
+        fits = fits and all(row.shape == (rows,) for row in found["trajectory"])
+        require(fits, "state: of a tuner of other parameters or hyper-parameters")
+        self._done = Progress(**found)
+        self._tangents = {
+            param: [tangent.to(param.device, param.dtype) for tangent in kept]
+            for param, kept in zip(params, tangents, strict=True)
+            if kept
+        }
 
     def _params(self) -> list[Tensor]:
         return [param for param in listed(self.optimizer.param_groups) if param.requires_grad]
@@ -249,15 +255,16 @@ class GlocalTuner:
 
     def _update(self) -> None:
         """Step the hyper-parameters, and begin anew."""
-        step, found = follow(torch.stack(self._trajectory), self.estimate, self.tolerance, self.delay)
+        done = self._done
+        step, found = follow(torch.stack(done.trajectory), self.estimate, self.tolerance, self.delay)
         if found is not None:
-            self._fallbacks += found.fell_back
-            self._residuals.append(found.residual)
-            self._steady.append(int(found.steady.sum()))
-        self._updates += 1
-        self._trajectory, self._tangents = [], {}
+            done.fallbacks += found.fell_back
+            done.residuals.append(found.residual)
+            done.steady.append(int(found.steady.sum()))
+        done.updates += 1
+        done.trajectory, self._tangents = [], {}
         if not bool(step.isfinite().all()):
-            self._skipped += 1
+            done.skipped += 1
             return
         for (index, name), change in zip(self.tuned, step.tolist(), strict=True):
             group = self.optimizer.param_groups[index]
@@ -265,22 +272,15 @@ class GlocalTuner:
         self._warn()
 
     def _warn(self) -> None:
-        if self._warned or self._updates < ENOUGH or 2 * self._fallbacks <= self._updates:
+        done = self._done
+        if self._warned or done.updates < ENOUGH or 2 * done.fallbacks <= done.updates:
             return
         self._warned = True
         warnings.warn(
-            f"{self._fallbacks} of {self._updates} updates had no steady mode, and took the mean of the local "
+            f"{done.fallbacks} of {done.updates} updates had no steady mode, and took the mean of the local "
             "hypergradients: raise tau or tolerance, use a larger or fixed validation batch, or estimate='mean'",
             stacklevel=4,
         )
-
-
-def gradients(what: str, loss: Any, params: list[Tensor], create_graph: bool = False) -> list[Tensor | None]:
-    """Of a loss, None where it does not depend on a parameter."""
-    good = isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad
-    got = f"shape {tuple(loss.shape)}, graph: {loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
-    require(good, f"{what}: expected a loss of one number with its graph (no .item(), no no_grad), got {got}")
-    return list(torch.autograd.grad(loss.sum(), params, create_graph=create_graph, allow_unused=True))
 
 
 def _slot(state: Any, name: str, param: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Weights of training examples from the hypergradients of a clean set: those with wrong labels lose theirs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from l2o_runtime.config import require
-from l2o_training.tune.glocal import Estimate, follow, gradients, require_settings
+from l2o_training.tune.estimates import Estimate, follow, gradients, require_settings
 
 FARTHEST = 8.0
 """Logits stay within ± this: weights of 0.0003 … 0.9997."""
@@ -103,3 +105,22 @@ class ExampleWeights:
         self._trajectory = []
         step = torch.where(step.isfinite(), step, 0.0).to(self.logits.dtype)
         self.logits = (self.logits - self.meta_lr * step).clamp(-FARTHEST, FARTHEST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What weights of the same arguments go on from."""
+        counters = {"updates": self.updates, "fallbacks": self.fallbacks}
+        return counters | {"logits": self.logits.clone(), "trajectory": list(self._trajectory)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`.
+
+        Raises:
+            ConfigError: the state is of something else, or of another number of examples.
+        """
+        require(isinstance(state, dict) and state.keys() == self.state_dict().keys(), "state: not of ExampleWeights")
+        require(
+            all(row.shape == self.logits.shape for row in (state["logits"], *state["trajectory"])),
+            f"state: of {len(state['logits'])} examples, these are {len(self.logits)}",
+        )
+        self.updates, self.fallbacks = state["updates"], state["fallbacks"]
+        self.logits, self._trajectory = state["logits"].clone().cpu(), list(state["trajectory"])
