@@ -19,11 +19,13 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping import average
 from l2o_runtime.stepping.advice import Advice, outside
+from l2o_runtime.stepping.checks import CONTEXT, check_state
 from l2o_runtime.stepping.collect import Collector
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
-from l2o_runtime.stepping.engine import Replicas, advance, advance_exported, diagnose, observe
+from l2o_runtime.stepping.engine import Replicas, advance, diagnose, observe
+from l2o_runtime.stepping.exported import advance_exported
 from l2o_runtime.stepping.losses import common_loss, evaluate
-from l2o_runtime.stepping.parts import CONTEXT, STATE_DTYPES, Part, check_state, kept_in
+from l2o_runtime.stepping.parts import STATE_DTYPES, Part, kept_in
 from l2o_runtime.stepping.schedule import Schedule
 from l2o_runtime.stepping.whole import around_load, counters, listed, saved_states, share, taken, whole
 from l2o_runtime.wrappers.guard import STATE, Guard

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.state import StateSpec
-from l2o_runtime.stepping.parts import Part, acts, check_gradient, make_part
+from l2o_runtime.stepping.checks import check_gradient
+from l2o_runtime.stepping.parts import Part, acts, make_part
 from l2o_runtime.stepping.whole import States
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l2o_runtime.files.exported import ExportedRule
 from l2o_runtime.kernels import Kernel, fits, select
 from l2o_runtime.layout import describe
 from l2o_runtime.rules import Rule
@@ -227,7 +226,7 @@ def _advance(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> None
     for piece in part.chunks():
         with full_precision(good.device):
             delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
-        _write(piece.state, new, good)
+        write(piece.state, new, good)
         part.move(piece.theta, delta, good)
 
 
@@ -238,7 +237,7 @@ def _direct(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> Movin
         whole = {} if part.groups else local.prepare(part.gradient, _wide(part.state), part.shape)
         for piece in replace(part, state=part.state | whole).chunks():
             direction, new = local.update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
-            _write(piece.state, new, good)
+            write(piece.state, new, good)
             directions.append(direction)
         return Moving(part, steering, directions, torch.stack([_energy(d) for d in directions]).sum())
 
@@ -273,45 +272,15 @@ def _steer(
     steering, new = rule.on(loss.device).steer(sums, shapes, loss, context_state | states)
     # Of what has no gradient on any rank nothing changes; the first sum of rules with states of tensors is a count.
     shared = bool(states) and any(part.groups for part in parts)
-    _write_contexts(context_state, parts, new, good, sums[:, 0] > 0 if shared else None)
+    write_contexts(context_state, parts, new, good, sums[:, 0] > 0 if shared else None)
     return list(steering.expand(len(parts), -1).split(1))
 
 
-def advance_exported(rule: ExportedRule, parts: list[Part], loss: Tensor, context_state: State, good: Tensor) -> None:
-    """As `advance`, with an exported file, which takes all coordinates at once and computes its own statistics.
-
-    Raises:
-        RuntimeError: a parameter is sharded.
-    """
-    if any(part.groups for part in parts):
-        raise RuntimeError(f"{rule.path.name} holds the whole step; sharded parameters need a .safetensors rule")
-    sizes = [len(part.theta) for part in parts]
-
-    def join(tensors: list[Tensor]) -> Tensor:
-        # The step count is one number per parameter here, and one per coordinate in the file.
-        return torch.cat([(t.expand(n) if len(t) != n else t).cpu() for t, n in zip(tensors, sizes, strict=True)])
-
-    coordinates = {key: join([part.state[key].float() for part in parts]) for key in rule.spec.coordinate}
-    thetas = join([part.theta.float() for part in parts])
-    grads = torch.cat([piece.grad.cpu() for part in parts for piece in part.chunks()])
-    states = {key: torch.stack([part.own[key].cpu() for part in parts]) for key in rule.spec.tensor}
-    layout = rule.layout([part.shape for part in parts]) if rule.per_tensor else None
-    loss = torch.where(good, loss, 0.0)
-    delta, coordinates, new = rule(thetas, grads, loss, coordinates, context_state | states, layout)
-    _write_contexts(context_state, parts, new, good)
-    pieces = {key: value.split(sizes) for key, value in coordinates.items()}
-    for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
-        fine = good.to(part.param.device)
-        _write(part.state, {key: split[i] for key, split in pieces.items()}, fine)
-        part.move(part.theta, move.to(fine.device), fine)
-        part.finish(fine)
-
-
-def _write_contexts(
+def write_contexts(
     context_state: State, parts: list[Part], new: State, good: Tensor, present: Tensor | None = None
 ) -> None:
     """Overwrite the context's state and, where `present` (parts,), those of tensors, which are rows of `new`."""
-    _write(context_state, {key: new[key] for key in context_state}, good)
+    write(context_state, {key: new[key] for key in context_state}, good)
     for key in parts[0].own:
         states = [part.own[key] for part in parts]
         old = torch.stack([state.to(good.device) for state in states])
@@ -319,7 +288,7 @@ def _write_contexts(
         torch._foreach_copy_(states, list(torch.where(there, new[key].to(good.device), old)))
 
 
-def _write(state: State, new: State, good: Tensor) -> None:
+def write(state: State, new: State, good: Tensor) -> None:
     """Overwrite tensors if the step is good; the step count is advanced once per parameter, in `Part.finish`."""
     for key, value in new.items():
         if key != "step":

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from l2o_runtime.state import State, StateSpec, zeros
+from l2o_runtime.stepping.checks import CONTEXT
 from l2o_runtime.stepping.engine import REASONS
-from l2o_runtime.stepping.parts import CONTEXT
 
 HEALTH = ("steps", *REASONS)
 """What is counted, in the order of the state `health`."""

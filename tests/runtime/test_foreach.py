@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2o_runtime import LearnedOptimizer, save_rule
 from l2o_runtime.config import DMDConfig
-from l2o_runtime.kernels import foreach, select
+from l2o_runtime.kernels import foreach, foreach_plan, select
+from l2o_runtime.kernels.foreach_plan import add_up, levels_of
 from l2o_runtime.rules import DirectionalConfig, LSTMConfig, NormalizedConfig
 from l2o_training.bench.operators import operators
 
@@ -81,8 +82,8 @@ def check(monkeypatch, script, rule, close=CLOSE, **options):
 
 @pytest.mark.parametrize(("most", "width"), [(2**26, 256), (200, 4), (1, 8)], ids=str)
 def test_changing_sets_of_gradients(files, monkeypatch, most, width):
-    monkeypatch.setattr(foreach, "MOST", most)
-    monkeypatch.setattr(foreach, "WIDTH", width)
+    monkeypatch.setattr(foreach_plan, "MOST", most)
+    monkeypatch.setattr(foreach_plan, "WIDTH", width)
     monkeypatch.setattr(foreach, "PLANS", 2)
 
     def script(params, optimizer):
@@ -167,8 +168,8 @@ def test_wild_shapes_and_sizes(files, shapes, seed, scale):
             optimizer.step()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foreach, "WIDTH", 8)
-        patch.setattr(foreach, "MOST", 300)
+        patch.setattr(foreach_plan, "WIDTH", 8)
+        patch.setattr(foreach_plan, "MOST", 300)
         made = partial(parameters, [tuple(shape) for shape in shapes])
         check(patch, script, files["rule"], {"rtol": 1e-4, "atol": 1e-5 * max(1.0, scale)}, params=made)
 
@@ -307,7 +308,7 @@ def test_it_is_taken_only_if_asked_for(monkeypatch):
 def test_sums_over_rows(counts, seed):
     rows = torch.randn(sum(counts), 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     expected = torch.stack([own.sum(0) for own in rows.split(counts)])
-    torch.testing.assert_close(foreach.add_up(rows, foreach.levels_of(counts, CPU)), expected)
+    torch.testing.assert_close(add_up(rows, levels_of(counts, CPU)), expected)
 
 
 @pytest.mark.cuda
