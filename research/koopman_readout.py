@@ -1,8 +1,8 @@
 """Is where a window of steps comes to rest a better read-out than the parameters, or their averages?
 
 Verdict: on least squares and matrix factorisation, ill-conditioned and without noise, twelve and three times lower, and
-better than both averages; on a SIREN by an eighth. Elsewhere within 4 % of the parameters, but for a PINN, whose loss is
-a third higher there. With minibatches it is as good as the mean of the last tenth, and no better.
+better than both averages; on a SIREN by an eighth. Elsewhere within 4 % of the parameters, but for a PINN, whose loss
+is a third higher there. With minibatches it is as good as the mean of the last tenth, and no better.
 
     python research/koopman_readout.py --seeds 1 2 3 4 5
 
