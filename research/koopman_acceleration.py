@@ -202,7 +202,7 @@ def noisy(name: str, seeds: list[int], steps: int, root: Path) -> dict[str, floa
     last = max(steps // 10, 1)
 
     def final(make: Callable[..., Optimizer], lr: float, seed: int) -> float:
-        losses = train(script, lambda p, lr, steps: (make(p, lr=lr), None), lr, seed, steps).losses
+        losses = train(script, lambda p, lr, steps: (make(p, lr=lr), None), lr, seed, steps).train
         return float(losses[0, -last:].mean())
 
     rates = (0.001, 0.003, 0.01)

@@ -135,7 +135,7 @@ PLANS = {
         title="Do the dynamics of each tensor's steps help?",
         text="The default rule `directional`, whose networks see eigenvalues of DMD (2, 20) of sketches of their "
         "tensor's steps, every tenth step; its size corrections are meta-trained by evolution strategies on whole "
-        "optimizations of 200 to 600 steps with little noise, 48 updates. Compared over 2,000 steps on five other "
+        "optimizations of 200 to 600 steps with little noise, 12 updates. Compared over 2,000 steps on five other "
         "tasks with as little noise.",
         experiments=(
             Experiment(

@@ -123,8 +123,8 @@ TWO_TIERS = (
 """A context for the whole model, and one for each tensor."""
 
 _CALM = (
-    "epochs=48",
-    "validate_every=8",
+    "epochs=12",
+    "validate_every=4",
     "horizon=600",
     "shortest=200",
     "lanes=4",
