@@ -5,7 +5,7 @@ by either mends a rate that is far too small, to within 5 % of the best of 14; f
 search of equal cost is better. Without noise, on logistic regression, the foretold one is ahead at a small tolerance.
 On meta-gradients of a fixed learner it gains 0.02 in cosine, for ten times fewer updates.
 
-    python research/glocal_tuning.py errors --data-root data --seeds 10
+    python research/glocal_tuning.py errors --data-root data --seeds 20
     python research/glocal_tuning.py settings --data-root data
     python research/glocal_tuning.py rates --data-root data --seeds 1 2 3
     python research/glocal_tuning.py cost
