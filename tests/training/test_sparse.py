@@ -31,6 +31,11 @@ def test_the_dictionary_is_unit_gaussian_and_as_ill_conditioned_as_asked():
     assert 30 < float(values[0] / values[-1]) < 70
     assert float(torch.linalg.cond(matrix)) < 10
     assert torch.equal(dictionary(30, 60, 3), dictionary(30, 60, 3))
+    correlated = dictionary(1000, 60, 0, correlation=0.5)
+    products = correlated.T @ correlated
+    assert products.diagonal().sub(1).abs().max() < 1e-5
+    assert products.diagonal(1).mean() == pytest.approx(0.5, abs=0.02)
+    assert products.diagonal(2).mean() == pytest.approx(0.25, abs=0.02)
 
 
 def test_data_are_as_sparse_and_noisy_as_asked():
@@ -81,7 +86,12 @@ def test_they_are_for_tasks_with_structure_alone():
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [({"condition": 0.5}, "condition: must be 1"), ({"perturbed": -1.0}, "perturbed"), ({"sparsity": 0.0}, "sparsity")],
+    [
+        ({"condition": 0.5}, "condition: must be 1"),
+        ({"correlation": 1.0}, "correlation: must be"),
+        ({"perturbed": -1.0}, "perturbed"),
+        ({"sparsity": 0.0}, "sparsity"),
+    ],
 )
 def test_data_that_cannot_be_are_told(keys, message):
     with pytest.raises(ConfigError, match=message):
@@ -101,6 +111,8 @@ def test_a_matrix_of_ones_own(tmp_path):
         task_of(matrix=str(tmp_path / "none.npy"))
     with pytest.raises(ConfigError, match="condition: not with matrix"):
         task_of(condition=5.0, **keys)
+    with pytest.raises(ConfigError, match="correlation: not with matrix"):
+        task_of(correlation=0.5, **keys)
 
 
 @pytest.fixture

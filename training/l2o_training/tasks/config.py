@@ -59,6 +59,7 @@ class SparseConfig:
         weight: λ of the Lasso that is the loss.
         seed: of A.
         condition: κ, the ratio of the largest to the smallest singular value of A; absent leaves them as drawn.
+        correlation: ρ of neighbouring columns of A, whose inner product is about that; 0 for independent ones.
         perturbed: standard deviation of what is added to A where b is made, times √m; solvers read A as it was.
         score: what comparisons look at, the loss, or ‖x − x*‖²/E‖x*‖².
     """
@@ -73,6 +74,7 @@ class SparseConfig:
     seed: int = 0
     matrix: str = dataclasses.field(default="", metadata=LATER)
     condition: float | None = dataclasses.field(default=None, metadata=LATER)
+    correlation: float = dataclasses.field(default=0.0, metadata=LATER)
     perturbed: float = dataclasses.field(default=0.0, metadata=LATER)
     score: Literal["loss", "nmse"] = dataclasses.field(default="loss", metadata=LATER)
 
@@ -82,8 +84,10 @@ class SparseConfig:
         require(0 < self.sparsity <= 1, f"sparsity: must be in (0, 1], got {self.sparsity}")
         require(self.weight >= 0, f"weight: must be 0 or more, got {self.weight}")
         require(self.perturbed >= 0, f"perturbed: must be 0 or more, got {self.perturbed}")
-        alone = not self.matrix or self.condition is None
-        require(alone, "condition: not with matrix, whose numbers are taken as they are: leave it out")
+        for key in ("condition", "correlation"):
+            alone = not self.matrix or not getattr(self, key)
+            require(alone, f"{key}: not with matrix, whose numbers are taken as they are: leave it out")
+        require(0 <= self.correlation < 1, f"correlation: must be in [0, 1), got {self.correlation}")
         usable = self.condition is None or self.condition >= 1
         require(usable, f"condition: must be 1 or more, or absent, got {self.condition}")
         require(0 <= self.seed < 2**31, f"seed: must be in 0..2147483647, got {self.seed}")
@@ -345,9 +349,10 @@ def make_task(config: TaskConfig, load: Load, device: torch.device) -> Task:
     if isinstance(config, QuadraticConfig):
         return QuadraticTask(config.size, device)
     if isinstance(config, SparseConfig):
-        size = config.rows, config.columns
-        drawn = not config.matrix
-        matrix = dictionary(*size, config.seed, config.condition) if drawn else own_matrix(config.matrix, *size)
+        if config.matrix:
+            matrix = own_matrix(config.matrix, config.rows, config.columns)
+        else:
+            matrix = dictionary(config.rows, config.columns, config.seed, config.condition, config.correlation)
         return SparseTask(
             matrix,
             weight=config.weight,

@@ -10,7 +10,7 @@ from l2o_runtime.solvers.classical import lasso
 from l2o_training.tasks.base import Instances, Seen, Task, generator
 
 
-def dictionary(rows: int, columns: int, seed: int, condition: float | None = None) -> Tensor:
+def dictionary(rows: int, columns: int, seed: int, condition: float | None = None, correlation: float = 0.0) -> Tensor:
     """A (m, n) with entries from N(0, 1/m), and columns of norm 1.
 
     Args:
@@ -18,8 +18,14 @@ def dictionary(rows: int, columns: int, seed: int, condition: float | None = Non
         seed: of the entries.
         condition: κ; where given, singular values fall evenly in their logarithms from 1 to 1/κ, before columns are
             scaled to norm 1, which moves them a little.
+        correlation: ρ; columns k apart have an inner product of about ρᵏ.
     """
     matrix = torch.randn(rows, columns, generator=generator(seed, torch.device("cpu"))) / rows**0.5
+    if correlation:
+        found = [matrix[:, 0]]
+        for column in matrix.unbind(1)[1:]:
+            found.append(correlation * found[-1] + (1 - correlation**2) ** 0.5 * column)
+        matrix = torch.stack(found, dim=1)
     if condition is not None:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         matrix = left * condition ** -torch.linspace(0, 1, len(values)) @ right

@@ -64,8 +64,8 @@ PANELS = {
         },
     ),
     "-coherent": Panel(
-        "A of condition number 50",
-        replace(CLEAN, name="sparse-coherent", condition=50.0),
+        "coherent A, neighbours 0.5",
+        replace(CLEAN, name="sparse-coherent", correlation=0.5),
         {
             "lista": (None, -13.6),
             "lista-cp": (None, -19.3),
@@ -91,8 +91,8 @@ PANELS = {
 """What a preset's name ends in → the panel.
 
 LISTA and LFISTA of 512 × 1024 have more numbers than a file may have. How the published
-coherent A was drawn is not known here: in its place stands one whose singular values fall by a factor of 50, a number
-chosen before anything was trained on it.
+coherent A was drawn is not known here: in its place stands one whose neighbouring columns have inner products of about
+0.5, a number chosen before anything was trained on it.
 """
 
 LASSO = {"lista-lasso": 2e-2, "alista-lasso": 8.5e-3}

@@ -43,9 +43,9 @@ TEXT = (
     "and Lasso problems as in its Figure 6. The published recipe trains each stage of each layer until 2,000 updates "
     "of batch 128 help no more. The presets do not: a stage has at most 800 updates of batch 64, layers begin with "
     "what the layer before has learned, and the first with ALISTA's analytic weight, where the published ones begin "
-    "as ISTA. LAMP begins as AMP. How the coherent A of Figure 5 was drawn is not known to us: an ill-conditioned "
-    "one, whose singular values fall by a factor of 50, stands in its place, so that the figures can be compared in "
-    "their order alone."
+    "as ISTA. LAMP begins as AMP. How the coherent A of Figure 5 was drawn is not known to us: one whose neighbouring "
+    "columns have inner products of about 0.5 stands in its place, so that its figures can be compared in their order "
+    "alone."
 )
 DEFINITION = (
     "NMSE is 10 log₁₀(Σ‖x − x*‖²/Σ‖x*‖²) over 1,024 signals. Open-L2O's code, which made the published figures, takes "
