@@ -26,7 +26,7 @@ from l2o_runtime.stepping.engine import Replicas, advance, diagnose, observe
 from l2o_runtime.stepping.exported import advance_exported
 from l2o_runtime.stepping.losses import common_loss, evaluate
 from l2o_runtime.stepping.parts import STATE_DTYPES, Part, kept_in
-from l2o_runtime.stepping.schedule import Schedule, one_matrix
+from l2o_runtime.stepping.schedule import Schedule
 from l2o_runtime.stepping.whole import around_load, counters, listed, saved_states, share, taken, whole
 from l2o_runtime.wrappers.guard import STATE, Guard
 
@@ -287,7 +287,7 @@ class LearnedOptimizer(Optimizer):
 
     def decay(self, group: dict[str, Any]) -> float:
         """For wrappers: the part of itself that a parameter of a group loses in a step."""
-        factor = float(self._factor(group))
+        factor = float(self._schedule.factor(group, self._steps))
         return float(group["lr"]) * factor * self._rule.config.decay_unit * float(group["weight_decay"])
 
     @contextmanager
@@ -340,15 +340,9 @@ class LearnedOptimizer(Optimizer):
 
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
-        return self._collector.collect(self.param_groups, self.state, self._factor)
-
-    def _factor(self, group: dict[str, Any]) -> Tensor | float:
-        """What the schedule makes of a group's lr."""
-        return self._schedule.factor(group, self._steps, self._alone)
-
-    def _alone(self) -> bool:
-        """Whether there is one matrix among what is trained, whether it has a gradient at present or not."""
-        return one_matrix(param.shape for param in listed(self.param_groups) if param.requires_grad)
+        return self._collector.collect(
+            self.param_groups, self.state, lambda group: self._schedule.factor(group, self._steps)
+        )
 
     def _advance(self, parts: list[Part], loss: Tensor, found: State) -> Tensor:
         """A step of the rule, where `found` belongs to the whole; the verdict: see `diagnose`."""

@@ -10,13 +10,13 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.rules.base import mean_squares
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State, zeros
-from l2o_runtime.stepping.schedule import anytime, one_matrix, told
+from l2o_runtime.stepping.schedule import anytime, told
 
 COORDINATES, OPTIMIZATION, LAYOUT = "coordinates/", "optimization/", "layout/"
 """What names in the state begin with: the rule's state per coordinate, the rest of it, and the layout."""
 
-DONE, TOTAL, ALONE = "schedule/done", "schedule/total", "schedule/alone"
-"""Numbers of steps, so far and in the whole, 0 for a whole that is not known; and whether there is one matrix."""
+DONE, TOTAL = "schedule/done", "schedule/total"
+"""Numbers of steps, so far and in the whole; 0 for a whole that is not known."""
 
 
 class Chosen(NamedTuple):
@@ -62,7 +62,6 @@ class Descent(Solver):
             state |= {
                 DONE: torch.zeros((), device=device),
                 TOTAL: torch.tensor(float(problems.steps or 0), device=device),
-                ALONE: torch.tensor(one_matrix(problems.shapes), device=device),
             }
         return state
 
@@ -77,10 +76,9 @@ class Descent(Solver):
         """What the schedule says of this step, and its new state."""
         if not self.scheduled:
             return 1.0, {}
-        done, total, alone = state[DONE] + 1, state[TOTAL], state[ALONE]
-        length = total.clamp_min(1)
-        known = torch.where(alone, told(done, length, alone=True), told(done, length))
-        return torch.where(total > 0, known, anytime(done)), {DONE: done, TOTAL: total, ALONE: alone}
+        done, total = state[DONE] + 1, state[TOTAL]
+        factor = torch.where(total > 0, told(done, total.clamp_min(1)), anytime(done))
+        return factor, {DONE: done, TOTAL: total}
 
     def choose(self, params: Tensor, state: State, places: Tensor) -> Chosen:
         """Begin with some coordinates (B, k) where all of them (B, n) stand."""

@@ -4,7 +4,7 @@ Three cases, in this order: `total_steps` is known; a scheduler of torch drives 
 group; nobody says anything. Factors are tensors, so that nothing has to wait for a device and a step compiles.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,6 @@ LENGTH = 2500
 LONGEST = 3.0
 """How much longer they may be."""
 
-ALONE = 10.0
-"""How long steps of a single matrix would be at the beginning of a run of known length, beside the longest."""
-
 ANYTIME = 4 / 3
 """How long steps would be at the beginning of such a run, beside the longest where the length is known."""
 
@@ -53,32 +50,14 @@ def linear(step: Any, total: int | Tensor) -> Any:
     return at_most(step / at_least(WARM_UP * total, 1.0), 1.0) * at_least(1 - step / total, 0.0)
 
 
-def told(step: Any, total: int | Tensor, alone: bool = False) -> Any:
-    """`linear`, times √(2500 / T) in shorter runs than 2,500 steps, but at most 3; or times 10 (1 − t/T).
-
-    Args:
-        step, total: t and T.
-        alone: there is one matrix: nothing multiplies what a step does, and the loss is often convex. Long steps get
-            to where it is flat, and a faster fall averages their noise.
+def told(step: Any, total: int | Tensor) -> Any:
+    """`linear`, times √(2500 / T) in shorter runs than 2,500 steps, but at most 3.
 
     >>> told(torch.tensor(50), 100), told(torch.tensor(500), 625), told(torch.tensor(5000), 10_000)
     (tensor(1.5000), tensor(0.4000), tensor(0.5000))
-    >>> told(torch.tensor(50), 100, alone=True)
-    tensor(2.5000)
     """
-    if alone:
-        return ALONE * linear(step, total) * at_least(1 - step / total, 0.0)
     longer = at_most(at_least(LENGTH / total, 1.0), LONGEST**2) ** 0.5
     return longer * linear(step, total)
-
-
-def one_matrix(shapes: Iterable[Sequence[int]]) -> bool:
-    """Whether tensors of these shapes are one matrix, and besides it vectors and numbers at most: a linear model.
-
-    >>> one_matrix([(10, 784), (10,)]), one_matrix([(20, 784), (10, 20)]), one_matrix([(8, 3, 5, 5)])
-    (True, False, False)
-    """
-    return [len(shape) for shape in shapes if len(shape) > 1] == [2]
 
 
 def anytime(step: Any) -> Any:
@@ -103,13 +82,12 @@ class Schedule:
     total: int | None = None
     fades: bool = False
 
-    def factor(self, group: dict[str, Any], done: Callable[[], Tensor], alone: Callable[[], bool]) -> Tensor | float:
+    def factor(self, group: dict[str, Any], done: Callable[[], Tensor]) -> Tensor | float:
         """On a group's lr in the next step.
 
         Args:
             group: of parameters.
             done: gives the number () of steps so far; it is asked only where that matters.
-            alone: says whether there is `one_matrix`; so is it.
         """
         if self.total is None and not (self.fades and "initial_lr" not in group):
             return 1.0
@@ -117,12 +95,13 @@ class Schedule:
         # Python takes a tenth of the time that operators take, where nothing has to be waited for.
         here = before.device.type == "cpu" and not torch.compiler.is_compiling()
         at: Tensor | float = before.item() + 1 if here else before.double() + 1
-        found: Tensor | float
-        if self.total is None:
-            found = anytime(at)
-        else:
-            found = told(at, self.total, alone()) if self.fades else linear(at, self.total)
+        found: Tensor | float = anytime(at) if self.total is None else self._length(at, self.total)
         return found
+
+    @property
+    def _length(self) -> Callable[[Tensor | float, int], Tensor | float]:
+        """Of the steps of a run of known length."""
+        return told if self.fades else linear
 
     def fall(self, done: Callable[[], Tensor]) -> float:
         """For optimizers that have their own size: `linear` in a run of known length, else 1."""

@@ -70,9 +70,8 @@ struct Signature {
 inline double linear(double step, double total) {
   return std::min(step / std::max(0.02 * total, 1.0), 1.0) * std::max(1 - step / total, 0.0);
 }
-inline double told(double step, double total, bool alone) {
-  const double longer = alone ? 10 * std::max(1 - step / total, 0.0) : std::sqrt(std::clamp(2500 / total, 1.0, 9.0));
-  return longer * linear(step, total);
+inline double told(double step, double total) {
+  return std::sqrt(std::clamp(2500 / total, 1.0, 9.0)) * linear(step, total);
 }
 inline double anytime(double step) { return 4.0 / 3 * std::min(step / 20, 1.0) / std::sqrt(1 + step / 25); }
 
@@ -195,18 +194,11 @@ class Optimizer {
     return at::cat(parts);
   }
 
-  // One matrix, and besides it vectors and numbers at most: a linear model.
-  bool one_matrix() const {
-    int64_t found = 0;
-    for (const auto& shape : shapes_) found += shape.size() == 2 ? 1 : shape.size() > 2 ? 2 : 0;
-    return found == 1;
-  }
-
   double factor(double step) const {
     const bool fades = signature_.scheduled && !options.constant;
     const double length = double(options.total_steps);
     if (length == 0) return fades ? anytime(step) : 1;
-    return fades ? told(step, length, one_matrix()) : linear(step, length);
+    return fades ? told(step, length) : linear(step, length);
   }
 
   at::Tensor zeros(const std::string& type, const std::vector<std::string>& sides) const {

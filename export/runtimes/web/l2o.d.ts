@@ -72,5 +72,5 @@ export class Optimizer {
 
 /** What lr is multiplied by in step t, from 1, of a run of T. */
 export function linear(step: number, total: number): number;
-export function told(step: number, total: number, alone?: boolean): number;
+export function told(step: number, total: number): number;
 export function anytime(step: number): number;

@@ -27,17 +27,10 @@ export function linear(step, total) {
   return Math.min(step / Math.max(0.02 * total, 1), 1) * Math.max(1 - step / total, 0);
 }
 
-/** `linear`, times √(2500 / T), within 1 … 3; or, where one matrix is alone, times 10 (1 − t/T). */
-export function told(step, total, alone = false) {
-  const longer = alone ? 10 * Math.max(1 - step / total, 0) : Math.sqrt(Math.min(Math.max(2500 / total, 1), 9));
-  return longer * linear(step, total);
+/** `linear`, times √(2500 / T), within 1 … 3. */
+export function told(step, total) {
+  return Math.sqrt(Math.min(Math.max(2500 / total, 1), 9)) * linear(step, total);
 }
-
-/** One matrix, and besides it vectors and numbers at most: a linear model. */
-const oneMatrix = (shapes) => {
-  const large = shapes.filter((shape) => shape.length > 1);
-  return large.length === 1 && large[0].length === 2;
-};
 
 /** 4/3 min(1, t/20) / √(1 + t/25). */
 export function anytime(step) {
@@ -112,7 +105,6 @@ export class Optimizer {
   #session;
   #signature;
   #sizes;
-  #alone;
   #layout = {};
   #state = [];
   #counters = { steps: 0, nonfinite_gradient: 0, nonfinite_loss: 0, nonfinite_parameter: 0, zero_gradient: 0 };
@@ -144,7 +136,6 @@ export class Optimizer {
       throw new L2OError(`onnxruntime does not read it: ${error.message ?? error}`);
     }
     found.#sizes = shapes.map(product);
-    found.#alone = oneMatrix(shapes);
     found.#arrange(shapes);
     return found;
   }
@@ -209,7 +200,7 @@ export class Optimizer {
   #factor(step) {
     const fades = this.#signature.scheduled && this.schedule === "auto";
     if (this.totalSteps === null) return fades ? anytime(step) : 1;
-    return fades ? told(step, this.totalSteps, this.#alone) : linear(step, this.totalSteps);
+    return (fades ? told : linear)(step, this.totalSteps);
   }
 
   /** See l2o.d.ts. */

@@ -64,4 +64,4 @@ def test_told_a_rule_takes_the_steps_on_flat_tasks_that_its_optimizer_takes(rule
     """In short runs a rule that leaves its size to a schedule has longer steps; another has not."""
     (told,) = contenders.rules([rule], ["total"])
     steps = told.solver(1.0, 625)
-    assert [steps.factor(done, False) for done in (12, 499)] == pytest.approx([factor * (1 - 13 / 625), factor / 5])
+    assert [steps.factor(done) for done in (12, 499)] == pytest.approx([factor * (1 - 13 / 625), factor / 5])

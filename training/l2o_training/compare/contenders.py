@@ -188,12 +188,9 @@ def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, 
     if schedule is None:
         return Descent(rule)
     if schedule == "cosine":
-        return Scheduled(Descent(rule, scheduled=False), lambda done, alone: cosine(done, total=steps))
+        return Scheduled(Descent(rule, scheduled=False), partial(cosine, total=steps))
     own = stepping.Schedule(steps, fades=rule.config.scheduled)
-    return Scheduled(
-        Descent(rule, scheduled=False),
-        lambda done, alone: float(own.factor({}, lambda: torch.tensor(done), lambda: alone)),
-    )
+    return Scheduled(Descent(rule, scheduled=False), lambda done: float(own.factor({}, lambda: torch.tensor(done))))
 
 
 @functools.lru_cache(8)
@@ -208,25 +205,23 @@ class Scheduled(Solver):
 
     Args:
         solver: makes the steps.
-        factor: after so many steps, of one matrix or of several.
+        factor: after so many steps.
     """
 
-    def __init__(self, solver: Solver, factor: Callable[[int, bool], float]):
+    def __init__(self, solver: Solver, factor: Callable[[int], float]):
         super().__init__()
         self.solver, self.factor = solver, factor
 
     def init(self, problems: Problems) -> State:
-        """The other's state, the number of steps, and whether there is one matrix."""
-        own = {"done": torch.zeros((), dtype=torch.int64), "alone": torch.tensor(stepping.one_matrix(problems.shapes))}
-        return self.solver.init(problems) | own
+        """The other's state, and the number of steps."""
+        return self.solver.init(problems) | {"done": torch.zeros((), dtype=torch.int64)}
 
     def step(self, point: Point, state: State) -> tuple[Tensor, State]:
         """θ + factor · (what the other would make of θ, less θ)."""
-        done, alone = state["done"], state["alone"]
-        inner = {key: value for key, value in state.items() if key not in ("done", "alone")}
-        params, inner = self.solver.step(point, inner)
-        moved = point.params + self.factor(int(done), bool(alone)) * (params - point.params)
-        return moved, inner | {"done": done + 1, "alone": alone}
+        done = state["done"]
+        params, state = self.solver.step(point, {key: value for key, value in state.items() if key != "done"})
+        moved = point.params + self.factor(int(done)) * (params - point.params)
+        return moved, state | {"done": done + 1}
 
 
 def name_of(path: Path) -> str:
