@@ -44,7 +44,7 @@ TEXT = (
     "of batch 128 help no more. The presets do not: a stage has at most 800 updates of batch 64, layers begin with "
     "what the layer before has learned, and the first with ALISTA's analytic weight, where the published ones begin "
     "as ISTA. LAMP begins as AMP. How the coherent A of Figure 5 was drawn is not known to us: one whose neighbouring "
-    "columns have inner products of about 0.5 stands in its place, so that its figures can be compared in their order "
+    "columns have inner products of about 0.9 stands in its place, so that its figures can be compared in their order "
     "alone."
 )
 DEFINITION = (
