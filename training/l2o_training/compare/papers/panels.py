@@ -90,9 +90,9 @@ PANELS = {
 }
 """What a preset's name ends in → the panel.
 
-LISTA and LFISTA of 512 × 1024 have more numbers than a file may have. How the published coherent A was drawn is not known
-here: in its place stands one whose neighbouring columns have inner products of about 0.9. (At 0.5 ALISTA recovers as it
-does from independent columns.)
+LISTA and LFISTA of 512 × 1024 have more numbers than a file may have. How the published coherent A was drawn is not
+known here: in its place stands one whose neighbouring columns have inner products of about 0.9. (At 0.5 ALISTA recovers
+as it does from independent columns.)
 """
 
 LASSO = {"lista-lasso": 2e-2, "alista-lasso": 8.5e-3}
