@@ -85,9 +85,11 @@ class Plan:
         sums: (pieces, TOTALS, width) float64, where it adds up.
         owned: (1 + STATES, parts) float32, copies of the step counts and of what belongs to whole tensors; there, and
             in what follows, parts are filled up to whole vectors.
+        steps, aged: of it, (parts,), the step counts, and how often a tensor was steered.
         doubles, floats, scalars: what `l2o_runtime.kernels.steering_code` reads.
         told: and what it makes.
-        gather, scatter: tables that copy from there and back.
+        steering, telling: addresses of all that it reads, and of what it makes.
+        gather, scatter: tables that copy from there and back; gathering, scattering: their addresses.
         directions: (n,) room for those of any wave.
         free: float32 that a thread needs to orthogonalise any matrix.
         alone: all of it is done in single calls.
