@@ -54,6 +54,18 @@ def zeros_beside(param: Tensor, trailing: tuple[int, ...], dtype: torch.dtype) -
     return zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
 
 
+def stack_beside(param: Tensor, count: int) -> Tensor:
+    """Zeros (count, *param.shape) of its type on its device, each placed over the ranks as `param` is."""
+    shape = (count, *param.shape)
+    if not is_dtensor(param):
+        return param.new_zeros(shape)
+    from torch.distributed.tensor import Shard, zeros
+
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    moved = [Shard(p.dim + 1) if p.is_shard() else p for p in placements]
+    return zeros(shape, dtype=param.dtype, device_mesh=mesh, placements=moved)
+
+
 def shard_groups(param: Tensor) -> Groups:
     """The process groups to sum over so that every coordinate of a tensor counts once."""
     if not is_dtensor(param):

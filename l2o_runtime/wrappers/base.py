@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from l2o_runtime.config import require
+from l2o_runtime.stepping.distributed import is_dtensor
 from l2o_runtime.stepping.whole import listed
 
 INSIDE = "inside_"
@@ -165,9 +166,16 @@ def require_plain(params: Collection[Tensor], what: str) -> None:
     Raises:
         ValueError: some are.
     """
-    from l2o_runtime.stepping.distributed import is_dtensor
-
     if any(is_dtensor(param) for param in params):
         raise ValueError(f"{what} takes plain parameters: these are DTensors (FSDP2, tensor parallelism)")
+    require_real(params, what)
+
+
+def require_real(params: Collection[Tensor], what: str) -> None:
+    """Refuse parameters that are complex.
+
+    Raises:
+        ValueError: some are.
+    """
     if any(torch.is_complex(param) for param in params):
         raise ValueError(f"{what} takes real parameters: optimize torch.view_as_real(param) instead")

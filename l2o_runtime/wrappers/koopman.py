@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from l2o_runtime.stepping.distributed import Groups, local, shard_groups, stack_beside, sum_over
 from l2o_runtime.stepping.losses import Loss, evaluate
 from l2o_runtime.stepping.whole import listed
 from l2o_runtime.wrappers.base import (
@@ -17,7 +18,7 @@ from l2o_runtime.wrappers.base import (
     load_joint_state_dict,
     no_states,
     require_optimizer,
-    require_plain,
+    require_real,
     require_whole,
     take_step,
 )
@@ -40,8 +41,9 @@ class KoopmanAccelerated(Wrapper):
     be below the trend of the last ones by twice their deviation. If it is not, that minibatch is lost. So **between
     two steps the parameters may be on trial**: call `settle()` before they are evaluated or saved for good.
 
-    Memory: `window` + 2 copies of the parameters, and during a try with a closure one of the gradients. Ranks exchange
-    nothing: under DDP replicas stay equal if all have the same loss, so all-reduce it first. DTensors are refused.
+    Memory: `window` + 2 copies of the parameters, and during a try with a closure one of the gradients. Under DDP and
+    FSDP2 all ranks have to pass the same loss, so all-reduce it first. Of DTensors each rank keeps its own shards, and
+    ranks exchange the inner products of steps, m² numbers, in a try.
 
     Args:
         optimizer: the one inside, any but those that call the closure themselves (LBFGS).
@@ -52,7 +54,7 @@ class KoopmanAccelerated(Wrapper):
     Raises:
         TypeError: what is inside is no such optimizer.
         ConfigError: a number is out of range.
-        ValueError: parameters are complex, or DTensors.
+        ValueError: parameters are complex.
 
     >>> x = torch.nn.Parameter(torch.ones(2))
     >>> curvature = torch.tensor([1.0, 0.01])
@@ -73,7 +75,7 @@ class KoopmanAccelerated(Wrapper):
         require_whole(2, 64, window=window)
         require_whole(1, 10**6, every=every)
         require_whole(1, 10**4, stride=stride)
-        require_plain(listed(optimizer.param_groups), type(self).__name__)
+        require_real(listed(optimizer.param_groups), type(self).__name__)
         own = {"window": window, "every": every, "stride": stride}
         self.__setstate__({"optimizer": optimizer, "state": no_states(), **own})
 
@@ -93,7 +95,7 @@ class KoopmanAccelerated(Wrapper):
         """Add a group of parameters to the optimizer inside; the window begins anew. A jump on trial is undone."""
         self.settle()
         super().add_param_group(param_group)
-        require_plain(self.param_groups[-1]["params"], type(self).__name__)
+        require_real(self.param_groups[-1]["params"], type(self).__name__)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Loss = None) -> Any:
@@ -120,7 +122,7 @@ class KoopmanAccelerated(Wrapper):
             self.settle()
             pace = self._pace()
         returned, loss = evaluate(closure, loss)
-        if loss is None and not any(param.grad is not None and param.grad.any() for param in self._followed()):
+        if loss is None and not any(param.grad is not None and local(param.grad).any() for param in self._followed()):
             take_step(self.optimizer, None)  # as tools do that want states to be made
             return returned
         value = self._number(loss)
@@ -170,7 +172,7 @@ class KoopmanAccelerated(Wrapper):
         if self._lent:
             raise RuntimeError("averaged() within averaged(): parameters are lent already")
         params = self._followed()
-        before = [param.detach().clone() for param in params]
+        before = [local(param).detach().clone() for param in params]
         self._lent = True
         try:
             with torch.no_grad():
@@ -181,7 +183,7 @@ class KoopmanAccelerated(Wrapper):
             self._lent = False
             with torch.no_grad():
                 for param, kept in zip(params, before, strict=True):
-                    param.copy_(kept)
+                    local(param).copy_(kept)
 
     def health(self) -> dict[str, int]:
         """How many jumps were tried, and how many of them lowered the loss and stayed."""
@@ -235,8 +237,8 @@ class KoopmanAccelerated(Wrapper):
         for param in self._followed():
             state = self.state[param]
             if "snapshots" not in state:
-                state["snapshots"] = param.new_zeros((self.window + 1, *param.shape))
-            state["snapshots"][pace.kept % (self.window + 1)].copy_(param)
+                state["snapshots"] = stack_beside(param, self.window + 1)
+            local(state["snapshots"])[pace.kept % (self.window + 1)].copy_(local(param))
         pace.kept, pace.since = pace.kept + 1, 0
 
     def _begin(self, pace: Pace) -> None:
@@ -247,24 +249,35 @@ class KoopmanAccelerated(Wrapper):
     def _go(self, ridge: float) -> None:
         """Go where the window, which is full, comes to rest."""
         oldest, params = self._pace().kept % (self.window + 1), self._followed()
-        gram = step_gram([self.state[param]["snapshots"] for param in params], oldest)
+        gram = self._gram(params, oldest)
         if not bool(gram.isfinite().all()):
             return
         weights = resting_weights(gram, ridge)
         for param in params:
-            param.copy_(combine(self.state[param]["snapshots"], weights, oldest))
+            local(param).copy_(combine(local(self.state[param]["snapshots"]), weights, oldest))
+
+    def _gram(self, params: list[Tensor], oldest: int) -> Tensor:
+        """Of the steps of all parameters, on all ranks: (m, m) float64."""
+        split: dict[Groups, list[Tensor]] = {}
+        for param in params:
+            split.setdefault(shard_groups(param), []).append(local(self.state[param]["snapshots"]))
+        gram = torch.zeros((), dtype=torch.float64)
+        for groups, kept in split.items():
+            gram = gram + sum_over(groups, step_gram(kept, oldest).to(kept[0].device)).cpu()
+        return gram
 
     def _jump(self, pace: Pace) -> None:
         """Remember the parameters, and go."""
         self._set(pace)
         for param in self._followed():
-            self.state[param].setdefault("returns_to", torch.empty_like(param)).copy_(param)
+            kept = self.state[param].setdefault("returns_to", torch.empty_like(param))
+            local(kept).copy_(local(param))
         self._go(pace.ridge)
 
     def _swap_back(self) -> None:
         for param in self._followed():
             if "returns_to" in self.state[param]:
-                param.copy_(self.state[param]["returns_to"])
+                local(param).copy_(local(self.state[param]["returns_to"]))
 
     def _try(self, pace: Pace, closure: Callable[[], Any], returned: Any, loss: Loss) -> tuple[Any, Loss]:
         """Jump, and stay there if the closure's loss is lower; what it returned, and the loss, where we are then."""

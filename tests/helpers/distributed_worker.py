@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from l2o_runtime import LearnedOptimizer, save_rule
+from l2o_runtime.wrappers.koopman import KoopmanAccelerated
 
 RULE = "normalized-dmd"
 """A bundled rule with a context, unless a scenario has its own."""
@@ -208,6 +209,41 @@ def with_ddp(**options: object) -> dict[str, float]:
     return parallel(lambda: DistributedDataParallel(network()), process_group=dist.group.WORLD, **options)
 
 
+def accelerated(build: Callable[[], nn.Module], split: bool = True) -> dict[str, float]:
+    """Koopman acceleration on one minibatch, whose mean loss all ranks know; half-way another takes the state over."""
+
+    def begin(model: nn.Module) -> KoopmanAccelerated:
+        return KoopmanAccelerated(torch.optim.SGD(model.parameters(), 0.1), window=4, every=8, stride=1)
+
+    def descend(model: nn.Module, split: bool) -> KoopmanAccelerated:
+        optimizer = begin(model)
+        ((x, y),) = minibatches(0, 1)
+        rows = torch.arange(BATCH).chunk(dist.get_world_size())[dist.get_rank()] if split else torch.arange(BATCH)
+        for step in range(2 * STEPS):
+            if step == STEPS:
+                saved, optimizer = optimizer.state_dict(), begin(model)
+                optimizer.load_state_dict(saved)
+            optimizer.zero_grad()
+            loss = (model(x[rows]) - y[rows]).square().mean()
+            loss.backward()
+            mean = loss.detach().clone()
+            if split:
+                dist.all_reduce(mean)
+                mean /= dist.get_world_size()
+            optimizer.step(loss=mean)
+        optimizer.settle()
+        return optimizer
+
+    model, alone = build(), network()
+    optimizer, reference = descend(model, split), descend(alone, split=False)
+    assert optimizer.health() == reference.health()
+    assert optimizer.health()["jumps"] > 0
+    figures = compare(model, alone)
+    with optimizer.averaged(), reference.averaged():
+        means = compare(model, alone)
+    return {key: max(figures[key], means[key]) for key in figures}
+
+
 def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
     exact = folder / f"exact-{dist.get_rank()}.safetensors"
     save_rule(exact, make_rule(RULES["dmd-exact-normalized"]))
@@ -237,6 +273,9 @@ def make_scenarios(folder: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "FSDP2, hierarchical": lambda: parallel(fully_sharded, rule=tiers, lr=10.0),
         "columns and copies": lambda: parallel(ColumnsAndCopies, split=False),
         "columns and copies, directional": lambda: parallel(ColumnsAndCopies, split=False, **fall),
+        "FSDP2, Koopman": lambda: accelerated(fully_sharded),
+        "FSDP2 over copies, Koopman": lambda: accelerated(hybrid),
+        "columns and copies, Koopman": lambda: accelerated(ColumnsAndCopies, split=False),
         "FSDP2, bfloat16 state": lambda: parallel(fully_sharded, state_dtype=torch.bfloat16),
         "columns and copies, bfloat16 state": lambda: parallel(
             ColumnsAndCopies, split=False, state_dtype=torch.bfloat16

@@ -35,6 +35,8 @@ PARALLEL = {
         "FSDP2, directional",
         "FSDP2, hierarchical",
         "columns and copies, directional",
+        "FSDP2, Koopman",
+        "columns and copies, Koopman",
     ],
     4: [
         "DDP",
@@ -44,6 +46,8 @@ PARALLEL = {
         "FSDP2 over copies",
         "columns and copies",
         "FSDP2 over copies, directional",
+        "FSDP2, Koopman",
+        "FSDP2 over copies, Koopman",
     ],
 }
 FAULT = "a bad batch on one rank"
@@ -114,8 +118,10 @@ def test_ranks_agree_bit_for_bit_and_with_one_process(figures, world):
     for name in (*PARALLEL[world], FAULT):
         figure = figures[world][name]
         assert figure["between ranks"] == 0, name
-        # A sum in another order rounds a number of the state the other way now and then.
-        assert figure["to one process"] <= (1e-2 if "bfloat16" in name else 1e-5), name
+        # A sum in another order rounds a number of the state the other way now and then; and what snapshots are rounded
+        # by is magnified where steps are extrapolated.
+        tolerance = 1e-2 if "bfloat16" in name else 1e-4 if "Koopman" in name else 1e-5
+        assert figure["to one process"] <= tolerance, name
         assert figure["travelled"] > 0.05, f"{name}: nothing moved"
 
 
