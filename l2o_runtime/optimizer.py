@@ -16,10 +16,10 @@ from torch.optim.optimizer import ParamsT
 from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
 from l2o_runtime.rules import Rule
-from l2o_runtime.state import State, StateSpec
+from l2o_runtime.state import CONTEXT, State, StateSpec
 from l2o_runtime.stepping import average
 from l2o_runtime.stepping.advice import Advice, outside
-from l2o_runtime.stepping.checks import CONTEXT, check_state
+from l2o_runtime.stepping.checks import check_state
 from l2o_runtime.stepping.collect import Collector
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, diagnose, observe

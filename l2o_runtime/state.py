@@ -14,6 +14,9 @@ State = dict[str, Tensor]
 StateSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Trailing shape and dtype of every tensor of a state (per coordinate, per tensor, or per optimization)."""
 
+CONTEXT = "context_"
+"""Prefix of a context's state, which belongs to the whole optimization, in that of an optimizer."""
+
 LARGEST = 1e18
 """Gradients are clipped to ± this before they are squared, so that averages of squares stay finite in float32."""
 

@@ -57,10 +57,22 @@ def least_squares(seed: int):
     return [x], lambda: (matrix @ x - target).square().mean()
 
 
-def logistic(seed: int):
-    """Breast cancer, standardised, with a little weight decay."""
+def cancer() -> tuple[Tensor, Tensor]:
+    """Breast cancer: standardised features, and labels."""
     inputs, labels = (torch.tensor(a, dtype=torch.float32) for a in load_breast_cancer(return_X_y=True))
-    inputs = (inputs - inputs.mean(0)) / inputs.std(0)
+    return (inputs - inputs.mean(0)) / inputs.std(0), labels
+
+
+def digits() -> tuple[Tensor, nn.Sequential]:
+    """All images, and an autoencoder for them, 64-32-8-32-64."""
+    images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+    layers = [nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8), nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 64)]
+    return images, nn.Sequential(*layers)
+
+
+def logistic(seed: int):
+    """Breast cancer, with a little weight decay."""
+    inputs, labels = cancer()
     line = nn.Linear(30, 1)
     return list(
         line.parameters()
@@ -77,10 +89,9 @@ def factorisation(seed: int):
 
 
 def autoencoder(seed: int):
-    """600 digits, 64-32-8-32-64."""
-    images = torch.tensor(load_digits().data[:600] / 16, dtype=torch.float32)
-    layers = [nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8), nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 64)]
-    net = nn.Sequential(*layers)
+    """600 digits."""
+    images, net = digits()
+    images = images[:600]
     return list(net.parameters()), lambda: F.mse_loss(net(images), images)
 
 

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from koopman_acceleration import BEST, TASKS
-from sklearn.datasets import load_breast_cancer, load_digits
+from koopman_acceleration import BEST, TASKS, cancer, digits
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -33,9 +32,8 @@ Loss = Callable[[], Tensor]
 
 
 def logistic(rng: torch.Generator) -> tuple[nn.Module, Loss, Loss]:
-    """Breast cancer, standardised."""
-    inputs, labels = (torch.tensor(a, dtype=torch.float32) for a in load_breast_cancer(return_X_y=True))
-    inputs, line = (inputs - inputs.mean(0)) / inputs.std(0), nn.Linear(30, 1)
+    """Breast cancer."""
+    (inputs, labels), line = cancer(), nn.Linear(30, 1)
 
     def loss(index: Tensor) -> Tensor:
         decay = 1e-3 * line.weight.square().sum()
@@ -45,10 +43,8 @@ def logistic(rng: torch.Generator) -> tuple[nn.Module, Loss, Loss]:
 
 
 def autoencoder(rng: torch.Generator) -> tuple[nn.Module, Loss, Loss]:
-    """Digits, 64-32-8-32-64."""
-    images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
-    layers = [nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8), nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 64)]
-    net = nn.Sequential(*layers)
+    """All digits."""
+    images, net = digits()
     return net, *sampled(lambda index: F.mse_loss(net(images[index]), images[index]), len(images), rng)
 
 

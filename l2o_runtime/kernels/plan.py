@@ -242,10 +242,9 @@ class Plan:
 
     def total(self, count: int, pieces: slice = slice(None)) -> np.ndarray:
         """Sums over parts, (parts, count); of some pieces alone."""
-        seen = self.sums[pieces, :count].sum(-1)
+        seen: np.ndarray = self.sums[pieces, :count].sum(-1)
         if len(seen) == len(self.sizes):  # a piece each
-            whole: np.ndarray = seen
-            return whole
+            return seen
         found = np.zeros((len(self.sizes), count))
         np.add.at(found, self.owners[pieces], seen)
         return found

@@ -19,12 +19,6 @@ def share(work: Callable[[T, int], None], items: Sequence[T]) -> None:
         work: takes an item and the number of its thread, which has scratch of its own; nothing is differentiated.
         items: all of them are worked on, in no order that is known.
     """
-    helpers = range(1, min(torch.get_num_threads(), len(items)))
-    if not helpers:
-        with torch.no_grad():
-            for item in items:
-                work(item, 0)
-        return
     left = iter(items)
 
     def some(thread: int) -> None:
@@ -32,6 +26,7 @@ def share(work: Callable[[T, int], None], items: Sequence[T]) -> None:
             for item in left:  # taking the next one is atomic
                 work(item, thread)
 
+    helpers = range(1, min(torch.get_num_threads(), len(items)))
     futures = [_threads().submit(some, thread) for thread in helpers]
     try:
         some(0)

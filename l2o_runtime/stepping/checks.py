@@ -6,11 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from l2o_runtime.state import StateSpec
+from l2o_runtime.state import CONTEXT, StateSpec
 from l2o_runtime.stepping.distributed import local
-
-CONTEXT = "context_"
-"""Prefix of the context's state, which belongs to the whole optimization."""
 
 OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$|log_lr$)")
 """How states of rules are called; those of other names belong to somebody else, and are carried along."""

@@ -43,27 +43,17 @@ def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     return part
 
 
-def zeros_beside(param: Tensor, trailing: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros of shape (*param.shape, *trailing) on the same device, placed over the ranks as `param` is."""
-    shape = (*param.shape, *trailing)
+def zeros_beside(param: Tensor, trailing: tuple[int, ...], dtype: torch.dtype, leading: tuple[int, ...] = ()) -> Tensor:
+    """Zeros of shape (*leading, *param.shape, *trailing) on the same device, placed over the ranks as `param` is."""
+    shape = (*leading, *param.shape, *trailing)
     if not is_dtensor(param):
         return torch.zeros(shape, dtype=dtype, device=param.device)
-    from torch.distributed.tensor import zeros
-
-    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    return zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
-
-
-def stack_beside(param: Tensor, count: int) -> Tensor:
-    """Zeros (count, *param.shape) of its type on its device, each placed over the ranks as `param` is."""
-    shape = (count, *param.shape)
-    if not is_dtensor(param):
-        return param.new_zeros(shape)
     from torch.distributed.tensor import Shard, zeros
 
     mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    moved = [Shard(p.dim + 1) if p.is_shard() else p for p in placements]
-    return zeros(shape, dtype=param.dtype, device_mesh=mesh, placements=moved)
+    if leading:
+        placements = [Shard(p.dim + len(leading)) if p.is_shard() else p for p in placements]
+    return zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
 
 
 def shard_groups(param: Tensor) -> Groups:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from l2o_runtime.state import State, StateSpec, zeros
-from l2o_runtime.stepping.checks import CONTEXT
+from l2o_runtime.state import CONTEXT, State, StateSpec, zeros
 from l2o_runtime.stepping.engine import REASONS
 
 HEALTH = ("steps", *REASONS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from l2o_runtime.stepping.distributed import Groups, local, shard_groups, stack_beside, sum_over
+from l2o_runtime.stepping.distributed import Groups, local, shard_groups, sum_over, zeros_beside
 from l2o_runtime.stepping.losses import Loss, evaluate
 from l2o_runtime.stepping.whole import listed
 from l2o_runtime.wrappers.base import (
@@ -237,7 +237,7 @@ class KoopmanAccelerated(Wrapper):
         for param in self._followed():
             state = self.state[param]
             if "snapshots" not in state:
-                state["snapshots"] = stack_beside(param, self.window + 1)
+                state["snapshots"] = zeros_beside(param, (), param.dtype, leading=(self.window + 1,))
             local(state["snapshots"])[pace.kept % (self.window + 1)].copy_(local(param))
         pace.kept, pace.since = pace.kept + 1, 0
 

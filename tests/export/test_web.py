@@ -142,14 +142,13 @@ def race(exported):
 
 @needs_node
 def test_the_page_trains_without_the_page(race):
-    found = race
-    assert found["error"] < 1e-4
-    assert found["accuracy"]["learned"] > 0.85
-    assert found["accuracy"]["adam"] > 0.85
-    assert len(set(found["first"])) == 1  # one start, one batch
-    assert found["smooth"] == pytest.approx([2, 2, 2])
-    assert found["points"][0][1] == pytest.approx(0, abs=20)  # the top
-    assert all(0 <= x <= 640 and 0 <= y <= 280 for x, y in found["points"])
+    assert race["error"] < 1e-4
+    assert race["accuracy"]["learned"] > 0.85
+    assert race["accuracy"]["adam"] > 0.85
+    assert len(set(race["first"])) == 1  # one start, one batch
+    assert race["smooth"] == pytest.approx([2, 2, 2])
+    assert race["points"][0][1] == pytest.approx(0, abs=20)  # the top
+    assert all(0 <= x <= 640 and 0 <= y <= 280 for x, y in race["points"])
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +211,7 @@ def test_a_browser_shows_the_page_and_trains_in_it(browser, address, race, rule)
         ".map(found => found.getAttribute('points') ?? found.textContent)"
     )
     assert len(curve.split()) == 100
+    assert float(loss) < 0.5
     # Rules that look at logarithms and signs lead elsewhere from a start that is changed by 1e-7: 5 % for l2o.
     tolerance = {"rel": 0.1} if rule in ("l2o", "l2o-dmd", "l2o-kae") else {"abs": 1e-3}
     assert float(loss) == pytest.approx(train_in_python(rule, **race["drawn"]), **tolerance)
