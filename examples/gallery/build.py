@@ -148,10 +148,14 @@ def main() -> None:
     torch.set_num_threads(1)
     lines, verdicts = [], []
     for name in chosen.families:
-        rule = train(name, chosen.out, chosen.minutes, chosen.nproc)
-        found, verdict = compare(name, rule, chosen.runs, chosen.thin)
-        adam = next(row["train"] for row in found["results"] if row["optimizer"] == "adam")
-        lines.append(line(name, found, shorter(name, rule, adam, chosen.runs)))
+        kept = chosen.out / name / "found.json"
+        if not kept.is_file():
+            rule = train(name, chosen.out, chosen.minutes, chosen.nproc)
+            found, verdict = compare(name, rule, chosen.runs, chosen.thin)
+            adam = next(row["train"] for row in found["results"] if row["optimizer"] == "adam")
+            kept.write_text(json.dumps([found, verdict, shorter(name, rule, adam, chosen.runs)]), encoding="utf-8")
+        found, verdict, k = json.loads(kept.read_text())
+        lines.append(line(name, found, k))
         verdicts.append(f"- **{name}**, {verdict}")
         print(lines[-1], verdicts[-1], sep="\n", flush=True)
     lines += ["", *verdicts, "", *elsewhere(chosen.families, chosen.out, chosen.runs // 2), ""]

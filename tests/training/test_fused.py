@@ -17,6 +17,7 @@ from l2o_runtime.solvers import Descent
 from l2o_runtime.state import zeros
 from l2o_training.compare.flat import rollout
 from l2o_training.fused import lstm as fused
+from l2o_training.fused import pieces
 from l2o_training.fused import tiered as fused_scale
 from l2o_training.meta.objectives import Loss, loss_objectives
 from l2o_training.meta.steppers import Recomputing, Stepper
@@ -202,8 +203,8 @@ def some_steps(rule, lead, steps=4):
 @pytest.mark.parametrize("name", [name for name in RULES if name.endswith("scale")])
 def test_two_tiers_step_by_step(monkeypatch, name, lead, most):
     """Steps, states and the derivatives by all parameters, of tensors in one piece and in several."""
-    monkeypatch.setattr(fused_scale, "PIECE", most)
-    fused_scale._pieces.cache_clear()
+    monkeypatch.setattr(pieces, "PIECE", most)
+    pieces._pieces.cache_clear()
     results = []
     for rule in two_tiers(name):
         deltas, *states = some_steps(rule, lead)
@@ -211,7 +212,7 @@ def test_two_tiers_step_by_step(monkeypatch, name, lead, most):
         parameters = [p for p in rule.parameters() if p.numel()]
         grads = torch.autograd.grad((weights * deltas).sum(), parameters, allow_unused=True)
         results.append([deltas, *(state[key] for state in states for key in sorted(state)), *grads])
-    fused_scale._pieces.cache_clear()
+    pieces._pieces.cache_clear()
     assert isinstance(rule, fused_scale.FusedTieredRule)
     for ours, expected in zip(reversed(results[1]), reversed(results[0]), strict=True):
         if expected is None:
@@ -242,17 +243,17 @@ def test_the_meta_gradient_of_two_tiers():
 
 
 def test_two_tiers_need_no_gradient_and_no_one_thread(monkeypatch):
-    monkeypatch.setattr(fused_scale, "PIECE", 50)
+    monkeypatch.setattr(pieces, "PIECE", 50)
     before, (plain, ours) = torch.get_num_threads(), two_tiers()
     results = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            fused_scale._pieces.cache_clear()
+            pieces._pieces.cache_clear()
             results.append(rollout(Descent(ours), instances(), 12))
     finally:
         torch.set_num_threads(before)
-        fused_scale._pieces.cache_clear()
+        pieces._pieces.cache_clear()
     assert torch.equal(*results)
     torch.testing.assert_close(results[0], rollout(Descent(plain), instances(), 12), rtol=1e-5, atol=0)
 

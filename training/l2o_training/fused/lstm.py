@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.contexts.passes import turned_off
-from l2o_runtime.rules import LSTMRule, Rule, TieredRule
+from l2o_runtime.rules import DirectionalRule, LSTMRule, Rule, TieredRule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.state import State
 
@@ -25,6 +25,7 @@ try:
     from l2o_runtime.kernels.emit import Compiled
     from l2o_runtime.kernels.lstm import LARGEST
     from l2o_runtime.kernels.threads import share
+    from l2o_training.fused.directional import FusedDirectionalRule
     from l2o_training.fused.sweep import BACKWARD, FORWARD, module_of
     from l2o_training.fused.tiered import FusedTieredRule
     from l2o_training.fused.tile import Shape, choose_shape
@@ -44,6 +45,8 @@ def fuse(rule: Rule) -> Rule:
     match rule:
         case TieredRule():
             return _become(FusedTieredRule, rule)
+        case DirectionalRule():
+            return _become(FusedDirectionalRule, rule)
         case LSTMRule():
             rule.cell = _become(FusedLSTM, rule.cell)
     return rule

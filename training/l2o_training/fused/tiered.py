@@ -10,14 +10,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, store, widest
 from l2o_runtime.kernels.pieces_code import module_of_pieces
-from l2o_runtime.kernels.threads import share
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, network, tiered_module
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.features import LARGEST_SIZE, combine, lowest_root, step_size
@@ -27,9 +25,7 @@ from l2o_runtime.rules.tiered import SCALARS as IN_STEERING
 from l2o_runtime.rules.tiered import UNITS, TieredRule
 from l2o_runtime.rules.tiered_features import INPUTS, directions, look
 from l2o_runtime.state import State
-
-PIECE = 8192
-"""Coordinates of a tensor that are summed up in one go, at most."""
+from l2o_training.fused.pieces import Pieces
 
 DECAYS = torch.tensor(BETAS)
 
@@ -47,7 +43,8 @@ class FusedTieredRule(TieredRule):
         numbers[..., : len(BETAS)] = _corrections(state)
         arrays = _arrays(param, grad, state)
         results = torch.zeros(pieces.count, TOTALS, widest(), dtype=torch.float64)
-        pieces.run("observe", False, numbers.expand(*param.shape[:-1], pieces.tensors, -1), arrays, results)
+        expanded = numbers.expand(*param.shape[:-1], pieces.tensors, -1)
+        pieces.run(_compile(False)[0]["observe"], expanded, arrays, results)
         return pieces.collect(results)[..., 1:]
 
     def forward(
@@ -102,77 +99,6 @@ def _corrections(state: State) -> Tensor:
     return 1 - DECAYS**step
 
 
-class Pieces:
-    """The tensors of all instances, cut up.
-
-    Args:
-        sizes: of the tensors of an instance.
-        lead: leading dimensions, of instances.
-
-    Attributes:
-        owners, starts, counts: of every piece the number of its tensor among all of them, its first coordinate among
-            all, and how many there are.
-    """
-
-    def __init__(self, sizes: tuple[int, ...], lead: torch.Size):
-        self.lead, self.tensors = lead, len(sizes)
-        firsts = [sum(sizes[:index]) for index in range(len(sizes))]
-        cuts = [
-            (owner, first + low, min(PIECE, size - low))
-            for owner, (first, size) in enumerate(zip(firsts, sizes, strict=True))
-            for low in range(0, size, PIECE)
-        ]
-        owners, starts, counts = np.array(cuts).T
-        copies = np.arange(lead.numel())[:, None]
-        self.owners = (owners + self.tensors * copies).ravel()
-        self.starts = (starts + sum(sizes) * copies).ravel()
-        self.counts = np.tile(counts, len(copies))
-
-    @classmethod
-    def of(cls, layout: Layout, lead: torch.Size) -> "Pieces":
-        """The pieces of a layout, which are the same in every step."""
-        return _pieces(tuple(layout.shapes[:, 1].long().tolist()), lead)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.counts)
-
-    def run(
-        self, name: str, restrained: bool, numbers: Tensor, arrays: Sequence[Tensor], results: Tensor | None = None
-    ) -> None:
-        """Call the code for all pieces.
-
-        Args:
-            name: of the function.
-            restrained: whether steps are.
-            numbers: (..., S, k) float32.
-            arrays: (..., n) float32 each, contiguous.
-            results: (pieces, …), a row for each, if there are sums.
-        """
-        numbers = numbers.detach().contiguous()
-        columns = [self.counts, numbers.data_ptr() + 4 * numbers.shape[-1] * self.owners]
-        columns += [array.data_ptr() + 4 * self.starts for array in arrays]
-        if results is not None:
-            columns.append(results.data_ptr() + results[0].nbytes * np.arange(self.count))
-        table = np.stack(columns, axis=1)
-        size = -(-self.count // torch.get_num_threads())
-        run = _compile(restrained)[0][name]
-
-        def work(first: int, _: int) -> None:
-            run(min(size, self.count - first), table[first:].ctypes.data)
-
-        share(work, range(0, self.count, size))
-
-    def collect(self, results: Tensor) -> Tensor:
-        """Sums over the pieces of every tensor: (..., S, k), from (pieces, k, width)."""
-        total = results.new_zeros(self.lead.numel() * self.tensors, results.shape[1])
-        return total.index_add_(0, torch.from_numpy(self.owners), results.sum(-1)).view(*self.lead, self.tensors, -1)
-
-
-_pieces = functools.lru_cache(maxsize=256)(Pieces)
-
-
 class _Step(torch.autograd.Function):
     """Steps (..., n) and new averages, from numbers (..., S, k), gradients, parameters and averages (..., n)."""
 
@@ -180,7 +106,7 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, pieces: Pieces, restrained: bool, numbers: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
         grad, param, *averages = arrays
         delta, new = torch.empty_like(param), [average.clone() for average in averages]
-        pieces.run("update", restrained, numbers, [grad, param, *new, delta])
+        pieces.run(_compile(restrained)[0]["update"], numbers, [grad, param, *new, delta])
         ctx.pieces, ctx.restrained = pieces, restrained
         ctx.save_for_backward(numbers, *arrays)
         ctx.mark_non_differentiable(*new)
@@ -191,7 +117,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, grad_delta: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         pieces, (numbers, *arrays) = ctx.pieces, ctx.saved_tensors
         results = numbers.new_zeros(pieces.count, SLOPES, widest())
-        pieces.run("gradient", ctx.restrained, numbers, [*arrays, grad_delta.contiguous()], results)
+        pieces.run(_compile(ctx.restrained)[0]["gradient"], numbers, [*arrays, grad_delta.contiguous()], results)
         slopes, total = pieces.collect(results), torch.zeros_like(numbers)
         total[..., SCALARS - 1 :] = slopes
         return None, None, total, *[None] * len(arrays)
