@@ -64,8 +64,8 @@ def main() -> None:
     Console(width=110).print(table)
     per_second = [1e3 * config.batch * len(config.tasks) / total for total in totals]
     print(
-        f"{config.batch} instances at once, {args.threads} threads: {per_second[0]:.0f} and {per_second[1]:.0f} steps of "
-        f"an instance per second, {per_second[1] / per_second[0]:.2f} times as many; geometric mean of the ratios "
+        f"{config.batch} instances at once, {args.threads} threads: {per_second[0]:.0f} and {per_second[1]:.0f} steps "
+        f"of an instance per second, {per_second[1] / per_second[0]:.2f} times as many; geometric mean of the ratios "
         f"{geometric_mean(ratios):.2f}"
     )
 
