@@ -1,4 +1,4 @@
-"""ISTA with a learned step size per layer, here (`step-lista`) and in deepinv, which makes the same layers of its parts.
+"""ISTA with a learned step size per layer, here (`step-lista`) and in deepinv, which makes such layers of its parts.
 
 Both start from 1/L for every layer, see the same problems, and are trained by Adam on the squared error of x. Printed
 are how far apart what they recover is before and after that, and the time of a forward pass and of an update, in turns.
@@ -26,9 +26,7 @@ class Theirs(nn.Module):
 
     def __init__(self, matrix: Tensor):
         super().__init__()
-        self.physics = deepinv.physics.LinearPhysics(
-            A=lambda x, **_: x @ matrix.T, A_adjoint=lambda b, **_: b @ matrix
-        )
+        self.physics = deepinv.physics.LinearPhysics(A=lambda x, **_: x @ matrix.T, A_adjoint=lambda b, **_: b @ matrix)
         self.model = deepinv.optim.PGD(
             data_fidelity=deepinv.optim.data_fidelity.L2(),
             prior=deepinv.optim.prior.L1Prior(),
