@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, each, load, store
-from l2o_runtime.kernels.pieces_code import add_up, module_of_pieces, observing, pointers
+from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, each, expect, load, store
+from l2o_runtime.kernels.pieces_code import AHEAD, add_up, module_of_pieces, observing, pointers
 from l2o_runtime.rules.agreement import SUMS
 from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
@@ -17,7 +17,7 @@ TOTALS = 1 + SUMS
 """Σ|g|, then `l2o_runtime.rules.agreement.Sums`."""
 
 NUMBERS = len(BETAS) + 1 + MIXED + 2
-"""Numbers of a tensor: 1 − βᵗ, 1 where it was orthogonalised, w, what decay leaves of θ, and −length · lr / RMS(d)."""
+"""Numbers of a tensor: 1 / (1 − βᵗ), 1 if it was orthogonalised, w, what decay leaves of θ, −length · lr / RMS(d)."""
 
 
 def directional_module(width: int, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
@@ -54,6 +54,8 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
     orthogonal, *weights = scalars[len(BETAS) :]
 
     def squares(at: list[Any]) -> list[Vector]:
+        ahead = [builder.add(at[0], I64(AHEAD))]
+        expect(builder, [builder.gep(pointer, ahead) for pointer in (grad, *states, whole)])
         places = [builder.gep(pointer, at) for pointer in (*states, whole)]
         g, momentum, *old = (
             load(builder, pointer, size) for pointer in (builder.gep(grad, at), places[-1], *places[:-1])

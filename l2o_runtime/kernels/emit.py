@@ -301,6 +301,21 @@ def each(builder: Any, size: int, start: Any, blocks: Any, body: Callable[[Any],
     loop(builder, blocks, [], one)
 
 
+def expect(builder: Any, places: Sequence[Any], locality: int = 3) -> None:
+    """Ask for what lies at some addresses before it is read; beyond the end of an array that does no harm.
+
+    Args:
+        builder: where to write.
+        places: addresses of float32.
+        locality: how long it is kept in caches, 0 to 3.
+    """
+    module, name = builder.module, "llvm.prefetch.p0"
+    if name not in module.globals:
+        ir.Function(module, ir.FunctionType(VOID, [POINTER] + [I32] * 3), name=name)
+    for place in places:
+        builder.call(module.globals[name], [builder.bitcast(place, POINTER), I32(0), I32(locality), I32(1)])
+
+
 def along(builder: Any, count: Any, width: int, body: Callable[[Any, int], None]) -> None:
     """Go through numbers, `width` at a time and then one by one; `body` is given a place and how many there are."""
     for size, start, blocks in spans(builder, count, width):

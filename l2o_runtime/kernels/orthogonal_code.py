@@ -1,7 +1,6 @@
 """LLVM code that orthogonalises matrices, as `l2o_runtime.rules.orthogonal` does; vectors go along the k directions.
 
-With a vector for the k numbers of a row, a matrix and its transpose differ in nothing but strides, and no number of
-rows or columns leaves a remainder, except where coordinates are gone through end to end.
+What goes through whole matrices is in `matrix_code`; here are the products of k × k numbers, and the order of it all.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,39 +17,28 @@ from l2o_runtime.kernels.emit import (
     VOID,
     Mask,
     Vector,
-    along,
-    broadcast,
-    constant,
     load,
     loop,
-    reduced,
     shuffle,
     store,
 )
+from l2o_runtime.kernels.matrix_code import DOUBLE, MatrixCode
 from l2o_runtime.kernels.pieces_code import rows_of
-from l2o_runtime.rules.agreement import FAST
 from l2o_runtime.rules.orthogonal import (
     COEFFICIENTS,
     ITERATIONS,
     RIDGE,
     SMALLEST_NORM,
     SMALLEST_REST,
-    SMALLEST_SIZE,
 )
-from l2o_runtime.state import LARGEST
-
-ROWS = 4
-"""Rows that are gone through together, so that what they are multiplied with is loaded once."""
 
 LARGEST_RANK = 32
 """Directions whose sums stay in registers."""
 
-DOUBLE = F64.as_pointer()
-
 
 def room(rank: int, rows: int, columns: int) -> int:
     """Float32 that the code needs besides a matrix of rows ≤ columns."""
-    return rank * (4 * rows + 2 * columns + 2 * 6 * rank)
+    return rows + rank * (3 * rows + 2 * columns + 2 * 6 * rank)
 
 
 def orthogonal_module(rank: int, width: int) -> ir.Module:
@@ -70,105 +58,15 @@ def orthogonal_module(rank: int, width: int) -> ir.Module:
     return module
 
 
-class _Code:
+class _Code(MatrixCode):
     """The functions; each is written once."""
 
     def __init__(self, module: ir.Module, rank: int, width: int):
-        self.module, self.rank, self.width = module, rank, width
-        passes = [I64] * 4 + [POINTER] * 3
-        self.rowwise = self._function("rowwise", passes, self._rowwise)
-        self.columnwise = self._function("columnwise", passes, self._columnwise)
+        super().__init__(module, rank, width)
         self.gram = self._function("gram", [I64, POINTER, DOUBLE], self._gram)
         self.times = self._function("times", [I64, POINTER, DOUBLE, POINTER], self._times)
         self.product = self._function("product", [DOUBLE] * 3, self._product)
         self.whitening = self._function("whitening", [DOUBLE] * 3, self._whitening)
-        self.transposed = self._function("transposed", [I64, POINTER, POINTER], self._transposed)
-        self.composed = self._function("composed", [I64, I64] + [POINTER] * 4, self._composed)
-
-    def _function(self, name: str, kinds: Sequence[Any], write: Callable[..., None]) -> Any:
-        function = ir.Function(self.module, ir.FunctionType(VOID, kinds), name=name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")  # once is enough: LLVM takes its time
-        for argument in function.args:
-            if isinstance(argument.type, ir.PointerType):
-                argument.add_attribute("noalias")
-        builder = ir.IRBuilder(function.append_basic_block())
-        write(builder, *function.args)
-        builder.ret_void()
-        return function
-
-    def _row(self, builder: Any, pointer: Any, row: Any) -> Any:
-        """Address of a row of k numbers."""
-        return builder.gep(pointer, [builder.mul(row, I64(self.rank))])
-
-    def _load(self, builder: Any, pointer: Any, row: Any) -> Vector:
-        return load(builder, self._row(builder, pointer, row), self.rank)
-
-    def _store(self, builder: Any, vector: Vector, pointer: Any, row: Any) -> None:
-        store(builder, vector, self._row(builder, pointer, row))
-
-    def _number(self, builder: Any, pointer: Any, *index: Any) -> Vector:
-        """A number k times; an index of two numbers is of a row of k and a place in it."""
-        at = index[0] if len(index) == 1 else builder.add(builder.mul(index[0], I64(self.rank)), index[1])
-        return broadcast(builder, builder.gep(pointer, [at]), self.rank)
-
-    def _zero(self, builder: Any, kind: Any) -> Vector:
-        return Vector(builder, constant(ir.VectorType(kind, self.rank), 0.0))
-
-    def _unit(self, builder: Any, place: Any, number: Vector) -> Vector:
-        """A row of zeros but for one number, which is a vector of one."""
-        zero = self._zero(builder, number.value.type.element)
-        one = builder.extract_element(number.value, I32(0))
-        return Vector(builder, builder.insert_element(zero.value, one, builder.trunc(place, I32)))
-
-    def _rowwise(
-        self, builder: Any, outer: Any, inner: Any, so: Any, si: Any, x: Any, factors: Any, result: Any
-    ) -> None:
-        """result[o, :] = Σ_i x[o, i] factors[i, :], where numbers of x lie end to end along i."""
-
-        def block(first: Any, count: int) -> None:
-            starts = [builder.gep(x, [builder.mul(builder.add(first, I64(row)), so)]) for row in range(count)]
-
-            def body(index: Any, sums: list[Any]) -> list[Any]:
-                factor = self._load(builder, factors, index)
-                at = builder.mul(index, si)
-                return [
-                    self._number(builder, start, at).fma(factor, Vector(builder, total)).value
-                    for start, total in zip(starts, sums, strict=True)
-                ]
-
-            zero = self._zero(builder, F32).value
-            for row, total in enumerate(loop(builder, inner, [zero] * count, body)):
-                self._store(builder, Vector(builder, total), result, builder.add(first, I64(row)))
-
-        along(builder, outer, ROWS, block)
-
-    def _columnwise(
-        self, builder: Any, outer: Any, inner: Any, so: Any, si: Any, x: Any, factors: Any, result: Any
-    ) -> None:
-        """The same where numbers of x lie end to end along o."""
-
-        def clear(index: Any, _: list[Any]) -> list[Any]:
-            self._store(builder, self._zero(builder, F32), result, index)
-            return []
-
-        loop(builder, outer, [], clear)
-
-        def block(first: Any, count: int) -> None:
-            rows = [builder.add(first, I64(row)) for row in range(count)]
-            starts = [builder.gep(x, [builder.mul(row, si)]) for row in rows]
-            given = [self._load(builder, factors, row) for row in rows]
-
-            def body(index: Any, _: list[Any]) -> list[Any]:
-                total, at = self._load(builder, result, index), builder.mul(index, so)
-                for start, factor in zip(starts, given, strict=True):
-                    total = self._number(builder, start, at).fma(factor, total)
-                self._store(builder, total, result, index)
-                return []
-
-            loop(builder, outer, [], body)
-
-        along(builder, inner, ROWS, block)
 
     def _gram(self, builder: Any, count: Any, rows: Any, result: Any) -> None:
         """result = Σ_i rows[i, :]ᵀ rows[i, :], in float64."""
@@ -197,22 +95,6 @@ class _Code:
             return []
 
         loop(builder, I64(self.rank), [], line)
-
-    def _transposed(self, builder: Any, count: Any, rows: Any, result: Any) -> None:
-        """result[a, i] = rows[i, a]."""
-
-        def body(index: Any, _: list[Any]) -> list[Any]:
-            row = self._row(builder, rows, index)
-
-            def inner(place: Any, _: list[Any]) -> list[Any]:
-                one = builder.load(builder.gep(row, [place]), align=4)
-                builder.store(one, builder.gep(result, [builder.add(builder.mul(place, count), index)]), align=4)
-                return []
-
-            loop(builder, I64(self.rank), [], inner)
-            return []
-
-        loop(builder, count, [], body)
 
     def _times(self, builder: Any, count: Any, rows: Any, matrix: Any, result: Any) -> None:
         """result[i, :] = Σ_a rows[i, a] matrix[a, :], in float64 but for what is written."""
@@ -321,34 +203,6 @@ class _Code:
         each(scaled, spare)
         return spare, scale * longer
 
-    def _composed(self, builder: Any, outer: Any, inner: Any, scale: Any, left: Any, right: Any, x: Any) -> None:
-        """x[o, i] ← scale x[o, i] + Σ_a left[o, a] right[a, i]; numbers of x and `right` lie end to end along i."""
-
-        def block(first: Any, count: int) -> None:
-            rows = [builder.add(first, I64(row)) for row in range(count)]
-            starts = [builder.gep(x, [builder.mul(row, inner)]) for row in rows]
-            lines = [self._row(builder, left, row) for row in rows]
-
-            def body(at: Any, size: int) -> None:
-                places = [builder.gep(start, [at]) for start in starts]
-                factor = broadcast(builder, scale, size)
-
-                def add(place: Any, sums: list[Any]) -> list[Any]:
-                    given = load(builder, builder.gep(right, [builder.add(builder.mul(place, inner), at)]), size)
-                    shares = [builder.gep(line, [place]) for line in lines]
-                    return [
-                        broadcast(builder, share, size).fma(given, Vector(builder, total)).value
-                        for share, total in zip(shares, sums, strict=True)
-                    ]
-
-                sums = [(load(builder, place, size) * factor).value for place in places]
-                for total, place in zip(loop(builder, I64(self.rank), sums, add), places, strict=True):
-                    store(builder, Vector(builder, total), place)
-
-            along(builder, inner, self.width, body)
-
-        along(builder, outer, ROWS, block)
-
     def orthogonalise(self) -> Any:
         """The function for one matrix."""
         function = ir.Function(self.module, ir.FunctionType(VOID, [I64] * 3 + [POINTER] * 4), name="orthogonalise_one")
@@ -369,8 +223,9 @@ class _Code:
             return builder.bitcast(start, kind)
 
         gram, *spare = (take(k, DOUBLE) for _ in range(6))
-        signs, seen, basis, mixed = (take(r) for _ in range(4))
+        seen, basis, mixed = (take(r) for _ in range(3))
         inside, across = take(c), take(c)
+        signs = free
         number = builder.alloca(F32)
 
         def combine(outer: Any, inner: Any, so: Any, si: Any, end_to_end: Any, factors: Any, result: Any) -> None:
@@ -383,7 +238,12 @@ class _Code:
 
         size = self._prepared(builder, builder.mul(r, c), grad, momentum, x)
         self._signs(builder, r, size, signs)
-        combine(c, r, by_column, by_row, builder.not_(flat), signs, inside)
+        with builder.if_else(flat) as (then, otherwise):
+            with then:
+                builder.call(self.rows_summed, [r, c, x, signs, across])
+                builder.call(self.turned, [c, across, inside])
+            with otherwise:
+                builder.call(self.columns_summed, [r, c, x, signs, inside])
         combine(r, c, by_row, by_column, flat, inside, seen)
         builder.call(self.gram, [r, seen, gram])
         builder.call(self.whitening, [gram, *spare[:2]])
@@ -413,53 +273,14 @@ class _Code:
         return function
 
     def _signs(self, builder: Any, count: Any, size: Vector, result: Any) -> None:
-        """Row i has the sign of row i of x over ‖x‖² at i mod k; see `l2o_runtime.rules.orthogonal`."""
+        """The sign of every row of x, over ‖x‖²; see `l2o_runtime.rules.orthogonal`."""
         inverse = size.like(1.0).div(size * size)
 
         def body(row: Any, _: list[Any]) -> list[Any]:
             place, block = builder.urem(row, I64(self.rank)), builder.udiv(row, I64(self.rank))
             mixed = builder.add(builder.add(builder.mul(I64(31), block), builder.mul(I64(17), place)), I64(30))
             positive = builder.icmp_signed("<", builder.urem(builder.mul(mixed, block), I64(97)), I64(48))
-            self._store(
-                builder, self._unit(builder, place, inverse.where(Mask(builder, positive), -inverse)), result, row
-            )
+            store(builder, inverse.where(Mask(builder, positive), -inverse), builder.gep(result, [row]))
             return []
 
         loop(builder, count, [], body)
-
-    def _prepared(self, builder: Any, count: Any, grad: Any, momentum: Any, x: Any) -> Vector:
-        """x = Nesterov's momentum over its largest number; its norm, a vector of one float32."""
-        sizes = (self.width, 1)
-        largest, squares = ({size: self._slot(builder, size) for size in sizes} for _ in range(2))
-
-        def average(at: Any, size: int) -> None:
-            new = load(builder, builder.gep(grad, [at]), size).clamp(-LARGEST, LARGEST)
-            value = load(builder, builder.gep(momentum, [at]), size) * (FAST * FAST) + new * (1 - FAST * FAST)
-            store(builder, value, builder.gep(x, [at]))
-            most = Vector(builder, builder.load(largest[size]))
-            builder.store(most.clamp_min(value.abs()).value, largest[size])
-
-        along(builder, count, self.width, average)
-        most = self._reduced(builder, largest, Vector.clamp_min).clamp_min(SMALLEST_NORM)
-        inverse = most.like(1.0).div(most)
-
-        def normed(at: Any, size: int) -> None:
-            place = builder.gep(x, [at])
-            value = load(builder, place, size) * shuffle(inverse, None, [0] * size)
-            store(builder, value, place)
-            builder.store(value.fma(value, Vector(builder, builder.load(squares[size]))).value, squares[size])
-
-        along(builder, count, self.width, normed)
-        return self._reduced(builder, squares, Vector.__add__).sqrt().clamp_min(SMALLEST_SIZE)
-
-    def _slot(self, builder: Any, size: int) -> Any:
-        """Room for a vector, zero."""
-        kind = ir.VectorType(F32, size)
-        slot = builder.alloca(kind)
-        builder.store(constant(kind, 0.0), slot)
-        return slot
-
-    def _reduced(self, builder: Any, slots: dict[int, Any], join: Callable[[Vector, Vector], Vector]) -> Vector:
-        """All numbers in slots as one, a vector of one."""
-        many = reduced(Vector(builder, builder.load(slots[self.width])), join)
-        return join(many, Vector(builder, builder.load(slots[1])))

@@ -155,8 +155,8 @@ def steps_of(parts: list[Part]) -> np.ndarray:
 
 
 def corrections(steps: np.ndarray) -> np.ndarray:
-    """1 − βᵗ of every average, (parts, 3) float32, t with this step in, after so many."""
-    found: np.ndarray = 1 - DECAYS ** (steps[:, None] + 1)
+    """1 / (1 − βᵗ) of every average, (parts, 3) float32, t with this step in, after so many."""
+    found: np.ndarray = 1 / (1 - DECAYS ** (steps[:, None] + 1))
     return found
 
 

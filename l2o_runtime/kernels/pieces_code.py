@@ -6,11 +6,31 @@ from typing import Any, TypeAlias
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import BF16, F64, I64, POINTER, VOID, Vector, broadcast, constant, load, loop, spans
+from l2o_runtime.kernels.emit import (
+    BF16,
+    F32,
+    F64,
+    I64,
+    POINTER,
+    VOID,
+    Vector,
+    broadcast,
+    constant,
+    expect,
+    load,
+    loop,
+    spans,
+)
 from l2o_runtime.rules.statistics import BETAS, Averages, average
 
 Write: TypeAlias = Callable[[Any, Sequence[Any], int, Any, Any, int], None]
 """Writes the code for some coordinates of a piece; see `module_of_pieces`."""
+
+AHEAD = 128
+"""Coordinates before which memory is asked for those to come: it is slow to answer where five arrays are read."""
+
+TOGETHER = 8
+"""Summands that are added up in float32 before the sum of them is added in float64, which takes four times as long."""
 
 See: TypeAlias = Callable[[Vector, Sequence[Vector], Averages], list[Vector]]
 """What is summed: from θ, the averages before this step, and those with the newest gradient in."""
@@ -83,6 +103,8 @@ def observing(totals: int, see: See) -> Write:
         corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS))]
 
         def seen(at: list[Any]) -> list[Vector]:
+            ahead = [builder.add(at[0], I64(AHEAD))]
+            expect(builder, [builder.gep(pointer, ahead) for pointer in (grad, param, *states)])
             g, theta, *old = (load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states))
             # What is not finite is found by the sum of |g|; elsewhere it counts as zero, as in the plain loop.
             finite = builder.fcmp_ordered("ord", g.value, g.value)
@@ -106,6 +128,8 @@ def add_up(
 ) -> None:
     """Add what is seen to sums in memory, `size` coordinates at a time.
 
+    The first summand, which may be as large as a float32 can be, is added up in float64 throughout.
+
     Args:
         builder: where to write.
         sums: address of `totals` vectors of float64.
@@ -113,13 +137,24 @@ def add_up(
         size, start, blocks, width: as `Write` has them.
         seen: gives the summands at a place.
     """
-    wide = ir.VectorType(F64, size)
+    wide, zero = ir.VectorType(F64, size), constant(ir.VectorType(F32, size), 0.0)
     places = [builder.bitcast(builder.gep(sums, [I64(i * width)]), wide.as_pointer()) for i in range(totals)]
 
-    def body(index: Any, before: list[Any]) -> list[Any]:
-        terms = seen([builder.add(start, builder.mul(index, I64(size)))])
-        return [builder.fadd(total, builder.fpext(term.value, wide)) for total, term in zip(before, terms, strict=True)]
+    def some(number: Any, before: list[Any]) -> list[Any]:
+        first = builder.mul(number, I64(TOGETHER))
+        left = builder.sub(blocks, first)
+        count = builder.select(builder.icmp_signed("<", left, I64(TOGETHER)), left, I64(TOGETHER))
 
-    after = loop(builder, blocks, [builder.load(place, align=8) for place in places], body)
+        def body(index: Any, partial: list[Any]) -> list[Any]:
+            at = builder.add(start, builder.mul(builder.add(first, index), I64(size)))
+            exact, *terms = (term.value for term in seen([at]))
+            added = builder.fadd(partial[0], builder.fpext(exact, wide))
+            return [added, *(builder.fadd(total, term) for total, term in zip(partial[1:], terms, strict=True))]
+
+        exact, *partial = loop(builder, count, [before[0]] + [zero] * (totals - 1), body)
+        return [exact, *(builder.fadd(a, builder.fpext(b, wide)) for a, b in zip(before[1:], partial, strict=True))]
+
+    chunks = builder.sdiv(builder.add(blocks, I64(TOGETHER - 1)), I64(TOGETHER))
+    after = loop(builder, chunks, [builder.load(place, align=8) for place in places], some)
     for total, place in zip(after, places, strict=True):
         builder.store(total, place, align=8)

@@ -27,7 +27,7 @@ TOTALS = 1 + Progress.SUMS + TERMS
 """Σ|g|, then the sums of `terms`."""
 
 SCALARS = len(BETAS) + 7
-"""Numbers before the weights: 1 − βᵗ, then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, noise, bound,
+"""Numbers before the weights: 1 / (1 − βᵗ), then lowest root, log of the tensor's root, 1/ρ, 1/RMS m̂₁₀, noise, bound,
 magnitude.
 """
 

@@ -71,7 +71,7 @@ class FusedTieredRule(TieredRule):
 
         Args:
             steering: (..., S, c).
-            corrections: (..., 1, k) 1 − βᵗ of every average.
+            corrections: (..., 1, k) 1 / (1 − βᵗ) of every average.
         """
         size_root, size_fast, rho, noise, longest, magnitude = steering[..., :IN_STEERING].unbind(-1)
         constants = [lowest_root(size_root), size_root, 1 / rho, (-size_fast).exp(), noise, longest]
@@ -94,9 +94,9 @@ def _arrays(param: Tensor, grad: Tensor, state: State) -> list[Tensor]:
 
 
 def _corrections(state: State) -> Tensor:
-    """1 − βᵗ of every average with the newest gradient in: (..., 1, k)."""
+    """1 / (1 − βᵗ) of every average with the newest gradient in: (..., 1, k)."""
     step = state["step"][..., :1, None] + 1
-    return 1 - DECAYS**step
+    return 1 / (1 - DECAYS**step)
 
 
 class _Step(torch.autograd.Function):

@@ -16,11 +16,10 @@ from l2o_runtime.kernels.emit import (
     F32,
     I32,
     I64,
-    POINTER,
-    VOID,
     Vector,
     broadcast,
     constant,
+    expect,
     load,
     loop,
     shuffle,
@@ -127,14 +126,9 @@ class Tile:
 
     def expect(self, pointers: Sequence[Any]) -> None:
         """Ask for the same rows of the next tile; rows lie too far apart for the processor to guess them."""
-        module, line = self.builder.module, 64
-        kind = ir.FunctionType(VOID, [POINTER] + [I32] * 3)
-        if "llvm.prefetch.p0" not in module.globals:
-            ir.Function(module, kind, name="llvm.prefetch.p0")
         for pointer in pointers:
-            for offset in range(0, 4 * self.shape.tile, line):
-                place = self.at(pointer, self.shape.tile + offset // 4)
-                self.builder.call(module.globals["llvm.prefetch.p0"], [place, I32(0), I32(2), I32(1)])
+            offsets = range(0, 4 * self.shape.tile, 64)
+            expect(self.builder, [self.at(pointer, self.shape.tile + offset // 4) for offset in offsets], locality=2)
 
     def spread(self, pointer: Any) -> Vector:
         """One number from memory, as often as a vector holds it."""
