@@ -4,9 +4,10 @@ LLVM turns the vectors into whatever registers the machine has, so the code that
 """
 
 import functools
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias, Union
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, Union
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -20,6 +21,8 @@ POINTER = F32.as_pointer()
 BF16 = ir.IntType(16)
 """bfloat16 by its bits, the upper half of a float32's: every processor rounds them alike."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Real: TypeAlias = float
 Number: TypeAlias = Union["Vector", Real]
 Body: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
@@ -357,6 +360,25 @@ def loop(
     builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
     builder.position_at_end(after)
     return list(new)
+
+
+def once(make: Callable[P, R]) -> Callable[P, R]:
+    """`functools.cache` for what makes code, without the collection of garbage meanwhile.
+
+    Code is a hundred thousand small objects. Each full collection that they bring about goes through all objects of the
+    process, which with torch takes longer than to make the code.
+    """
+
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return make(*args, **kwargs)
+        finally:
+            if collects:
+                gc.enable()
+
+    return functools.cache(functools.wraps(make)(made))  # type: ignore[return-value]  # its arguments are hashable
 
 
 class Compiled:

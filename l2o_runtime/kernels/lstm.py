@@ -1,7 +1,6 @@
 """The CPU kernel: machine code made by LLVM for this processor and this rule, on several threads."""
 
 import ctypes
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -12,7 +11,7 @@ from torch import Tensor
 from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import Kernel, features
-from l2o_runtime.kernels.emit import Compiled, function_module, widest
+from l2o_runtime.kernels.emit import Compiled, function_module, once, widest
 from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.features import AVERAGES
@@ -29,7 +28,7 @@ SMALLEST = 2048
 """Fewer coordinates are not worth a second thread."""
 
 
-@functools.cache
+@once
 def compile_update(
     config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
 ) -> tuple[Callable[..., None], Compiled]:

@@ -1,13 +1,11 @@
 """The CPU kernel of the tiered rule: its sums and its steps, on several threads; see `tiered_code` for the code."""
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2o_runtime.contexts import WindowContext
-from l2o_runtime.kernels.emit import Compiled
+from l2o_runtime.kernels.emit import Compiled, once
 from l2o_runtime.kernels.lstm import move, push
 from l2o_runtime.kernels.pieces import (
     Batch,
@@ -29,7 +27,7 @@ from l2o_runtime.rules.tiered import TieredRule
 from l2o_runtime.stepping.parts import Part
 
 
-@functools.cache
+@once
 def compile_tiered(width: int, dtypes: Dtypes, restrained: bool) -> tuple[Code, Compiled]:
     """The functions of `tiered_code.tiered_module`, and what keeps them alive; once per process."""
     return compiled(tiered_module(width, dtypes, restrained))

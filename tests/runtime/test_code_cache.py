@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -158,3 +159,28 @@ def test_the_usual_place_is_the_user_s_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.folder() == tmp_path / ".cache" / "l2o"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_making_code_leaves_the_collection_of_garbage_as_it_was(collects):
+    """And makes it once; with an error, too."""
+    seen = []
+
+    @emit.once
+    def make(name):
+        seen.append((name, gc.isenabled()))
+        if name == "bad":
+            raise ValueError(name)
+        return name
+
+    before = gc.isenabled()
+    try:
+        gc.enable() if collects else gc.disable()
+        assert [make("good"), make("good")] == ["good", "good"]
+        assert gc.isenabled() == collects
+        with pytest.raises(ValueError, match="bad"):
+            make("bad")
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable() if before else gc.disable()
+    assert seen == [("good", False), ("bad", False)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, store, widest
+from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, once, store, widest
 from l2o_runtime.kernels.pieces_code import module_of_pieces
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, network, tiered_module
 from l2o_runtime.layout import Layout
@@ -123,7 +123,7 @@ class _Step(torch.autograd.Function):
         return None, None, total, *[None] * len(arrays)
 
 
-@functools.cache
+@once
 def _compile(restrained: bool) -> tuple[dict[str, Callable[[int, int], None]], list[Compiled]]:
     """The functions by name, and what keeps them alive; once per process."""
     dtypes = (torch.float32,) * len(AVERAGES)
