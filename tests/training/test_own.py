@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from l2o_training.compare.flat import rollout
 from l2o_training.compare.own import OwnWorkload, train
 from l2o_training.compare.study import Study
 from l2o_training.config import read_config
-from l2o_training.meta.plan import Speed, best_factor, extended, fit
+from l2o_training.meta.plan import Speed, best_factor, extended, fit, with_fewer_checked
 from l2o_training.meta.validation import speedup
 from l2o_training.specialising import place_of
 from l2o_training.tasks import PythonConfig, make_task
@@ -524,9 +525,27 @@ def test_runs_are_fitted_to_their_time():
     assert extended(replace_epochs(config, 40), 8, 1, 40).epochs == 40
 
 
-def replace_epochs(config, epochs):
-    from dataclasses import replace
+def test_long_runs_are_checked_less():
+    """A second and a half per run, in ten minutes: validations and perturbations shrink until some updates fit."""
+    config = read_config({"start": "default", "estimator": "cem", "unroll": 0, "horizon": 1000, "batch": 16})
+    config = replace(config, particles=8, validation_runs=12)
+    slow = Speed(step=8 * 16 * 0.005, instance=8 * 0.005, checked=12 * 0.005, adam=12 * 0.005)
+    with pytest.raises(ConfigError, match="0 updates of the rule fit"):
+        fit(config, 600, slow, fewest=1)
+    fewer, speed = with_fewer_checked(config, 600, slow)
+    assert fewer.validation_runs == 5
+    assert speed.checked == pytest.approx(5 * 0.005)
+    run = fit(fewer, 600, speed, fewest=1)
+    assert run.epochs >= 1
+    assert (run.batch, run.particles) == (2, 4)
+    spent = run.epochs * run.batch * run.particles * 5 + (7 + 1 + run.epochs / run.validate_every) * 5 * 5
+    assert spent < 600
+    quick = replace(slow, step=0.01, instance=0.001, checked=0.001, adam=0.001)
+    assert with_fewer_checked(config, 600, quick) == (config, quick)
+    assert fit(config, 600, quick).particles == 8
 
+
+def replace_epochs(config, epochs):
     return replace(config, epochs=epochs, validate_every=2)
 
 

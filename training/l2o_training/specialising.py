@@ -21,7 +21,7 @@ from l2o_training.fused.lstm import fuse
 from l2o_training.meta import checkpoints
 from l2o_training.meta.epoch import Epoch
 from l2o_training.meta.folder import CONFIG
-from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, measure_speed
+from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, measure_speed, with_fewer_checked
 from l2o_training.meta.provenance import comparable, differences, inherit, spell
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.validation import Validation
@@ -45,7 +45,7 @@ FEWEST_SIZES = 3
 LARGEST_SCALE = 100.0
 """Of a rule's output_scale."""
 
-FITTED = ("epochs", "lanes", "batch", "validate_every")
+FITTED = ("epochs", "lanes", "batch", "particles", "validate_every", "validation_runs")
 """Keys that are fitted to the time; so is the rule's output_scale."""
 
 Say = Callable[[str], None]
@@ -198,12 +198,13 @@ def prepare(
         tell(line)
     if minutes is None or checkpoints.find(folder):
         return config, over
-    speed = _of_first(ranks, asdict(measure_speed(config, _rule(config, place), tasks)))
-    sized = _sized(config, tasks, Speed(**speed), seconds, ranks, place, tell)
+    measured = Speed(**_of_first(ranks, asdict(measure_speed(config, _rule(config, place), tasks))))
+    config, speed = with_fewer_checked(config, seconds, measured, ranks.size)
+    sized = _sized(config, tasks, speed, seconds, ranks, place, tell)
     left = _of_first(ranks, seconds - (time.monotonic() - began))
-    fitted = fit(sized, left, Speed(**speed), ranks.size, fewest=FEWEST if sized == config else 1)
+    fitted = fit(sized, left, speed, ranks.size, fewest=FEWEST if sized == config else 1)
     trials = 1 if fitted.estimator == "tbptt" else fitted.particles
-    each = 1e3 * Speed(**speed).of(fitted.batch, config.batch) / trials
+    each = 1e3 * speed.of(fitted.batch, config.batch) / (1 if fitted.estimator == "tbptt" else config.particles)
     held = fitted.batch * max(task.instances(1, 2**40).params.shape[1] for task in tasks)
     bytes_each = sum(dtype.itemsize for _, dtype in _rule(fitted, place).spec.coordinate.values()) + 4
     tell(

@@ -27,6 +27,14 @@ SPARE = 0.08
 CHECKED = 0.25
 """Share of the time that validations may take."""
 
+BESIDE = 0.5
+"""Share of the time that Adam at all rates, and the first validations, may take: they have fewer instances where a run
+is long.
+"""
+
+FIRST = 5
+"""Validations that are counted on then: three lengths of steps, the start, and the end."""
+
 FEWEST = 4
 """Outer updates below which there is no sense in it."""
 
@@ -104,13 +112,37 @@ def _seconds(config: TrainConfig, solver: Solver, task: Task, runs: int, *, grap
     return (time.perf_counter() - begun) / PROBED
 
 
+def with_fewer_checked(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1) -> tuple[TrainConfig, Speed]:
+    """The run with as many instances in a validation as its time allows, two at least, and how fast it then goes.
+
+    Args:
+        config: the run.
+        seconds: in all.
+        speed: how fast it goes.
+        ranks: that share the work.
+
+    >>> slow = Speed(step=0.1, checked=0.06, adam=0.06)
+    >>> config, speed = with_fewer_checked(TrainConfig(horizon=1000, validation_runs=12), 600, slow)
+    >>> config.validation_runs, speed.checked
+    (5, 0.025)
+    """
+    tasks, runs = len(config.validation_tasks or config.tasks), config.validation_runs
+    whole = config.horizon * tasks * (len(RATES) * speed.adam + FIRST * speed.checked) / ranks
+    fewer = max(2, min(runs, int(runs * BESIDE * seconds / max(whole, 1e-9))))
+    share = fewer / runs
+    return (
+        replace(config, validation_runs=fewer),
+        replace(speed, checked=share * speed.checked, adam=share * speed.adam),
+    )
+
+
 def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewest: int = FEWEST) -> TrainConfig:
     """The run with as many epochs as fit into a time: updates, validations, and the Adam that stands beside them.
 
     Where whole optimizations are long, an update averages over fewer of them.
 
     Args:
-        config: the run; its epochs, lanes and times of validation are replaced.
+        config: the run; its epochs, lanes, particles and times of validation are replaced.
         seconds: in all.
         speed: how fast it goes.
         ranks: that share the lanes.
@@ -125,8 +157,9 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
     check = config.horizon * speed.checked * tasks / ranks
     left = seconds * (1 - SPARE) - check - len(RATES) * config.horizon * speed.adam * tasks / ranks
     enough = ENOUGH.get(config.estimator, USUAL)
-    for lanes, batch in _sizes(config, ranks):
-        update = lanes * config.horizon * speed.of(batch, config.batch) / ranks
+    for lanes, batch, particles in _sizes(config, ranks):
+        step = speed.of(batch, config.batch) * particles / config.particles
+        update = lanes * config.horizon * step / ranks
         epochs, every = _split(left, update, check)
         if epochs >= enough:
             break
@@ -136,15 +169,19 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
         f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and "
         f"{fewest} are the least: give {math.ceil(10 * needed) / 10} minutes, fewer --steps, or smaller minibatches",
     )
-    return replace(config, epochs=epochs, lanes=lanes, batch=batch, validate_every=every)
+    return replace(config, epochs=epochs, lanes=lanes, batch=batch, particles=particles, validate_every=every)
 
 
-def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int]]:
-    """Lanes and instances of each, the most first. All lanes of `cem` try the same: they need not be many."""
+def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int, int]]:
+    """Lanes, instances of each, and perturbations, the most first. All lanes of `cem` try the same: they need not be
+    many. Where runs are long it has half the perturbations.
+    """
+    particles = config.particles
     if config.estimator == "cem":
         lanes = ranks * max(1, -(-len(config.tasks) // ranks))
-        return [(lanes, batch) for batch in MANY]
-    return [(lanes, config.batch) for lanes in MANY if lanes >= ranks]
+        few = max(2, particles // 4 * 2)
+        return [*((lanes, batch, particles) for batch in MANY), (lanes, MANY[-1], few)]
+    return [(lanes, config.batch, particles) for lanes in MANY if lanes >= ranks]
 
 
 def _split(left: float, update: float, check: float) -> tuple[int, int]:
