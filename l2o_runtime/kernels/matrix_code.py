@@ -40,6 +40,12 @@ ROWS = 4
 """Rows that are gone through together, so that what they are multiplied with is loaded once."""
 
 
+ORDINARY = 1e8
+"""Matrices whose largest number is below this, and above its inverse, are not divided by it: that is a pass for itself,
+and squares of others might leave float32.
+"""
+
+
 class MatrixCode:
     """Writes functions that go through a matrix once, beside k numbers for every row or column of it.
 
@@ -262,7 +268,7 @@ class MatrixCode:
         along(builder, outer, ROWS, block)
 
     def _prepared(self, builder: Any, count: Any, grad: Any, momentum: Any, x: Any) -> Vector:
-        """x = Nesterov's momentum over its largest number; its norm, a vector of one float32."""
+        """x = Nesterov's momentum, over its largest number where need be; its norm, a vector of one float32."""
         sizes = (self.width, 1)
         largest, squares = ({size: self._slot(builder, size) for size in sizes} for _ in range(2))
 
@@ -272,19 +278,32 @@ class MatrixCode:
             store(builder, value, builder.gep(x, [at]))
             most = Vector(builder, builder.load(largest[size]))
             builder.store(most.clamp_min(value.abs()).value, largest[size])
+            add(value, size)
 
-        along(builder, count, self.width, average)
-        most = self._reduced(builder, largest, Vector.clamp_min).clamp_min(SMALLEST_NORM)
-        inverse = most.like(1.0).div(most)
-
-        def normed(at: Any, size: int) -> None:
-            place = builder.gep(x, [at])
-            value = load(builder, place, size) * shuffle(inverse, None, [0] * size)
-            store(builder, value, place)
+        def add(value: Vector, size: int) -> None:
             builder.store(value.fma(value, Vector(builder, builder.load(squares[size]))).value, squares[size])
 
-        along(builder, count, self.width, normed)
-        return self._reduced(builder, squares, Vector.__add__).sqrt().clamp_min(SMALLEST_SIZE)
+        along(builder, count, self.width, average)
+        most = self._reduced(builder, largest, Vector.clamp_min)
+        norm = self._slot(builder, 1)
+        builder.store(self._reduced(builder, squares, Vector.__add__).sqrt().value, norm)
+        ordinary = (most > 1 / ORDINARY) & (most < ORDINARY)
+        with builder.if_then(builder.not_(builder.extract_element(ordinary.value, I32(0)))):
+            most = most.clamp_min(SMALLEST_NORM)
+            inverse = most.like(1.0).div(most)
+            for size in sizes:
+                builder.store(constant(ir.VectorType(F32, size), 0.0), squares[size])
+
+            def normed(at: Any, size: int) -> None:
+                place = builder.gep(x, [at])
+                value = load(builder, place, size) * shuffle(inverse, None, [0] * size)
+                store(builder, value, place)
+                add(value, size)
+
+            along(builder, count, self.width, normed)
+            found = self._reduced(builder, squares, Vector.__add__).sqrt().clamp_min(SMALLEST_SIZE)
+            builder.store(found.value, norm)
+        return Vector(builder, builder.load(norm))
 
     def _slot(self, builder: Any, size: int) -> Any:
         """Room for a vector, zero."""
