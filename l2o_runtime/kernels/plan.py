@@ -167,18 +167,9 @@ class Plan:
 
     def _steering(self) -> None:
         """Make room for what tensors are steered by, and fill in what sizes and shapes say."""
-        count = len(self.parts)
-        self.blocks = -(-count // WIDTH)
         dimensions = torch.tensor([len(part.shape) for part in self.parts], dtype=torch.float32, device="cpu")
-        shapes = geometry(torch.from_numpy(self.sizes).double(), dimensions)._asdict()
-        self.doubles = np.zeros((len(DOUBLES), self.blocks * WIDTH))
-        self.floats = np.zeros((len(FLOATS), self.blocks * WIDTH), dtype=np.float32)
-        self.doubles[DOUBLES.index("count")] = self.floats[FLOATS.index("known")] = 1
-        for names, rows in ((DOUBLES, self.doubles), (FLOATS, self.floats)):
-            for row, name in enumerate(names):
-                if name in shapes:
-                    rows[row, :count] = shapes[name].numpy()
-        self.scalars = np.array([float(shapes[name]) for name in SCALARS])
+        self.doubles, self.floats, self.scalars = tables_of(torch.from_numpy(self.sizes).double(), dimensions)
+        self.blocks = self.doubles.shape[1] // WIDTH
         self.told = np.zeros((TOLD + len(KEPT), self.blocks * WIDTH), dtype=np.float32)
 
     def _copies(self) -> None:
@@ -248,6 +239,24 @@ class Plan:
         found = np.zeros((len(self.sizes), count))
         np.add.at(found, self.owners[pieces], seen)
         return found
+
+
+def tables_of(sizes: Tensor, dimensions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `l2o_runtime.kernels.steering_code` reads, filled in where sizes and shapes say it, up to whole vectors.
+
+    Args:
+        sizes: (S,) float64 coordinates of tensors.
+        dimensions: (S,) float32 theirs.
+    """
+    count, known = len(sizes), geometry(sizes, dimensions)._asdict()
+    doubles = np.zeros((len(DOUBLES), -(-count // WIDTH) * WIDTH))
+    floats = np.zeros((len(FLOATS), doubles.shape[1]), dtype=np.float32)
+    doubles[DOUBLES.index("count")] = floats[FLOATS.index("known")] = 1
+    for names, rows in ((DOUBLES, doubles), (FLOATS, floats)):
+        for row, name in enumerate(names):
+            if name in known:
+                rows[row, :count] = known[name].numpy()
+    return doubles, floats, np.array([float(known[name]) for name in SCALARS])
 
 
 def _joined(batches: list[Batch], count: int) -> Iterator[Batch]:

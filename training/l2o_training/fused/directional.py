@@ -19,13 +19,12 @@ from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
 from l2o_runtime.kernels.emit import widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, room
 from l2o_runtime.kernels.pieces import corrections
-from l2o_runtime.kernels.plan import CORRECTIONS, ORTHOGONAL, WEIGHTS
-from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, LARGEST_NETWORK, SCALARS, TOLD, WIDTH
+from l2o_runtime.kernels.plan import CORRECTIONS, ORTHOGONAL, WEIGHTS, tables_of
+from l2o_runtime.kernels.steering_code import KEPT, LARGEST_NETWORK, TOLD, WIDTH
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule
-from l2o_runtime.rules.geometry import geometry
 from l2o_runtime.rules.statistics import AVERAGES
 from l2o_runtime.rules.steering import STATES, TINY
 from l2o_runtime.state import State
@@ -56,7 +55,9 @@ class FusedDirectionalRule(DirectionalRule):
         numbers = np.zeros((len(steps), pieces.tensors, NUMBERS), dtype=np.float32)
         numbers[..., CORRECTIONS] = corrections(steps)[:, None]
         numbers[:, tensors.owners, ORTHOGONAL] = self.config.rank > 0
-        delta, new = torch.empty_like(param), {key: coordinates[key].clone() for key in AVERAGES}
+        end_to_end = torch.contiguous_format
+        delta = torch.empty_like(param, memory_format=end_to_end)
+        new = {key: coordinates[key].clone(memory_format=end_to_end) for key in AVERAGES}
         arrays = [grad.contiguous(), param.contiguous(), *new.values(), delta]
         sums = torch.zeros(pieces.count, TOTALS, widest(), dtype=torch.float64)
         pieces.run(code["observe"], torch.from_numpy(numbers), arrays, sums)
@@ -163,18 +164,9 @@ class Tensors:
     """
 
     def __init__(self, shapes: tuple[tuple[float, float], ...], matrices: tuple[Matrix, ...]):
-        count = len(shapes)
-        self.room = -(-count // WIDTH) * WIDTH
         dimensions, sizes = torch.tensor(shapes).unbind(-1)
-        known = geometry(sizes.double(), dimensions)._asdict()
-        self.doubles = np.zeros((len(DOUBLES), self.room))
-        self.floats = np.zeros((len(FLOATS), self.room), dtype=np.float32)
-        self.doubles[DOUBLES.index("count")] = self.floats[FLOATS.index("known")] = 1
-        for names, rows in ((DOUBLES, self.doubles), (FLOATS, self.floats)):
-            for row, name in enumerate(names):
-                if name in known:
-                    rows[row, :count] = known[name].numpy()
-        self.scalars = np.array([float(known[name]) for name in SCALARS])
+        self.doubles, self.floats, self.scalars = tables_of(sizes.double(), dimensions)
+        self.room = self.doubles.shape[1]
         self.matrices = np.array(matrices, dtype=np.int64).reshape(-1, len(Matrix._fields))
         ends = sizes.long().cumsum(0).numpy()
         self.owners = np.searchsorted(ends, self.matrices[:, 0], side="right")
