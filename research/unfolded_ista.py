@@ -68,12 +68,9 @@ def main() -> None:
     models = {"l2o": ours, "deepinv": Theirs(matrix)}
     x, b = problems(matrix, 1000, rng)
 
-    def recovered() -> list[Tensor]:
-        with torch.no_grad():
-            return [model(b) for model in models.values()]
-
+    @torch.no_grad()
     def told(when: str) -> None:
-        found = recovered()
+        found = [model(b) for model in models.values()]
         apart = float((found[0] - found[1]).norm() / found[0].norm())
         errors = [f"{10 * float((one - x).square().sum().div(x.square().sum()).log10()):.2f} dB" for one in found]
         print(f"{when}: NMSE {', '.join(errors)}; apart by {apart:.1e}")

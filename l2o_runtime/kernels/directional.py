@@ -24,10 +24,9 @@ from l2o_runtime.kernels.emit import Compiled, once, widest
 from l2o_runtime.kernels.lstm import Scratch, push
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, corrections, steps_of
-from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave
+from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave, fill
 from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
-from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.steering import TINY
@@ -54,6 +53,17 @@ def compile_steering(config: DirectionalConfig) -> tuple[Callable[..., None], Co
     return kind(made.address("steer")), made
 
 
+def steers(config: DirectionalConfig) -> bool:
+    """Whether there is code for what steers a rule's tensors."""
+    return isinstance(config.context, NoneConfig) and config.hidden <= LARGEST_NETWORK
+
+
+def network_of(rule: DirectionalRule) -> Tensor:
+    """Weights of the network of tensors end to end, as that code reads them."""
+    weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
+    return torch.cat([weight.detach().reshape(-1) for weight in weights])
+
+
 class DirectionalKernel(Kernel):
     """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`. It is for whole tensors, not for shards.
 
@@ -65,10 +75,9 @@ class DirectionalKernel(Kernel):
         self.rule = rule
         self.width = widest()
         config = rule.config
-        self.whole = isinstance(config.context, NoneConfig) and config.hidden <= LARGEST_NETWORK
+        self.whole = steers(config)
         self.architecture = replace(config, horizon=1, needs_loss=False)
-        weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
-        self.network = torch.cat([weight.detach().reshape(-1) for weight in weights]).numpy()
+        self.network = network_of(rule).numpy()
         self.scratch: list[Scratch] = []
         self.plan: Plan | None = None
         self.lock = threading.Lock()
@@ -121,13 +130,9 @@ class DirectionalKernel(Kernel):
 
     def _steer(self, plan: Plan, totals: np.ndarray) -> np.ndarray:
         """The length of a step and the weights w of every part, (1 + 4, parts); its states are written."""
-        count = len(totals)
-        steps = plan.aged.astype(np.float64) + 1
-        plan.doubles[:6, :count] = totals.T[2:]
-        plan.doubles[6, :count], plan.doubles[7, :count] = FAST**steps, SLOW**steps
-        plan.floats[0, :count] = 1 - (1 - 1 / MEMORY) ** steps
+        fill(plan.doubles, plan.floats, totals[:, 2:], plan.aged)
         compile_steering(self.architecture)[0](plan.blocks, *plan.steering, self.network.ctypes.data, plan.telling)
-        return plan.told[:TOLD, :count]
+        return plan.told[:TOLD, : len(totals)]
 
     @contextmanager
     def _planned(self, parts: list[Part]) -> Iterator[Plan]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from llvmlite import ir
 
-from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, each, expect, load, store
-from l2o_runtime.kernels.pieces_code import AHEAD, add_up, module_of_pieces, observing, pointers
+from l2o_runtime.kernels.emit import F64, I64, POINTER, Vector, broadcast, each, load, store
+from l2o_runtime.kernels.pieces_code import add_up, expect_ahead, module_of_pieces, observing, pointers
 from l2o_runtime.rules.agreement import SUMS
 from l2o_runtime.rules.directional import mixture, relative, terms
 from l2o_runtime.rules.statistics import BETAS, Averages, average
@@ -54,8 +54,7 @@ def _update(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
     orthogonal, *weights = scalars[len(BETAS) :]
 
     def squares(at: list[Any]) -> list[Vector]:
-        ahead = [builder.add(at[0], I64(AHEAD))]
-        expect(builder, [builder.gep(pointer, ahead) for pointer in (grad, *states, whole)])
+        expect_ahead(builder, at, (grad, *states, whole))
         places = [builder.gep(pointer, at) for pointer in (*states, whole)]
         g, momentum, *old = (
             load(builder, pointer, size) for pointer in (builder.gep(grad, at), places[-1], *places[:-1])

@@ -63,8 +63,9 @@ class MatrixCode:
         summed = [I64] * 2 + [POINTER] * 3
         self.rows_summed = self._function("rows_summed", summed, self._rows_summed)
         self.columns_summed = self._function("columns_summed", summed, self._columns_summed)
-        self.turned = self._function("turned", [I64] + [POINTER] * 2, self._turned)
-        self.transposed = self._function("transposed", [I64, POINTER, POINTER], self._transposed)
+        turned = [I64] + [POINTER] * 2
+        self.transposed = self._function("transposed", turned, self._transposed)
+        self.transposed_back = self._function("transposed_back", turned, functools.partial(self._transposed, back=True))
         self.composed = self._function("composed", [I64, I64] + [POINTER] * 4, self._composed)
 
     def _function(self, name: str, kinds: Sequence[Any], write: Callable[..., None]) -> Any:
@@ -207,31 +208,17 @@ class MatrixCode:
 
         loop(builder, c, [], column)
 
-    def _turned(self, builder: Any, count: Any, rows: Any, result: Any) -> None:
-        """result[i, a] = rows[a, i]: the reverse of `_transposed`."""
+    def _transposed(self, builder: Any, count: Any, source: Any, result: Any, back: bool = False) -> None:
+        """result[a, i] = source[i, a] of `count` rows i of k numbers; back from there result[i, a] = source[a, i]."""
 
         def body(index: Any, _: list[Any]) -> list[Any]:
-            row = self._row(builder, result, index)
+            row = self._row(builder, result if back else source, index)
 
             def inner(place: Any, _: list[Any]) -> list[Any]:
-                one = builder.load(builder.gep(rows, [builder.add(builder.mul(place, count), index)]), align=4)
-                builder.store(one, builder.gep(row, [place]), align=4)
-                return []
-
-            loop(builder, I64(self.rank), [], inner)
-            return []
-
-        loop(builder, count, [], body)
-
-    def _transposed(self, builder: Any, count: Any, rows: Any, result: Any) -> None:
-        """result[a, i] = rows[i, a]."""
-
-        def body(index: Any, _: list[Any]) -> list[Any]:
-            row = self._row(builder, rows, index)
-
-            def inner(place: Any, _: list[Any]) -> list[Any]:
-                one = builder.load(builder.gep(row, [place]), align=4)
-                builder.store(one, builder.gep(result, [builder.add(builder.mul(place, count), index)]), align=4)
+                near = builder.gep(row, [place])
+                far = builder.gep(source if back else result, [builder.add(builder.mul(place, count), index)])
+                here, there = (far, near) if back else (near, far)
+                builder.store(builder.load(here, align=4), there, align=4)
                 return []
 
             loop(builder, I64(self.rank), [], inner)

@@ -241,7 +241,7 @@ class _Code(MatrixCode):
         with builder.if_else(flat) as (then, otherwise):
             with then:
                 builder.call(self.rows_summed, [r, c, x, signs, across])
-                builder.call(self.turned, [c, across, inside])
+                builder.call(self.transposed_back, [c, across, inside])
             with otherwise:
                 builder.call(self.columns_summed, [r, c, x, signs, inside])
         combine(r, c, by_row, by_column, flat, inside, seen)

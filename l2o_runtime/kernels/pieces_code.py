@@ -87,6 +87,11 @@ def rows_of(module: ir.Module, name: str, inner: Any) -> None:
     builder.ret_void()
 
 
+def expect_ahead(builder: Any, at: Sequence[Any], arrays: Sequence[Any]) -> None:
+    """Ask for what comes `AHEAD` coordinates after a place in some arrays."""
+    expect(builder, [builder.gep(array, [builder.add(at[0], I64(AHEAD))]) for array in arrays])
+
+
 def observing(totals: int, see: See) -> Write:
     """Code that adds Σ|g| and sums of what is seen.
 
@@ -103,8 +108,7 @@ def observing(totals: int, see: See) -> Write:
         corrections = [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in range(len(BETAS))]
 
         def seen(at: list[Any]) -> list[Vector]:
-            ahead = [builder.add(at[0], I64(AHEAD))]
-            expect(builder, [builder.gep(pointer, ahead) for pointer in (grad, param, *states)])
+            expect_ahead(builder, at, (grad, param, *states))
             g, theta, *old = (load(builder, builder.gep(pointer, at), size) for pointer in (grad, param, *states))
             # What is not finite is found by the sum of |g|; elsewhere it counts as zero, as in the plain loop.
             finite = builder.fcmp_ordered("ord", g.value, g.value)

@@ -13,6 +13,7 @@ from l2o_runtime.kernels.lstm import SMALLEST
 from l2o_runtime.kernels.orthogonal_code import room
 from l2o_runtime.kernels.pieces import Batch, batches_of
 from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, SCALARS, TOLD, WIDTH
+from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM
 from l2o_runtime.rules.geometry import geometry
 from l2o_runtime.rules.orthogonal import sides
@@ -257,6 +258,20 @@ def tables_of(sizes: Tensor, dimensions: Tensor) -> tuple[np.ndarray, np.ndarray
             if name in known:
                 rows[row, :count] = known[name].numpy()
     return doubles, floats, np.array([float(known[name]) for name in SCALARS])
+
+
+def fill(doubles: np.ndarray, floats: np.ndarray, sums: np.ndarray, before: np.ndarray) -> None:
+    """Fill into tables of `tables_of`, or stacks of them, what is another in every step.
+
+    Args:
+        doubles, floats: (..., rows, S or more), written.
+        sums: (..., S, 6) those of a step, without the number of coordinates.
+        before: (..., S) how often tensors were steered.
+    """
+    count, steps = sums.shape[-2], before.astype(np.float64) + 1
+    doubles[..., :6, :count] = np.swapaxes(sums, -1, -2)
+    doubles[..., 6, :count], doubles[..., 7, :count] = FAST**steps, SLOW**steps
+    floats[..., 0, :count] = 1 - (1 - 1 / MEMORY) ** steps
 
 
 def _joined(batches: list[Batch], count: int) -> Iterator[Batch]:

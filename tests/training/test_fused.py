@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from rules import RULES
+from rules import RULES, first_state
 
 pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install 'l2o-runtime[fast]'")
 
@@ -184,11 +184,8 @@ def two_tiers(name="none-scale", seed=0):
 def some_steps(rule, lead, steps=4):
     """Steps of a rule that is shown gradients of very different sizes, zeros among them."""
     rng = torch.Generator().manual_seed(1)
-    layout = Layout.of([torch.Size(shape) for shape in SHAPES])
-    n = len(layout.owner)
-    coordinates = zeros(rule.spec.coordinate, (*lead, n))
-    optimization = zeros(rule.spec.model, lead) | zeros(rule.spec.tensor, (*lead, len(SHAPES)))
-    deltas = []
+    (coordinates, optimization), (layout,) = first_state(rule, lead, SHAPES)
+    n, deltas = len(layout.owner), []
     for _ in range(steps):
         param, grad, size = torch.randn(3, *lead, n, generator=rng).unbind()
         grad = grad * (4 * size).exp() * (torch.rand(*lead, n, generator=rng) > 0.1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rules import RULES
+from rules import RULES, first_state
 from torch import nn
 
 pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install 'l2o-runtime[fast]'")
@@ -15,7 +15,6 @@ from l2o_runtime.files.artifact import save_rule
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules import make_rule
 from l2o_runtime.solvers import Descent
-from l2o_runtime.state import zeros
 from l2o_training.compare.flat import rollout
 from l2o_training.fused import directional, pieces
 from l2o_training.fused.lstm import fuse
@@ -45,11 +44,8 @@ def pair(name="directional"):
 def some_steps(rule, lead, steps=4, spoil=None):
     """Steps of a rule that is shown gradients of very different sizes, zeros among them."""
     rng = torch.Generator().manual_seed(1)
-    layout = rule.layout(SHAPES)
-    n = len(layout.owner)
-    coordinates = zeros(rule.spec.coordinate, (*lead, n))
-    optimization = zeros(rule.spec.model, lead) | zeros(rule.spec.tensor, (*lead, len(SHAPES)))
-    deltas = []
+    (coordinates, optimization), (layout,) = first_state(rule, lead, SHAPES)
+    n, deltas = len(layout.owner), []
     for _ in range(steps):
         param, grad, size = torch.randn(3, *lead, n, generator=rng).unbind()
         grad = grad * (2 * size).exp() * (torch.rand(*lead, n, generator=rng) > 0.1)
@@ -95,9 +91,8 @@ def test_it_takes_the_steps_of_the_optimizer(tmp_path):
     params = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     optimizer = LearnedOptimizer(params, rule=tmp_path / "rule.safetensors")
     optimizer.param_groups[0]["initial_lr"] = 1.0  # no schedule of its own
-    flat, layout = torch.cat([p.detach().flatten() for p in params]), ours.layout(SHAPES)
-    coordinates = zeros(ours.spec.coordinate, flat.shape)
-    optimization = zeros(ours.spec.model, ()) | zeros(ours.spec.tensor, (len(SHAPES),))
+    flat = torch.cat([p.detach().flatten() for p in params])
+    (coordinates, optimization), (layout,) = first_state(ours, (), SHAPES)
     for _ in range(6):
         for param in params:
             param.grad = torch.randn_like(param)
@@ -113,9 +108,8 @@ def test_it_takes_the_steps_of_the_optimizer(tmp_path):
 def test_what_it_is_given_stays_as_it_was():
     """Perturbed rules all begin with the same state."""
     _, ours = pair()
-    layout = ours.layout(SHAPES)
+    state, (layout,) = first_state(ours, (2,), SHAPES)
     n = len(layout.owner)
-    state = zeros(ours.spec.coordinate, (2, n)), zeros(ours.spec.tensor, (2, len(SHAPES)))
     given = [torch.randn(2, n), torch.randn(2, n), torch.ones(2), *state, layout]
     before = copy.deepcopy(given)
     with torch.no_grad():

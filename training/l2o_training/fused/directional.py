@@ -13,17 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2o_runtime.config import NoneConfig
-from l2o_runtime.kernels.directional import compile_directional, compile_orthogonal, compile_steering
+from l2o_runtime.kernels.directional import (
+    compile_directional,
+    compile_orthogonal,
+    compile_steering,
+    network_of,
+    steers,
+)
 from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
 from l2o_runtime.kernels.emit import widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, room
 from l2o_runtime.kernels.pieces import corrections
-from l2o_runtime.kernels.plan import CORRECTIONS, ORTHOGONAL, WEIGHTS, tables_of
-from l2o_runtime.kernels.steering_code import KEPT, LARGEST_NETWORK, TOLD, WIDTH
+from l2o_runtime.kernels.plan import CORRECTIONS, ORTHOGONAL, WEIGHTS, fill, tables_of
+from l2o_runtime.kernels.steering_code import KEPT, TOLD, WIDTH
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule
 from l2o_runtime.rules.statistics import AVERAGES
 from l2o_runtime.rules.steering import STATES, TINY
@@ -83,13 +87,10 @@ class FusedDirectionalRule(DirectionalRule):
         kept = torch.stack([state[key] for key in STATES], dim=-2).reshape(-1, len(STATES), count)
         states = np.zeros((len(kept), len(STATES), tensors.room), dtype=np.float32)
         states[..., :count] = kept.numpy()
-        steps = states[:, STATES.index("tensor_steps"), :count].astype(np.float64) + 1
         doubles, floats = (np.repeat(rows[None], len(kept), axis=0) for rows in (tensors.doubles, tensors.floats))
-        doubles[:, :6, :count] = sums[..., 1:].reshape(-1, count, 6).mT.numpy()
-        doubles[:, 6, :count], doubles[:, 7, :count] = FAST**steps, SLOW**steps
-        floats[:, 0, :count] = 1 - (1 - 1 / MEMORY) ** steps
-        weights = (self.into.weight, self.into.bias, self.head.weight, self.head.bias)
-        network = torch.cat([weight.detach().reshape(-1) for weight in weights])
+        own = sums[..., 1:].reshape(len(kept), count, -1).numpy()
+        fill(doubles, floats, own, states[:, STATES.index("tensor_steps"), :count])
+        network = network_of(self)
         told = np.zeros((len(kept), TOLD + len(KEPT), tensors.room), dtype=np.float32)
         steer = compile_steering(_architecture(self.config))[0]
         rows = [(array.ctypes.data, array.strides[0]) for array in (doubles, floats, states, told)]
@@ -99,8 +100,8 @@ class FusedDirectionalRule(DirectionalRule):
             steer(tensors.room // WIDTH, doubled, floated, scalars, stated, network.data_ptr(), telling)
         found = told[:, :TOLD, :count].transpose(0, 2, 1)
         found[..., 0] *= self.config.output_scale
-        own = torch.from_numpy(states[..., :count]).view(*lead, len(STATES), count)
-        return found, state | dict(zip(STATES, own.unbind(-2), strict=True))
+        new = torch.from_numpy(states[..., :count]).view(*lead, len(STATES), count)
+        return found, state | dict(zip(STATES, new.unbind(-2), strict=True))
 
     def _orthogonalise(self, tensors: "Tensors", grad: Tensor, momentum: Tensor, whole: Tensor) -> None:
         """Write the orthogonalised momentum of matrices where it belongs in `whole`, (..., n) each."""
@@ -124,8 +125,7 @@ class FusedDirectionalRule(DirectionalRule):
 
 def _known(config: DirectionalConfig) -> bool:
     """Whether there is code for it."""
-    plain = isinstance(config.context, NoneConfig)
-    return plain and config.hidden <= LARGEST_NETWORK and config.rank <= LARGEST_RANK
+    return steers(config) and config.rank <= LARGEST_RANK
 
 
 @functools.cache

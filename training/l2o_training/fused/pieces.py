@@ -17,16 +17,6 @@ PIECE = 8192
 """Coordinates of a tensor that are summed up in one go, at most."""
 
 
-def go_through(code: Code, table: np.ndarray) -> None:
-    """Deal the rows of a table out to threads."""
-    size = -(-len(table) // torch.get_num_threads())
-
-    def work(first: int, _: int) -> None:
-        code(min(size, len(table) - first), table[first:].ctypes.data)
-
-    share(work, range(0, len(table), size))
-
-
 class Pieces:
     """The tensors of all instances, cut up.
 
@@ -78,7 +68,12 @@ class Pieces:
         if results is not None:
             columns.append(results.data_ptr() + results[0].nbytes * np.arange(self.count))
         table = np.stack(columns, axis=1)
-        go_through(code, table)
+        size = -(-self.count // torch.get_num_threads())
+
+        def work(first: int, _: int) -> None:
+            code(min(size, self.count - first), table[first:].ctypes.data)
+
+        share(work, range(0, self.count, size))
 
     def collect(self, results: Tensor) -> Tensor:
         """Sums over the pieces of every tensor: (..., S, k), from (pieces, k, width)."""

@@ -126,9 +126,9 @@ def with_fewer_checked(config: TrainConfig, seconds: float, speed: Speed, ranks:
     >>> config.validation_runs, speed.checked
     (5, 0.025)
     """
-    tasks, runs = len(config.validation_tasks or config.tasks), config.validation_runs
-    whole = config.horizon * tasks * (len(RATES) * speed.adam + FIRST * speed.checked) / ranks
-    fewer = max(2, min(runs, int(runs * BESIDE * seconds / max(whole, 1e-9))))
+    check, beside = _checking(config, speed, ranks)
+    runs = config.validation_runs
+    fewer = max(2, min(runs, int(runs * BESIDE * seconds / max(beside + FIRST * check, 1e-9))))
     share = fewer / runs
     return (
         replace(config, validation_runs=fewer),
@@ -153,9 +153,8 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
     """
     random = isinstance(config.curriculum, RandomConfig)
     require(random, f"--minutes: not with curriculum.kind={config.curriculum.kind}, which ends by itself: leave it out")
-    tasks = len(config.validation_tasks or config.tasks)
-    check = config.horizon * speed.checked * tasks / ranks
-    left = seconds * (1 - SPARE) - check - len(RATES) * config.horizon * speed.adam * tasks / ranks
+    check, beside = _checking(config, speed, ranks)
+    left = seconds * (1 - SPARE) - check - beside
     enough = ENOUGH.get(config.estimator, USUAL)
     for lanes, batch, particles in _sizes(config, ranks):
         step = speed.of(batch, config.batch) * particles / config.particles
@@ -170,6 +169,12 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
         f"{fewest} are the least: give {math.ceil(10 * needed) / 10} minutes, fewer --steps, or smaller minibatches",
     )
     return replace(config, epochs=epochs, lanes=lanes, batch=batch, particles=particles, validate_every=every)
+
+
+def _checking(config: TrainConfig, speed: Speed, ranks: int) -> tuple[float, float]:
+    """Seconds of a validation, and of Adam at all rates on the same instances."""
+    steps = config.horizon * len(config.validation_tasks or config.tasks) / ranks
+    return steps * speed.checked, len(RATES) * steps * speed.adam
 
 
 def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int, int]]:
