@@ -23,7 +23,7 @@ from l2o_training.compare.flat import rollout
 from l2o_training.compare.own import OwnWorkload, train
 from l2o_training.compare.study import Study
 from l2o_training.config import read_config
-from l2o_training.meta.plan import Speed, best_factor, extended, fit, with_fewer_checked
+from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, with_fewer_checked
 from l2o_training.meta.validation import speedup
 from l2o_training.specialising import place_of
 from l2o_training.tasks import PythonConfig, make_task
@@ -520,6 +520,8 @@ def test_runs_are_fitted_to_their_time():
         assert 0.6 * seconds < spent < seconds
     with pytest.raises(ConfigError, match=r"0 updates of the rule fit, .* are the least: give 0.1 minutes"):
         fit(config, 0.3, speed)
+    with pytest.raises(ConfigError, match=r"give 1\.1 minutes"):
+        fit(config, 60.3, speed, spent=60)
     assert fit(config, 60, speed, ranks=4).lanes >= 4
     assert extended(replace_epochs(config, 8), 8, 60, 40).epochs == 18
     assert extended(replace_epochs(config, 40), 8, 1, 40).epochs == 40
@@ -543,6 +545,16 @@ def test_long_runs_are_checked_less():
     quick = replace(slow, step=0.01, instance=0.001, checked=0.001, adam=0.001)
     assert with_fewer_checked(config, 600, quick) == (config, quick)
     assert fit(config, 600, quick).particles == 8
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_one_update_is_enough_where_lengths_were_tried(place, tmp_path, monkeypatch, factor):
+    """Whichever length does best: that is found, and the update is more."""
+    monkeypatch.setattr(specialising, "measure_speed", lambda *_: Speed(step=0.4, checked=0.001, adam=0.001))
+    monkeypatch.setattr(specialising, "best_factor", lambda *_: factor)
+    specialise(place, steps=8, minutes=0.1, out=tmp_path / "run", progress=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] < FEWEST
 
 
 def replace_epochs(config, epochs):

@@ -200,9 +200,9 @@ def prepare(
         return config, over
     measured = Speed(**_of_first(ranks, asdict(measure_speed(config, _rule(config, place), tasks))))
     config, speed = with_fewer_checked(config, seconds, measured, ranks.size)
-    sized = _sized(config, tasks, speed, seconds, ranks, place, tell)
-    left = _of_first(ranks, seconds - (time.monotonic() - began))
-    fitted = fit(sized, left, speed, ranks.size, fewest=FEWEST if sized == config else 1)
+    sized, tried = _sized(config, tasks, speed, seconds, ranks, place, tell)
+    spent = _of_first(ranks, time.monotonic() - began)
+    fitted = fit(sized, seconds, speed, ranks.size, fewest=1 if tried else FEWEST, spent=spent)
     trials = 1 if fitted.estimator == "tbptt" else fitted.particles
     each = 1e3 * speed.of(fitted.batch, config.batch) / (1 if fitted.estimator == "tbptt" else config.particles)
     held = fitted.batch * max(task.instances(1, 2**40).params.shape[1] for task in tasks)
@@ -283,12 +283,12 @@ def _rule(config: TrainConfig, device: torch.device, factor: float = 1.0) -> Rul
 
 def _sized(
     config: TrainConfig, tasks: list[Task], speed: Speed, seconds: float, ranks: Ranks, device: torch.device, tell: Say
-) -> TrainConfig:
-    """The run with the length of steps that its start does best with; as it is where there is no time to try."""
+) -> tuple[TrainConfig, bool]:
+    """The run with the length of steps that its start does best with, and whether there was time to try."""
     validation = Validation(config, config.horizon, tasks, ranks, device)
     tries = min(SIZES, int(SIZED * seconds / (config.horizon * speed.checked * len(tasks) / ranks.size)))
     if not config.start or tries < FEWEST_SIZES:
-        return config
+        return config, False
 
     def score(factor: float) -> float:
         if factor * config.as_rule.output_scale > LARGEST_SCALE:
@@ -297,7 +297,7 @@ def _sized(
 
     factor = best_factor(score, tries)
     tell(f"steps {factor:.2g} times as long as those of {config.start} do best, of {tries} lengths at most")
-    return replace(config, rule=replace(config.as_rule, output_scale=factor * config.as_rule.output_scale))
+    return replace(config, rule=replace(config.as_rule, output_scale=factor * config.as_rule.output_scale)), True
 
 
 def verdict(trainer: Trainer) -> list[str]:

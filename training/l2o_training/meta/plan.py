@@ -136,7 +136,9 @@ def with_fewer_checked(config: TrainConfig, seconds: float, speed: Speed, ranks:
     )
 
 
-def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewest: int = FEWEST) -> TrainConfig:
+def fit(
+    config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewest: int = FEWEST, spent: float = 0.0
+) -> TrainConfig:
     """The run with as many epochs as fit into a time: updates, validations, and the Adam that stands beside them.
 
     Where whole optimizations are long, an update averages over fewer of them.
@@ -147,6 +149,7 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
         speed: how fast it goes.
         ranks: that share the lanes.
         fewest: updates.
+        spent: seconds of them that are over.
 
     Raises:
         ConfigError: too few updates fit.
@@ -154,7 +157,7 @@ def fit(config: TrainConfig, seconds: float, speed: Speed, ranks: int = 1, fewes
     random = isinstance(config.curriculum, RandomConfig)
     require(random, f"--minutes: not with curriculum.kind={config.curriculum.kind}, which ends by itself: leave it out")
     check, beside = _checking(config, speed, ranks)
-    left = seconds * (1 - SPARE) - check - beside
+    left = (seconds - spent) * (1 - SPARE) - check - beside
     enough = ENOUGH.get(config.estimator, USUAL)
     for lanes, batch, particles in _sizes(config, ranks):
         step = speed.of(batch, config.batch) * particles / config.particles
