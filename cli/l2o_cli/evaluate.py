@@ -61,6 +61,7 @@ def evaluate(
     ] = "training",
     cosine: Annotated[bool, typer.Option("--cosine", help="Enter rules with lr along a cosine too.")] = False,
     told: Annotated[bool, typer.Option("--told", help="Enter rules told their total_steps too.")] = False,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="Weight decay of rules, decoupled.")] = 0.0,
     report: Annotated[Path | None, typer.Option(help="Write a report, one HTML file, to this path.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run.")] = 0,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
@@ -100,6 +101,7 @@ def evaluate(
                 thin=thin,
                 cosine=cosine,
                 told=told,
+                weight_decay=weight_decay,
                 tune_on=tune_on,
                 seed=seed,
             )

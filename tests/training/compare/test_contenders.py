@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from comparing import run, script_of
 from rules import RULES, make_rule
 
@@ -57,6 +58,15 @@ def test_grids_are_log_spaced():
         contenders.baselines("adam,rmspop")
     with pytest.raises(ConfigError, match="adam sets the target"):
         contenders.baselines("momentum")
+
+
+def test_rules_may_decay_weights():
+    param = torch.nn.Parameter(torch.ones(2, 2))
+    for decay in (0.0, 0.5):
+        (rule,) = contenders.rules(["default"], ["total"], decay)
+        assert ("weight decay 0.5" in rule.label) == ("weight decay 0.5" in rule.identity) == bool(decay)
+        optimizer, _ = rule.optimizer([param], 1.0, 100)
+        assert optimizer.param_groups[0]["weight_decay"] == decay
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("directional", 2.0), ("scale", 1.0)])

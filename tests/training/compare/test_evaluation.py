@@ -98,6 +98,8 @@ def test_a_rule_on_flat_tasks_gives_the_losses_of_its_rollout(cli, tmp_path):
         (["--suite", "table1", "--data-root", "none"], "--download"),
         (["--suite", "unsen"], "did you mean unseen"),
         (["--suite", "digits", "--tune-on", "validation"], "has a training loss only"),
+        (["--suite", "digits", "--weight-decay", "0.1"], "--weight-decay: for training scripts, and digits has none"),
+        (["--weight-decay", "inf"], "--weight-decay: must be finite, got inf"),
         (["--suite", "everyday", "--task", "diamond-cuts", "--data-root", "none"], "put diamonds.csv there"),
         (["--suite", "digits", "--baselines", "adam,muon-linear"], "muon-linear runs on training scripts only"),
     ],

@@ -127,12 +127,15 @@ def baselines(text: str, thin: int = 1, *, flat: bool = False, structured: bool 
     return [replace(contender, lrs=contender.lrs[::thin]) for contender in found]
 
 
-def rules(names: Iterable[str], under: Sequence[Schedule | None] = (None,)) -> list[Contender]:
+def rules(
+    names: Iterable[str], under: Sequence[Schedule | None] = (None,), weight_decay: float = 0.0
+) -> list[Contender]:
     """Learned rules by bundled name or file.
 
     Args:
         names: which.
         under: what each competes under, one after the other; None is by itself.
+        weight_decay: in training scripts.
 
     Raises:
         ArtifactError: one cannot be read.
@@ -143,7 +146,7 @@ def rules(names: Iterable[str], under: Sequence[Schedule | None] = (None,)) -> l
         path = find_rule(text)
         given = path in {contender.path for contender in found.values()}
         require(not given, f"{text}: this rule is given twice, as {path}")
-        for contender in [of_rule(name_of(path), path, schedule) for schedule in under]:
+        for contender in [of_rule(name_of(path), path, schedule, weight_decay) for schedule in under]:
             free = contender.name not in found and contender.name not in BASELINES
             advice = "rename the file, or its folder if it is rule.safetensors"
             require(free, f"{text}: the name {contender.name!r} is taken: {advice}")
@@ -151,19 +154,21 @@ def rules(names: Iterable[str], under: Sequence[Schedule | None] = (None,)) -> l
     return list(found.values())
 
 
-def of_rule(name: str, path: Path, schedule: Schedule | None = None) -> Contender:
-    """A rule's file as a contender, handed the loss.
+def of_rule(name: str, path: Path, schedule: Schedule | None = None, weight_decay: float = 0.0) -> Contender:
+    """A rule's file as a contender, handed the loss; weight decay is that of training scripts.
 
     Raises:
         ArtifactError: it cannot be read.
     """
     found, provenance = read_learned(path)
     digest, kind = hashlib.sha256(path.read_bytes()).hexdigest(), "rule" if isinstance(found, Rule) else "solver"
+    told = [SCHEDULES[schedule]] if schedule else []
+    decays = [f"weight decay {weight_decay:g}"] if weight_decay else []
     return Contender(
         name=name if schedule is None else f"{name}-{schedule}",
-        label=f"learned {kind}, lr 1, not tuned{'' if schedule is None else f', {SCHEDULES[schedule]}'}",
-        identity=digest if schedule is None else f"{digest}, {schedule}",
-        optimizer=partial(_rule_optimizer, path, schedule),
+        label=", ".join([f"learned {kind}, lr 1, not tuned", *told, *decays]),
+        identity=", ".join([digest, *([schedule] if schedule else []), *decays]),
+        optimizer=partial(_rule_optimizer, path, schedule, weight_decay),
         solver=partial(_rule_solver, path, digest, schedule),
         lrs=(1.0,),
         path=path,
@@ -173,10 +178,11 @@ def of_rule(name: str, path: Path, schedule: Schedule | None = None) -> Contende
 
 
 def _rule_optimizer(
-    path: Path, schedule: Schedule | None, params: Iterable[Tensor], lr: float, steps: int
+    path: Path, schedule: Schedule | None, weight_decay: float, params: Iterable[Tensor], lr: float, steps: int
 ) -> tuple[Optimizer, LRScheduler | None]:
     """A rule's optimizer for a script of so many steps, and its schedule."""
-    optimizer = LearnedOptimizer(params, rule=path, lr=lr, total_steps=steps if schedule == "total" else None)
+    length = steps if schedule == "total" else None
+    optimizer = LearnedOptimizer(params, rule=path, lr=lr, weight_decay=weight_decay, total_steps=length)
     return optimizer, CosineAnnealingLR(optimizer, steps) if schedule == "cosine" else None
 
 

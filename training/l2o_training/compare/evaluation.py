@@ -1,5 +1,6 @@
 """An evaluation from its request to its files: what `l2o eval` does around the measuring."""
 
+import math
 import os
 import shlex
 import tempfile
@@ -40,6 +41,7 @@ class Request:
         thin: try every n-th learning rate.
         cosine: let rules compete once more, under a cosine.
         told: let them compete once more, told how long the run is.
+        weight_decay: of the rules.
         tune_on: the final loss that learning rates are tuned on, "training" or "validation".
     """
 
@@ -53,7 +55,7 @@ class Request:
     thin: int = 1
     cosine: bool = False
     told: bool = False
-
+    weight_decay: float = 0.0
     tune_on: str = "training"
     seed: int = 0
 
@@ -129,12 +131,15 @@ def start(
 def _study(request: Request, out: Path, load: Datasets, device: torch.device) -> Study:
     name, suite = request.found_suite()
     own: list[Workload] = [OwnWorkload(task) for task in request.tasks] if request.own else []
+    require(math.isfinite(request.weight_decay), f"--weight-decay: must be finite, got {request.weight_decay}")
+    decays = request.own or suite.scripts or not request.weight_decay
+    require(decays, f"--weight-decay: for training scripts, and {name} has none: leave it out, or choose another suite")
     baselines = request.baselines or (OWN_BASELINES if request.own else "all")
     return Study(
         suite=name,
         workloads=own or workloads(suite, load, device),
         contenders=[
-            *contenders.rules(request.rules, request.schedules),
+            *contenders.rules(request.rules, request.schedules, request.weight_decay),
             *contenders.baselines(
                 baselines, request.thin, flat=not (request.own or suite.scripts), structured=suite.structured
             ),
@@ -182,6 +187,7 @@ def finish(study: Study, request: Request, out: Path, report: Path | None = None
         "rules": list(request.rules),
         "cosine": request.cosine,
         "told": request.told,
+        "weight_decay": request.weight_decay,
         "baselines": [contender.name for contender in study.contenders if not contender.learned],
         "steps": study.steps,
         "horizons": list(study.horizons),
@@ -234,6 +240,7 @@ def command(study: Study, request: Request) -> str:
     words += ["--steps", str(study.steps), "--horizons", ",".join(map(str, study.horizons))]
     words += ["--runs", str(study.runs), "--seed", str(study.seed), "--thin", str(request.thin)]
     words += ["--cosine"] * request.cosine + ["--told"] * request.told
+    words += ["--weight-decay", f"{request.weight_decay:g}"] * (request.weight_decay != 0)
     words += ["--tune-on", study.tune_on] * (study.tune_on != "training")
     words += [word for task in request.tasks for word in ("--task", task)]
     words += ["--threads", str(torch.get_num_threads()), "--data-root", "data", "--report", "report.html"]
