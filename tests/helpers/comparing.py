@@ -12,12 +12,12 @@ from l2o_training.compare.study import Study
 from l2o_training.compare.suites import find_suite, workloads
 from l2o_training.tasks.data import Dataset, Datasets
 from l2o_training.tasks.records import TABLES, Table
-from l2o_training.tasks.scripts import RECIPES, everyday, larger, texts
+from l2o_training.tasks.scripts import RECIPES, everyday, heldout, larger, texts
 from l2o_training.tasks.scripts.base import Script
 
 BASELINES = {contender.name: contender for contender in baselines("all")}
 SMALL = ("least-squares", "tabular")
-EVERY = RECIPES | everyday.RECIPES | larger.RECIPES
+EVERY = RECIPES | everyday.RECIPES | larger.RECIPES | heldout.RECIPES
 """Scripts of all suites."""
 
 

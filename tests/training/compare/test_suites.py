@@ -1,4 +1,4 @@
-"""The suites `everyday` and `larger`: what their losses say, and the texts and tables that they read."""
+"""The suites `everyday`, `larger` and `heldout`: what their losses say, and the texts and tables that they read."""
 
 import math
 from itertools import pairwise
@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparing import BASELINES, FAKE, run, script_of
+from comparing import BASELINES, EVERY, FAKE, run, script_of
 from torch import nn
 
 from l2o_training.compare.scripts import validate
 from l2o_training.compare.suites import SUITES, find_suite, named, workloads
 from l2o_training.tasks.data import DataError, Datasets
 from l2o_training.tasks.records import FEWEST_CHARACTERS, FEWEST_ROWS, TABLES, load_table, load_text
-from l2o_training.tasks.scripts import RECIPES, everyday, larger
+from l2o_training.tasks.scripts import everyday, heldout, larger
 from l2o_training.tasks.scripts.everyday import fields, images, networks, texts
+from l2o_training.tasks.scripts.heldout import densities, functions, relations, sequences
 
 SIZES = {
     "vit-4x96": 320_554,
@@ -35,9 +36,10 @@ def test_suites_share_no_script_and_are_long_enough():
     assert len(larger.RECIPES) >= 8
     names = [named(task) for suite in SUITES.values() for task in suite.tasks]
     assert len(names) == len(set(names))
-    builds = [recipe.build for recipes in (RECIPES, everyday.RECIPES, larger.RECIPES) for recipe in recipes.values()]
+    assert len(heldout.RECIPES) == 24
+    builds = [recipe.build for recipe in EVERY.values()]
     assert len(builds) == len(set(builds))
-    for name in ("everyday", "larger"):
+    for name in ("everyday", "larger", "heldout"):
         found = workloads(find_suite(name), Datasets("none"))
         assert len({workload.key(BASELINES["adam"])["code"] for workload in found}) == len(found)
 
@@ -60,6 +62,93 @@ def test_larger_networks_have_their_size_and_train(name):
         losses.append(loss.item())
     assert [key for key, param in model.named_parameters() if param.grad is None or not param.grad.any()] == []
     assert losses[-1] < losses[0] or name == "squeezenet"
+
+
+@pytest.mark.parametrize("name", heldout.RECIPES)
+def test_held_out_scripts_train_and_validate(name):
+    """With Adam, at losses above zero, which ratios ask for; every parameter that is trained has a part in it."""
+    script = script_of(name)
+    found = run(script, BASELINES["adam"], 3e-3, 0, 30)
+    assert min(found.train) > 0
+    assert np.isfinite(found.validation).all()
+    assert np.mean(found.train[-5:]) < np.mean(found.train[:5])
+    torch.manual_seed(0)
+    model = script.make_model()
+    script.loss(model, next(script.batches(0))).backward()
+    trained = {key for key, param in model.named_parameters() if param.requires_grad}
+    without = trained - {key for key, param in model.named_parameters() if param.grad is not None}
+    assert without == ({"5.bias"} if name == "pendulum" else set()), "an energy is known but for a constant"
+
+
+def test_a_flow_s_density_integrates_to_one():
+    torch.manual_seed(0)
+    axis = torch.linspace(-8, 8, 321)
+    with torch.no_grad():
+        density = torch.exp(-densities.Flow(6)(torch.cartesian_prod(axis, axis)))
+    assert float(density.sum()) * 0.05**2 == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "network", "process"])
+def test_likelihoods_are_those_of_torch_s_distributions(kind):
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    normal = torch.distributions.Normal
+    if kind == "mixture":
+        model = densities.Mixture(3)
+        each = normal(model.mean, model.log_deviation.exp()).log_prob(x[:, None]).sum(-1)
+        found, expected = model(x), -torch.logsumexp(each - math.log(3), -1)
+    elif kind == "network":
+        out = torch.randn(6, 15)
+        logits, mean, log_deviation = out.chunk(3, -1)
+        parts = torch.distributions.Categorical(logits=logits), normal(mean, log_deviation.exp())
+        expected = -torch.distributions.MixtureSameFamily(*parts).log_prob(y[:, 0]).mean()
+        found = densities.mixture_loss(lambda _: out, (x, y))
+    else:
+        place, reading = x.T
+        distance = place[:, None] - place
+        covariance = torch.exp(-0.5 * distance.square()) + 1.0001 * torch.eye(6)
+        expected = -torch.distributions.MultivariateNormal(torch.zeros(6), covariance).log_prob(reading) / 6
+        found = densities.Kernel()(place, reading)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_of_held_out_scripts_are_zero_or_lowest_at_the_truth():
+    x = script_of("counts").train[0]
+    rate = torch.tensor([1.0, 5.0])
+    assert functions.deviance(lambda _: rate.log()[:, None], (x[:2], rate)).item() == pytest.approx(0, abs=1e-6)
+    own, chances = script_of("distillation").train
+    assert functions.divergence(lambda _: chances.log(), (own, chances)).item() == pytest.approx(0, abs=1e-6)
+    states, target = script_of("pendulum").train
+
+    def energy(state):
+        return state[:, 1].square() / 2 - state[:, 0].cos()
+
+    assert functions.field_error(energy, (states, target)).item() < 1e-10
+    values = torch.arange(1.0, 101)
+    guesses = [torch.full((100, 3), at) for at in (40.0, 50.5, 61.0)]
+    errors = [functions.pinball(lambda _, guess=guess: guess, (values, values)) for guess in guesses]
+    assert errors[1] < min(errors[0], errors[2])
+
+
+def test_a_partial_likelihood_counts_who_is_still_there():
+    """Three people with times 1, 2 and 3: −log of e^a / (e^a + e^b + e^c), of e^b / (e^b + e^c), and of 1."""
+    risk = torch.tensor([0.3, -0.2, 1.1])
+    expected = (torch.logsumexp(risk, 0) - risk[0] + torch.logsumexp(risk[1:], 0) - risk[1]) / 3
+    order = torch.tensor([2, 0, 1])
+    found = functions.partial_likelihood(lambda x: x, (risk[order, None], torch.tensor([1.0, 2.0, 3.0])[order]))
+    torch.testing.assert_close(found, expected)
+
+
+def test_sequences_and_words_hold_their_answers():
+    x, target = script_of("adding").train
+    marked = x[..., 0][x[..., 1] > 0].view(-1, 2)
+    torch.testing.assert_close(marked.prod(-1), target)
+    pair, same = script_of("skip-gram").train
+    assert (pair[same > 0] % relations.TOPICS).diff().eq(0).all()
+    assert (pair < relations.WORDS).all()
+    digits, ordered = script_of("sorting").train
+    assert torch.equal(torch.sort(digits).values, ordered)
+    assert len(digits) == sequences.TRAIN
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.workloads import Workload
 from l2o_training.tasks import ConvConfig, MLPConfig, QuadraticConfig, SparseConfig, TaskConfig
 from l2o_training.tasks.data import Datasets
-from l2o_training.tasks.scripts import RECIPES, everyday, larger
+from l2o_training.tasks.scripts import RECIPES, everyday, heldout, larger
 from l2o_training.tasks.scripts.base import Recipe
 
 
@@ -91,12 +91,20 @@ SUITES = {
         caveat="Which rule was bundled as the default was decided with these tasks in view.",
     ),
     "everyday": Suite(
-        description="17 training scripts as people write them, most on real data; for choices",
+        description="24 training scripts as people write them, most on real data; for choices",
         tasks=tuple(everyday.RECIPES.values()),
         steps=100,
         horizons=(1, 5, 25),
         runs=3,
         caveat="These tasks are for choices: what was chosen by them does better on them than elsewhere.",
+    ),
+    "heldout": Suite(
+        description="24 training scripts that nothing was chosen by; for verdicts; needs no download",
+        tasks=tuple(heldout.RECIPES.values()),
+        steps=100,
+        horizons=(1, 5, 25),
+        runs=3,
+        caveat="Drafts of these scripts were run once, after which neither they nor the rule were changed.",
     ),
     "larger": Suite(
         description="12 training scripts of 175,000 to 11 million parameters; for verdicts",

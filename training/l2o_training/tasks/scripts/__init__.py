@@ -1,6 +1,6 @@
 """Training scripts: ordinary networks in ordinary loops, which no meta-training has seen.
 
-Those of the suite `unseen` are named here; `everyday` and `larger` have their own lists.
+Those of the suite `unseen` are named here; `everyday`, `heldout` and `larger` have their own lists.
 """
 
 from l2o_training.tasks.scripts import images, tables, texts
