@@ -24,9 +24,10 @@ from l2o_runtime.kernels.emit import Compiled, once, widest
 from l2o_runtime.kernels.lstm import Scratch, push
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, corrections, steps_of
-from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave, fill
+from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave, age, fill
 from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
+from l2o_runtime.kernels.whole import Frame, at_once, compile_whole
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.steering import TINY
@@ -64,6 +65,11 @@ def network_of(rule: DirectionalRule) -> Tensor:
     return torch.cat([weight.detach().reshape(-1) for weight in weights])
 
 
+def tell(plan: Plan) -> None:
+    """Tell autograd that parameters were written, as it was done by address."""
+    torch.autograd.graph.increment_version([part.param for part in plan.parts])
+
+
 class DirectionalKernel(Kernel):
     """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`. It is for whole tensors, not for shards.
 
@@ -80,6 +86,7 @@ class DirectionalKernel(Kernel):
         self.network = network_of(rule).numpy()
         self.scratch: list[Scratch] = []
         self.plan: Plan | None = None
+        self.frame: Frame | None = None
         self.lock = threading.Lock()
 
     def observe(self, parts: list[Part]) -> Tensor:
@@ -106,13 +113,15 @@ class DirectionalKernel(Kernel):
 
     def forget(self) -> None:
         """As in `Kernel`."""
-        self.plan = None
+        self.plan = self.frame = None
 
     def _stepped(self, plan: Plan, loss: float) -> list[bool]:
         """What is against the step; if nothing is, it was taken."""
         code = self._code(plan.batches[0].dtypes)["copy"]
         code(len(plan.gather), plan.gathering)
         plan.numbers[:, CORRECTIONS] = corrections(plan.steps)
+        if self.frame is not None:
+            return self._at_once(plan, self.frame, loss)
         totals = self._looked(plan)
         pulse = float(totals[:, 0].sum())
         against = [
@@ -127,6 +136,22 @@ class DirectionalKernel(Kernel):
             plan.owned[0] += 1
             code(len(plan.scatter), plan.scattering)
         return against
+
+    def _at_once(self, plan: Plan, frame: Frame, loss: float) -> list[bool]:
+        """`_stepped` in one call."""
+        age(plan.doubles, plan.floats, plan.aged)
+        frame.rates[:] = self._rates(plan)
+        against = frame.step(compile_whole(self.width)[0], math.isfinite(loss))
+        if not any(against):
+            tell(plan)
+        return against
+
+    def _rates(self, plan: Plan) -> list[float]:
+        """lr of every part; what decay leaves of it is filled in."""
+        rates = [float(part.lr) for part in plan.parts]
+        decays = [part.decay for part in plan.parts]
+        plan.numbers[:, LEFT] = [1 - lr * float(decay) for lr, decay in zip(rates, decays, strict=True)]
+        return rates
 
     def _steer(self, plan: Plan, totals: np.ndarray) -> np.ndarray:
         """The length of a step and the weights w of every part, (1 + 4, parts); its states are written."""
@@ -143,13 +168,28 @@ class DirectionalKernel(Kernel):
                 self.scratch.append(Scratch([]))
             if self.plan is None or not self.plan.is_for(parts, threads):
                 self.plan = Plan(parts, self.width, self.rule.config.rank, threads)
+                self.frame = self._framed(self.plan)
             self.plan.aim(parts)
             try:
                 yield self.plan
             finally:
                 self.plan.release()
                 if not self.plan.regular:
-                    self.plan = None
+                    self.forget()
+
+    def _framed(self, plan: Plan) -> Frame | None:
+        """What whole steps in one call read, where they can be taken so."""
+        rank = self.rule.config.rank
+        if not (self.whole and at_once(plan, rank)):
+            return None
+        made = {"steer": compile_steering(self.architecture)[1]}
+        made |= dict.fromkeys(
+            ("observe", "update", "move", "copy"), compile_directional(self.width, plan.batches[0].dtypes)[1]
+        )
+        addresses = {name: code.address(name) for name, code in made.items()} | {"orthogonalise": 0}
+        if plan.waves[0].matrices:
+            addresses["orthogonalise"] = compile_orthogonal(rank, self.width)[1].address("orthogonalise")
+        return Frame(plan, addresses, self.network.ctypes.data)
 
     def _code(self, dtypes: Dtypes) -> Code:
         """Functions by name, for states of these types."""
@@ -180,9 +220,8 @@ class DirectionalKernel(Kernel):
 
     def _advance(self, plan: Plan, length: np.ndarray, weights: np.ndarray) -> None:
         """Advance parts, whose steering is (parts,) and (parts, 4)."""
-        rates = np.array([float(part.lr) for part in plan.parts])
+        rates = np.array(self._rates(plan))
         plan.numbers[:, WEIGHTS] = weights
-        plan.numbers[:, LEFT] = 1 - rates * [float(part.decay) for part in plan.parts]
         plan.sums[:, 0] = 0
         for wave in plan.waves:
             self._orthogonalise(plan, wave)
@@ -191,8 +230,8 @@ class DirectionalKernel(Kernel):
             lengths = -length / np.maximum(np.sqrt(squares / plan.sizes), TINY)
             plan.numbers[wave.parts, LENGTH] = (lengths * rates)[wave.parts]
             share(functools.partial(self._move, plan, lengths), wave.batches)
-        if plan.direct:  # written by address, which autograd has to be told of
-            torch.autograd.graph.increment_version([part.param for part in plan.parts])
+        if plan.direct:
+            tell(plan)
 
     def _move(self, plan: Plan, lengths: np.ndarray, batch: Batch, thread: int) -> None:
         """θ ← left · θ + length · d."""

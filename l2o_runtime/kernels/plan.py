@@ -30,8 +30,11 @@ WEIGHTS = slice(ORTHOGONAL + 1, ORTHOGONAL + 1 + MIXED)
 LEFT, LENGTH = WEIGHTS.stop, WEIGHTS.stop + 1
 """Columns of a tensor's numbers: see `NUMBERS`."""
 
-GRAD, WHOLE = 2, -2
-"""Columns of a table of pieces, and the latter of a table of matrices: see the modules with their code."""
+GRAD = 2
+"""Column of a table of pieces."""
+
+MATRIX_GRAD, MATRIX_MOMENTUM, WHOLE, ROOM = range(3, 7)
+"""Columns of a table of matrices: see the modules with their code."""
 
 SHARED = 2**18
 """Coordinates from which on threads share the work: for fewer it takes longer to tell them."""
@@ -93,6 +96,7 @@ class Plan:
         gather, scatter: tables that copy from there and back; gathering, scattering: their addresses.
         directions: (n,) room for those of any wave.
         free: float32 that a thread needs to orthogonalise any matrix.
+        grads: of that step, the addresses of its gradients, if `regular`.
         alone: all of it is done in single calls.
         direct: parameters are contiguous float32.
         regular: nothing has to be converted before it is read.
@@ -205,8 +209,8 @@ class Plan:
         """Take the gradients of a step."""
         self.parts = parts
         if self.regular:
-            grads = np.array([part.grad.data_ptr() for part in parts], dtype=np.int64)
-            self.table[:, GRAD] = grads[self.owners] + self.starts
+            self.grads = np.array([part.grad.data_ptr() for part in parts], dtype=np.int64)
+            self.table[:, GRAD] = self.grads[self.owners] + self.starts
 
     def release(self) -> None:
         """Keep no gradients once a step is over."""
@@ -216,7 +220,7 @@ class Plan:
         """Fill in the addresses of matrices; what lies there has to be kept."""
         parts = [self.parts[index] for index in wave.numbers]
         kept = [(part.gradient.contiguous(), part.state[MOMENTUM].float()) for part in parts]
-        wave.table[:, 3:5] = [[grad.data_ptr(), momentum.data_ptr()] for grad, momentum in kept]
+        wave.table[:, MATRIX_GRAD:WHOLE] = [[grad.data_ptr(), momentum.data_ptr()] for grad, momentum in kept]
         return kept
 
     def rows(self, batch: Batch) -> np.ndarray:
@@ -268,8 +272,13 @@ def fill(doubles: np.ndarray, floats: np.ndarray, sums: np.ndarray, before: np.n
         sums: (..., S, 6) those of a step, without the number of coordinates.
         before: (..., S) how often tensors were steered.
     """
-    count, steps = sums.shape[-2], before.astype(np.float64) + 1
-    doubles[..., :6, :count] = np.swapaxes(sums, -1, -2)
+    doubles[..., :6, : sums.shape[-2]] = np.swapaxes(sums, -1, -2)
+    age(doubles, floats, before)
+
+
+def age(doubles: np.ndarray, floats: np.ndarray, before: np.ndarray) -> None:
+    """The same for what depends on the number of steps alone."""
+    count, steps = before.shape[-1], before.astype(np.float64) + 1
     doubles[..., 6, :count], doubles[..., 7, :count] = FAST**steps, SLOW**steps
     floats[..., 0, :count] = 1 - (1 - 1 / MEMORY) ** steps
 

@@ -22,7 +22,7 @@ from l2o_runtime.stepping.parts import make_part
 
 pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
 
-from l2o_runtime.kernels import directional, plan
+from l2o_runtime.kernels import directional, pieces, plan
 
 GROUP = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
 SHAPES = [(5, 7), (40, 3), (4, 3, 3, 3), (9,), (1,), (), (30, 50), (2, 2)]
@@ -82,6 +82,47 @@ def assert_same(found, rtol=2e-4, atol=2e-6):
 def takes_whole_steps(optimizer):
     kernel = next(iter(optimizer._replicas.kernels.values()))
     return kernel is not None and kernel.whole
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("bad", [None, "nan", "inf", "zero", "huge", "loss"])
+def test_one_call_is_several_to_the_bit(rule, monkeypatch, size, bad):
+    """Pieces of 500 coordinates, vectors of any width: sums are added up in the same order, and the same is told."""
+    monkeypatch.setattr(directional, "widest", lambda: size)
+    monkeypatch.setattr(pieces, "chunk_size", lambda *_: 500)
+    found = []
+    for framed in (True, False):
+        if not framed:
+            monkeypatch.setattr(directional, "at_once", lambda *_: False)
+        params = parameters()
+        optimizer = LearnedOptimizer(params, rule, total_steps=40, weight_decay=0.1)
+        for step in range(6):
+            gradients(params, step)
+            if step == 4 and bad is not None:
+                for p in params if bad == "zero" else params[1:2]:
+                    p.grad.mul_({"nan": torch.nan, "inf": torch.inf, "zero": 0.0, "huge": 1e38, "loss": 1.0}[bad])
+            optimizer.step(loss=torch.tensor(torch.nan if (step, bad) == (4, "loss") else 1.0))
+        kernel = next(iter(optimizer._replicas.kernels.values()))
+        assert (kernel.frame is not None) is framed
+        found.append((params, optimizer))
+    (one, first), (other, second) = found
+    assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+    for state, another in zip(first.state_dict()["state"].values(), second.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(value, another[key]) for key, value in state.items())
+    assert first.health() == second.health()
+    assert first.health()["steps"] == (5 if bad in {"nan", "inf", "zero", "loss"} else 6)
+
+
+def test_large_networks_and_half_precision_take_several_calls(rule, monkeypatch):
+    for changes, dtype, framed in (({}, "float32", True), ({"SHARED": 100}, "float32", False), ({}, "bfloat16", False)):
+        with monkeypatch.context() as patch:
+            for name, value in changes.items():
+                patch.setattr(plan, name, value)
+            params = parameters()
+            optimizer = LearnedOptimizer(params, rule, state_dtype=getattr(torch, dtype))
+            gradients(params, 0)
+            optimizer.step()
+            assert (next(iter(optimizer._replicas.kernels.values())).frame is not None) is framed
 
 
 @pytest.mark.parametrize("wave", [1, 40, 2**20])
