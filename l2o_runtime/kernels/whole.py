@@ -13,6 +13,9 @@ from l2o_runtime.kernels.plan import MATRIX_GRAD, MATRIX_MOMENTUM, ROOM, Plan
 from l2o_runtime.kernels.whole_code import FOUND, FRAME, LOSS, PULSE, ZERO, whole_module
 from l2o_runtime.rules.directional import MOMENTUM
 
+LOSS_AT = FRAME.index("loss")
+"""Where a frame has whether the loss is finite."""
+
 
 @once
 def compile_whole(width: int) -> tuple[Callable[[int], int], Compiled]:
@@ -89,6 +92,3 @@ class Frame:
         self.values[LOSS_AT] = loss
         found = call(self.address)
         return [bool(found & bit) for bit in (PULSE, LOSS, FOUND, ZERO)]
-
-
-LOSS_AT = FRAME.index("loss")

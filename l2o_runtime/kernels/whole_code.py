@@ -35,6 +35,7 @@ PULSE, LOSS, FOUND, ZERO = 1, 2, 4, 8
 """What is against a step: Σ|g| or the loss is not finite, or another sum; or all gradients are zero."""
 
 EVENS, ODDS = (0, 2, 4, 6), (1, 3, 5, 7)
+"""NumPy adds up eight numbers side by side, and then neighbours."""
 
 
 def whole_module(width: int) -> ir.Module:
