@@ -61,7 +61,7 @@ def evaluate(
     ] = "training",
     cosine: Annotated[bool, typer.Option("--cosine", help="Enter rules with lr along a cosine too.")] = False,
     told: Annotated[bool, typer.Option("--told", help="Enter rules told their total_steps too.")] = False,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="Weight decay of rules, decoupled.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(min=0.0, metavar="X", help="Weight decay of rules.")] = 0.0,
     report: Annotated[Path | None, typer.Option(help="Write a report, one HTML file, to this path.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the first run.")] = 0,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.")] = Path("runs/eval"),
@@ -77,7 +77,7 @@ def evaluate(
     Losses are means over the last 10 steps. The folder gets results.json, results.csv and pictures; --report writes a
     page with all of it.
 
-    What was measured is kept under --out: a stopped evaluation goes on where it was.
+    What was measured is kept under --out: a stopped evaluation goes on.
 
     Example: l2o eval default --suite unseen --horizons 1 --report report.html
 
