@@ -104,7 +104,7 @@ SUITES = {
         steps=100,
         horizons=(1, 5, 25),
         runs=3,
-        caveat="Drafts of these scripts were run once, after which neither they nor the rule were changed.",
+        caveat="Drafts of these scripts, without an end of data, were run once; the rule was not changed after that.",
     ),
     "larger": Suite(
         description="12 training scripts of 175,000 to 11 million parameters; for verdicts",

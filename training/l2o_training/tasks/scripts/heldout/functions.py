@@ -116,7 +116,7 @@ class Hypernetwork(nn.Module):
 
 
 def hypernetwork(_: Load) -> Script:
-    """a sin(1 + b)x + c on sixteen places, from (a, b, c)."""
+    """a sin((1 + b) x) + c on sixteen places, from (a, b, c)."""
     which, rng = rows(3)
     x = 4 * torch.rand(len(which), 16, generator=rng) - 2
     y = which[:, :1] * torch.sin((1 + which[:, 1:2]) * x) + which[:, 2:]
