@@ -182,14 +182,13 @@ class DirectionalKernel(Kernel):
         rank = self.rule.config.rank
         if not (self.whole and at_once(plan, rank)):
             return None
-        made = {"steer": compile_steering(self.architecture)[1]}
-        made |= dict.fromkeys(
-            ("observe", "update", "move", "copy"), compile_directional(self.width, plan.batches[0].dtypes)[1]
-        )
-        addresses = {name: code.address(name) for name, code in made.items()} | {"orthogonalise": 0}
+        pieces = compile_directional(self.width, plan.batches[0].dtypes)[1]
+        made = dict.fromkeys(("observe", "update", "move", "copy"), pieces)
+        made["steer"] = compile_steering(self.architecture)[1]
         if plan.waves[0].matrices:
-            addresses["orthogonalise"] = compile_orthogonal(rank, self.width)[1].address("orthogonalise")
-        return Frame(plan, addresses, self.network.ctypes.data)
+            made["orthogonalise"] = compile_orthogonal(rank, self.width)[1]
+        code = {name: module.address(name) for name, module in made.items()}
+        return Frame(plan, code, self.network.ctypes.data)
 
     def _code(self, dtypes: Dtypes) -> Code:
         """Functions by name, for states of these types."""

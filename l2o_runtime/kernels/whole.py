@@ -10,7 +10,7 @@ from l2o_runtime.kernels.directional_code import TOTALS
 from l2o_runtime.kernels.emit import Compiled, once
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK
 from l2o_runtime.kernels.plan import MATRIX_GRAD, MATRIX_MOMENTUM, ROOM, Plan
-from l2o_runtime.kernels.whole_code import FOUND, FRAME, LOSS, PULSE, ZERO, whole_module
+from l2o_runtime.kernels.whole_code import CALLS, FOUND, FRAME, LOSS, PULSE, ZERO, whole_module
 from l2o_runtime.rules.directional import MOMENTUM
 
 LOSS_AT = FRAME.index("loss")
@@ -39,7 +39,7 @@ class Frame:
 
     Args:
         plan: with `at_once`; its table of matrices is filled up.
-        code: addresses of the functions that it calls, by name.
+        code: addresses of the functions that it calls, by name; without matrices there is none for them.
         network: address of the weights of the network of tensors.
 
     Attributes:
@@ -68,6 +68,7 @@ class Frame:
             "steps": plan.owned,
         }
         known = {
+            **dict.fromkeys(CALLS, 0),
             **code,
             **counts,
             **{name: array.ctypes.data for name, array in tables.items()},

@@ -10,8 +10,9 @@ from typing import Any
 from llvmlite import ir
 
 from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
-from l2o_runtime.kernels.emit import F32, F64, I32, I64, VOID, Vector, constant, load, loop, shuffle, store
-from l2o_runtime.kernels.steering_code import WIDTH
+from l2o_runtime.kernels.emit import F32, F64, I32, I64, VOID, Vector, constant, each, load, loop, shuffle, store
+from l2o_runtime.kernels.plan import LENGTH, WEIGHTS
+from l2o_runtime.kernels.steering_code import DOUBLES, WIDTH
 from l2o_runtime.rules.steering import MIXED, TINY
 
 CALLS = ("observe", "orthogonalise", "update", "move", "copy", "steer")
@@ -28,7 +29,7 @@ STEERING = {"doubles": F64, "floats": F32, "scalars": F64, "states": F32, "netwo
 
 FRAME = (*CALLS, *COUNTS, *TABLES, *STEERING)
 
-SUMMED = 6
+SUMMED = DOUBLES.index("fast")
 """Sums that steer, the last of the totals."""
 
 PULSE, LOSS, FOUND, ZERO = 1, 2, 4, 8
@@ -79,11 +80,7 @@ class _Code:
         return against
 
     def _each(self, count: Any, body: Callable[[Any], None]) -> None:
-        def one(index: Any, _: list[Any]) -> list[Any]:
-            body(index)
-            return []
-
-        loop(self.builder, count, [], one)
+        each(self.builder, 1, I64(0), count, body)
 
     def _at(self, name: str, index: Any, kind: Any = F64) -> Any:
         """Address of a number of a table."""
@@ -145,12 +142,11 @@ class _Code:
             return [pulse.value, rest.value]
 
         pulse, rest = loop(builder, self.parts, [none, none], part)
-        zero = Vector(builder, none)
         finite = (Vector(builder, pulse) * 0.0).value
         found = [
             (builder.fcmp_unordered("une", finite, none), PULSE),
             (builder.fcmp_unordered("une", rest, none), FOUND),
-            (builder.fcmp_ordered("==", pulse, zero.value), ZERO),
+            (builder.fcmp_ordered("==", pulse, none), ZERO),
         ]
         bits = builder.select(builder.icmp_signed("!=", self.frame["loss"], I64(0)), I64(0), I64(LOSS))
         for condition, bit in found:
@@ -170,7 +166,7 @@ class _Code:
         def weights(index: Any) -> None:
             for row in range(MIXED):
                 place = self.builder.add(self.builder.mul(self.steered, I64(1 + row)), index)
-                target = self._row(index, NUMBERS, NUMBERS - 2 - MIXED + row)
+                target = self._row(index, NUMBERS, WEIGHTS.start + row)
                 store(self.builder, self._number("told", place, F32), self._at("numbers", target, F32))
 
         self._each(self.parts, sums)
@@ -188,7 +184,7 @@ class _Code:
             squares = self._number("totals", self._row(index, TOTALS))
             deviation = (squares.div(self._number("sizes", index))).sqrt().clamp_min(TINY)
             length = (-self._number("told", index, F32)).double().div(deviation) * self._number("rates", index)
-            store(self.builder, length.float(), self._at("numbers", self._row(index, NUMBERS, NUMBERS - 1), F32))
+            store(self.builder, length.float(), self._at("numbers", self._row(index, NUMBERS, LENGTH), F32))
 
         self._each(self.parts, part)
 

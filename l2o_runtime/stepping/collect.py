@@ -41,10 +41,10 @@ class Known:
             or not param.is_contiguous()
         ):
             return False
-        for key, tensor, address, size in self.states:
+        for key, tensor, address, size in self.states:  # a single number that is resized lies elsewhere
             if state.get(key) is not tensor or tensor.data_ptr() != address:
                 return False
-            if size > 1 and (tensor.numel() != size or not tensor.is_contiguous()):  # without numbers it is nowhere
+            if size > 1 and (tensor.numel() != size or not tensor.is_contiguous()):
                 return False
         return True
 

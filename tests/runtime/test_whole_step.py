@@ -79,8 +79,12 @@ def assert_same(found, rtol=2e-4, atol=2e-6):
     assert not any(kernel is not None for kernel in other._replicas.kernels.values())
 
 
+def kernel_of(optimizer):
+    return next(iter(optimizer._replicas.kernels.values()))
+
+
 def takes_whole_steps(optimizer):
-    kernel = next(iter(optimizer._replicas.kernels.values()))
+    kernel = kernel_of(optimizer)
     return kernel is not None and kernel.whole
 
 
@@ -102,8 +106,7 @@ def test_one_call_is_several_to_the_bit(rule, monkeypatch, size, bad):
                 for p in params if bad == "zero" else params[1:2]:
                     p.grad.mul_({"nan": torch.nan, "inf": torch.inf, "zero": 0.0, "huge": 1e38, "loss": 1.0}[bad])
             optimizer.step(loss=torch.tensor(torch.nan if (step, bad) == (4, "loss") else 1.0))
-        kernel = next(iter(optimizer._replicas.kernels.values()))
-        assert (kernel.frame is not None) is framed
+        assert (kernel_of(optimizer).frame is not None) is framed
         found.append((params, optimizer))
     (one, first), (other, second) = found
     assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
@@ -122,7 +125,7 @@ def test_large_networks_and_half_precision_take_several_calls(rule, monkeypatch)
             optimizer = LearnedOptimizer(params, rule, state_dtype=getattr(torch, dtype))
             gradients(params, 0)
             optimizer.step()
-            assert (next(iter(optimizer._replicas.kernels.values())).frame is not None) is framed
+            assert (kernel_of(optimizer).frame is not None) is framed
 
 
 @pytest.mark.parametrize("wave", [1, 40, 2**20])
@@ -468,7 +471,7 @@ def test_steps_are_whole(rule, monkeypatch):
     for step in range(4):
         gradients(params, step)
         optimizer.step()
-        plans.append(next(iter(optimizer._replicas.kernels.values())).plan)
+        plans.append(kernel_of(optimizer).plan)
     assert len(calls) == 4
     assert plans[1] is plans[2] is plans[3], "tables are made anew"
 

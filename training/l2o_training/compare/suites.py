@@ -1,6 +1,6 @@
 """Suites: named lists of tasks that contenders are compared on, flat tasks or training scripts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,6 +44,18 @@ class Suite:
         return bool(self.tasks) and all(isinstance(task, SparseConfig) for task in self.tasks)
 
 
+def _of_scripts(recipes: Mapping[str, Recipe], description: str, caveat: str) -> Suite:
+    """Training scripts, three runs of each at three lengths."""
+    return Suite(
+        description=description,
+        tasks=tuple(recipes.values()),
+        steps=100,
+        horizons=(1, 5, 25),
+        runs=3,
+        caveat=caveat,
+    )
+
+
 SUITES = {
     "digits": Suite(
         description="small MLPs on scikit-learn's digits; needs no download",
@@ -82,37 +94,25 @@ SUITES = {
             ),
         ),
     ),
-    "unseen": Suite(
-        description="13 ordinary training scripts, from ConvNets to a VAE, that no preset is meta-trained on",
-        tasks=tuple(RECIPES.values()),
-        steps=100,
-        horizons=(1, 5, 25),
-        runs=3,
-        caveat="Which rule was bundled as the default was decided with these tasks in view.",
+    "unseen": _of_scripts(
+        RECIPES,
+        "13 ordinary training scripts, from ConvNets to a VAE, that no preset is meta-trained on",
+        "Which rule was bundled as the default was decided with these tasks in view.",
     ),
-    "everyday": Suite(
-        description="24 training scripts as people write them, most on real data; for choices",
-        tasks=tuple(everyday.RECIPES.values()),
-        steps=100,
-        horizons=(1, 5, 25),
-        runs=3,
-        caveat="These tasks are for choices: what was chosen by them does better on them than elsewhere.",
+    "everyday": _of_scripts(
+        everyday.RECIPES,
+        "24 training scripts as people write them, most on real data; for choices",
+        "These tasks are for choices: what was chosen by them does better on them than elsewhere.",
     ),
-    "heldout": Suite(
-        description="24 training scripts that nothing was chosen by; for verdicts; needs no download",
-        tasks=tuple(heldout.RECIPES.values()),
-        steps=100,
-        horizons=(1, 5, 25),
-        runs=3,
-        caveat="Drafts of these scripts, without an end of data, were run once; the rule was not changed after that.",
+    "heldout": _of_scripts(
+        heldout.RECIPES,
+        "24 training scripts that nothing was chosen by; for verdicts; needs no download",
+        "Drafts of these scripts, without an end of data, were run once; the rule was not changed after that.",
     ),
-    "larger": Suite(
-        description="12 training scripts of 175,000 to 11 million parameters; for verdicts",
-        tasks=tuple(larger.RECIPES.values()),
-        steps=100,
-        horizons=(1, 5, 25),
-        runs=3,
-        caveat="Eight of these networks had a part in what the rule scale does in networks larger than it knew.",
+    "larger": _of_scripts(
+        larger.RECIPES,
+        "12 training scripts of 175,000 to 11 million parameters; for verdicts",
+        "Eight of these networks had a part in what the rule scale does in networks larger than it knew.",
     ),
     "sparse-recovery": Suite(
         description="x from b = A x, A of 256 × 512, as in meta-training and beside it; for unrolled solvers",

@@ -3,11 +3,11 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2o_training.tasks.data import Load
-from l2o_training.tasks.scripts.base import Batch, Script
+from l2o_training.tasks.scripts.base import Script
+from l2o_training.tasks.scripts.images import cross_entropy
 from l2o_training.tasks.scripts.tables import split, squared_error
 
 TRAIN, VALIDATION = 8192, 512
@@ -52,16 +52,10 @@ class Encoder(nn.Module):
         return self.out(self.layers(self.symbol(x) + self.place)).mT  # type: ignore[no-any-return]
 
 
-def symbols_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of every place."""
-    x, y = batch
-    return F.cross_entropy(model(x), y)
-
-
 def sorting(_: Load) -> Script:
     """Eight digits in any order → the same in ascending order."""
     x = torch.randint(10, (TRAIN + VALIDATION, 8), generator=torch.Generator().manual_seed(0))
-    return Script(partial(Encoder, 10, 8, 64), symbols_loss, *split((x, x.sort(-1).values), VALIDATION), 32)
+    return Script(partial(Encoder, 10, 8, 64), cross_entropy, *split((x, x.sort(-1).values), VALIDATION), 32)
 
 
 class NextValue(nn.Module):
