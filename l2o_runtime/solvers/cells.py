@@ -92,6 +92,11 @@ def residual(x: Tensor, b: Tensor, matrix: Tensor) -> Tensor:
     return b - x @ matrix.T
 
 
+def layer_residual(k: int, x: Tensor, b: Tensor, matrix: Tensor) -> Tensor:
+    """b − A x before layer k: in layer 0 x is zero."""
+    return b if k == 0 else residual(x, b, matrix)
+
+
 class LISTA(Cell):
     """x ← η_{θ_k}(W₁ b + W₂ₖ x), with one W₁ for all layers.
 
@@ -144,7 +149,7 @@ class LISTACP(Cell):
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Memory]:
         """A gradient step with weights of its own, and the threshold."""
-        return self.threshold(k, x + residual(x, b, values["matrix"]) @ values["weight"], values), {}
+        return self.threshold(k, x + layer_residual(k, x, b, values["matrix"]) @ values["weight"], values), {}
 
     def threshold(self, k: int, z: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """η_{θ_k}(z)."""
@@ -181,7 +186,7 @@ class ALISTA(LISTACPSS):
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Memory]:
         """A step along W, and the threshold."""
-        step = residual(x, b, values["matrix"]) @ values["weight"]
+        step = layer_residual(k, x, b, values["matrix"]) @ values["weight"]
         return self.threshold(k, x + values["step_size"] * step, values), {}
 
 
@@ -248,7 +253,7 @@ class LAMP(Cell):
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Memory]:
         """With the Onsager term."""
-        v = onsager(x, b, memory["residual"], values["matrix"])
+        v = b if k == 0 else onsager(x, b, memory["residual"], values["matrix"])
         sigma = v.square().mean(-1, keepdim=True).clamp_min(TINY).sqrt()
         return shrink(x + v @ values["weight"], values["tuning"] * sigma), {"residual": v}
 
@@ -284,7 +289,7 @@ class GLISTA(LISTACPSS):
     ) -> tuple[Tensor, Memory]:
         """Gain, LISTA-CPSS, overshoot."""
         y = x * (1 + values["gain"] * GATES[self.config.gain](values["gate"] * x.abs()))
-        z = y + residual(y, b, values["matrix"]) @ values["weight"]
+        z = y + layer_residual(k, y, b, values["matrix"]) @ values["weight"]
         support = chosen_support(z, values["threshold"], self.count(k))
         moved = shrink_rest(z, values["threshold"], support) - x
         size = values["threshold"] * (1 - memory["support"])
@@ -316,7 +321,7 @@ class StepLISTA(Cell):
     ) -> tuple[Tensor, Memory]:
         """A step of ISTA."""
         matrix, step = values["matrix"], values["step_size"]
-        return shrink(x + step * (residual(x, b, matrix) @ matrix), step * self.config.shrinkage), {}
+        return shrink(x + step * (layer_residual(k, x, b, matrix) @ matrix), step * self.config.shrinkage), {}
 
 
 class TISTA(Cell):
@@ -341,7 +346,7 @@ class TISTA(Cell):
     ) -> tuple[Tensor, Memory]:
         """A step, and the posterior mean."""
         matrix, inverse, step = values["matrix"], values["inverse"], values["step_size"]
-        (m, n), noise, error = matrix.shape, self.config.noise, residual(x, b, matrix)
+        (m, n), noise, error = matrix.shape, self.config.noise, layer_residual(k, x, b, matrix)
         excess = (error.square().sum(-1, keepdim=True) - m * noise) / matrix.square().sum()
         spread = excess.clamp_min(TINY) / n * (n + (step**2 - 2 * step) * m)
         variance = spread + step**2 * noise / n * inverse.square().sum()

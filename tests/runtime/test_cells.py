@@ -1,5 +1,7 @@
 """Cells of unrolled solvers against the published recurrences in plain numpy, and the matrices that belong to A."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from l2o_runtime import ConfigError
 from l2o_runtime.solvers import AMP, FISTA, ISTA, Point, UnrolledConfig, UnrolledSolver
 from l2o_runtime.solvers.analytic import coherence, coherent_least, coherent_least_by_gradient, lipschitz
 from l2o_runtime.solvers.cells import CELLS, momentum
-from l2o_runtime.solvers.thresholds import chosen_support, posterior_mean, shrink, shrink_rest
+from l2o_runtime.solvers.thresholds import chosen_support, kth_largest, posterior_mean, shrink, shrink_rest
 
 M, N, K, B = 12, 20, 5, 3
 
@@ -192,6 +194,22 @@ def test_the_support_passes_and_the_rest_is_shrunk():
     assert shrink_rest(x, theta, support).tolist() == [[3.0, -2.0, 1.0, 0.0]]
     assert chosen_support(x, torch.tensor(2.5), 3).tolist() == [[1.0, 0.0, 0.0, 0.0]], "only above the threshold"
     assert torch.equal(shrink_rest(x, theta, chosen_support(x, theta, 0)), shrink(x, theta))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (3, 40), (2, 5, 9), (0, 6)])
+def test_the_kth_largest_is_that_of_a_sorted_row(shape: tuple[int, ...], dtype: torch.dtype):
+    size = torch.randint(0, 6, shape, generator=torch.Generator().manual_seed(3)).to(dtype)  # with ties
+    for count in range(1, shape[-1] + 1):
+        expected = size.sort(dim=-1, descending=True).values[..., count - 1 : count]
+        assert torch.equal(kth_largest(size, count), expected)
+
+
+def test_a_number_that_is_none_counts_as_the_largest():
+    row = torch.tensor([[1.0, math.nan, 3.0, math.inf]])
+    assert [float(kth_largest(row, count)) for count in (2, 3, 4)] == [math.inf, 3.0, 1.0]
+    assert kth_largest(row, 1).isnan().all()
+    assert row.topk(1).values.isnan().all()
 
 
 def test_thresholds_may_be_negative_and_have_gradients():

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from l2o_runtime.solvers import Solver
@@ -70,11 +69,6 @@ class Estimator(ABC):
 
     def restore(self, outer: Solver, slots: list[TaskSlot]) -> None:  # noqa: B027
         """Go on from where the slots are, after a run was resumed."""
-
-
-def flat(tensors: list[Tensor]) -> Tensor:
-    """Tensors as one vector."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 def size(outer: Solver) -> int:
