@@ -1,0 +1,98 @@
+"""An outer update of unrolled solvers, beside the matrix products that are in it.
+
+The products of one update are recorded, and their floor is the sum of the best times of each size alone, measured in
+turns with the updates in the same process. An update is of all layers, or of the last alone; times are medians.
+
+    python benchmarks/unrolled_training.py lista-cpss lista alista --threads 1
+"""
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from l2o_training.config import load_preset
+from l2o_training.meta.curriculum import Layerwise, Stage
+from l2o_training.meta.trainer import Trainer
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products by what they are of: shapes and strides of both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[Any, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mm.default:
+            self.found[tuple((tuple(side.shape), side.stride()) for side in args)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def spent(work: Callable[[], object]) -> float:
+    """Milliseconds."""
+    started = time.perf_counter()
+    work()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def side(shape: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """A matrix of random numbers, laid out so."""
+    return torch.randn(shape) if stride[-1] == 1 else torch.randn(shape[::-1]).T
+
+
+def compare(stage: Stage, trainer: Trainer, rounds: int) -> tuple[float, float]:
+    """Milliseconds of an update, and of its products."""
+    trainer.curriculum.stage = stage
+    trainer.learner.begin(stage)
+
+    def update() -> None:
+        gradient, _ = trainer.meta_gradient()
+        trainer.learner.update(gradient)
+
+    update()
+    with Products() as products:
+        update()
+    pairs = {key: [side(*one) for one in key] for key in products.found}
+    best, updates = dict.fromkeys(pairs, float("inf")), []
+    for _ in range(rounds):
+        updates.append(spent(update))
+        for key, (left, right) in pairs.items():
+            best[key] = min(best[key], *(spent(partial(torch.mm, left, right)) for _ in range(3)))
+    return median(updates), sum(count * best[key] for key, count in products.found.items())
+
+
+def main() -> None:
+    """Two rows for every preset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", default=["lista-cpss"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=40)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    table = Table("preset", "trained", "update, ms", "its products, ms", "ratio", "updates per second")
+    for name in args.presets:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(load_preset(name), Path(folder) / "run")
+            assert isinstance(trainer.curriculum, Layerwise)
+            *_, alone, every, _ = trainer.curriculum.stages
+            for stage in (alone, every):
+                whole, floor = compare(stage, trainer, args.rounds)
+                cells = (f"{whole:.1f}", f"{floor:.1f}", f"{whole / floor:.2f}", f"{1e3 / whole:.0f}")
+                table.add_row(name, stage.name, *cells)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
