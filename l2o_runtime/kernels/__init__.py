@@ -7,6 +7,7 @@ rule's step in few operators, which runs on CPUs too, for tests.
 """
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,6 +18,9 @@ from torch import Tensor
 from l2o_runtime.contexts.passes import turned_off
 from l2o_runtime.rules import DirectionalRule, LSTMRule, Rule, TieredRule
 from l2o_runtime.stepping.parts import Part
+
+LOADED = time.time()
+"""When this package was imported."""
 
 
 class Kernel(ABC):

@@ -1,9 +1,9 @@
 """Machine code on disk, so that only the first process has to compile it.
 
-A file's name is the digest of all that its code depends on: LLVM code, compiler, processor. Its contents begin with
-their own digest, for disks fill up and processes are killed. Whoever could write here could run code as this user; so
-the folder belongs to the user and nobody else may write to it, and files are read only if the same is true of them.
-Where that cannot be had, nothing is kept.
+A file's name is the digest of all that its code depends on: LLVM code, or what writes it, compiler, processor (see
+`machine.Compiled`). Its contents begin with their own digest, for disks fill up and processes are killed. Whoever could
+write here could run code as this user; so the folder belongs to the user and nobody else may write to it, and files are
+read only if the same is true of them. Where that cannot be had, nothing is kept.
 """
 
 import hashlib

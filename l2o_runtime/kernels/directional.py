@@ -20,8 +20,8 @@ from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import Kernel
 from l2o_runtime.kernels.directional_code import TOTALS, directional_module
-from l2o_runtime.kernels.emit import Compiled, once, widest
 from l2o_runtime.kernels.lstm import Scratch, push
+from l2o_runtime.kernels.machine import Compiled, once, widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, corrections, steps_of
 from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave, age, fill
@@ -37,19 +37,19 @@ from l2o_runtime.stepping.parts import Part, full_precision
 @once
 def compile_directional(width: int, dtypes: Dtypes) -> tuple[Code, Compiled]:
     """The functions of `directional_code.directional_module`, and what keeps them alive; once per process."""
-    return compiled(directional_module(width, dtypes), ("observe", "update", "move", "copy"))
+    return compiled(("observe", "update", "move", "copy"), directional_module, width, dtypes)
 
 
 @once
 def compile_orthogonal(rank: int, width: int) -> tuple[Code, Compiled]:
     """The function of `orthogonal_code.orthogonal_module`, and what keeps it alive; once per process."""
-    return compiled(orthogonal_module(rank, width), ("orthogonalise",))
+    return compiled(("orthogonalise",), orthogonal_module, rank, width)
 
 
 @once
 def compile_steering(config: DirectionalConfig) -> tuple[Callable[..., None], Compiled]:
     """The function of `steering_code.steering_module`, and what keeps it alive; once per process."""
-    made = Compiled(steering_module(config))
+    made = Compiled(steering_module, config)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 6)
     return kind(made.address("steer")), made
 

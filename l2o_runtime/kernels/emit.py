@@ -4,16 +4,11 @@ LLVM turns the vectors into whatever registers the machine has, so the code that
 """
 
 import functools
-import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, Union
+from typing import Any, Literal, TypeAlias, Union
 
-import llvmlite
-import llvmlite.binding as llvm
 from llvmlite import ir
-
-from l2o_runtime.kernels import cache
 
 F32, F64, I32, I64, VOID = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 POINTER = F32.as_pointer()
@@ -21,14 +16,9 @@ POINTER = F32.as_pointer()
 BF16 = ir.IntType(16)
 """bfloat16 by its bits, the upper half of a float32's: every processor rounds them alike."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Real: TypeAlias = float
 Number: TypeAlias = Union["Vector", Real]
 Body: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
-
-OPTIONS = {"speed_level": 2}
-"""Of LLVM's passes."""
 
 BOUND = 8.2
 """tanh is 1 − 1.5e-7 there; beyond, that is taken for it."""
@@ -362,59 +352,6 @@ def loop(
     return list(new)
 
 
-def once(make: Callable[P, R]) -> Callable[P, R]:
-    """`functools.cache` for what makes code, without the collection of garbage meanwhile.
-
-    Code is a hundred thousand small objects. Each full collection that they bring about goes through all objects of the
-    process, which with torch takes longer than to make the code.
-    """
-
-    def made(*args: P.args, **kwargs: P.kwargs) -> R:
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            return make(*args, **kwargs)
-        finally:
-            if collects:
-                gc.enable()
-
-    return functools.cache(functools.wraps(make)(made))  # type: ignore[return-value]  # its arguments are hashable
-
-
-class Compiled:
-    """Machine code for this processor; it lives as long as this object.
-
-    Args:
-        module: LLVM code.
-    """
-
-    def __init__(self, module: Any):
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        processor, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        target = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=processor, features=features, opt=3, jit=True)
-        text = str(module)
-        versions = f"{llvmlite.__version__} {llvm.llvm_version_info} {OPTIONS}"
-        name = cache.name_of(text, processor, features, target.triple, versions)
-        code = llvm.parse_assembly(text)
-        code.verify()
-        kept = cache.read(name)
-        if kept is None:
-            options = llvm.create_pipeline_tuning_options(**OPTIONS)
-            options.loop_vectorization = options.slp_vectorization = False
-            passes = llvm.create_pass_builder(machine, options)
-            passes.getModulePassManager().run(code, passes)
-        self.code = code
-        self.engine = llvm.create_mcjit_compiler(code, machine)
-        self.engine.set_object_cache(lambda _, made: cache.write(name, made), lambda _: kept)
-        self.engine.finalize_object()
-
-    def address(self, name: str) -> int:
-        """Where a function starts."""
-        return int(self.engine.get_function_address(name))
-
-
 def function_module(name: Literal["tanh", "exp", "log"], width: int) -> ir.Module:
     """`apply(blocks, x, y)`: the kernel's own tanh, exp or log of blocks · width numbers."""
     module = ir.Module(name="l2o")
@@ -431,10 +368,3 @@ def function_module(name: Literal["tanh", "exp", "log"], width: int) -> ir.Modul
     loop(builder, blocks, [], body)
     builder.ret_void()
     return module
-
-
-@functools.cache
-def widest() -> int:
-    """Floats in a vector register of this processor: 16, 8 or 4."""
-    features = llvm.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4

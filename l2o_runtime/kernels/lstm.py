@@ -11,8 +11,9 @@ from torch import Tensor
 from l2o_runtime.config import NoneConfig
 from l2o_runtime.contexts import WindowContext
 from l2o_runtime.kernels import Kernel, features
-from l2o_runtime.kernels.emit import Compiled, function_module, once, widest
-from l2o_runtime.kernels.lstm_code import ROWS, Shape, choose_shape, pack, update_module
+from l2o_runtime.kernels.emit import function_module
+from l2o_runtime.kernels.lstm_code import ROWS, UPDATED, Shape, choose_shape, pack, update_module
+from l2o_runtime.kernels.machine import Compiled, once, widest
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.features import AVERAGES
 from l2o_runtime.rules.lstm import CoordinateConfig, LSTMRule, usual
@@ -33,10 +34,8 @@ def compile_update(
     config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]
 ) -> tuple[Callable[..., None], Compiled]:
     """The function of `lstm.update_module`, and what keeps it alive; once per process, in a third of a second."""
-    module = update_module(config, shape, dtypes)
-    pointers = len(module.get_global("update").args) - 1
-    compiled = Compiled(module)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * pointers)
+    compiled = Compiled(update_module, config, shape, dtypes)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * (UPDATED + len(dtypes)))
     return kind(compiled.address("update")), compiled
 
 
@@ -48,7 +47,7 @@ def apply(name: Literal["tanh", "exp", "log"], x: Tensor) -> Tensor:
         x: (n,) float32.
     """
     width = widest()
-    compiled = Compiled(function_module(name, width))
+    compiled = Compiled(function_module, name, width)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     padded = torch.nn.functional.pad(x, (0, -len(x) % width + width))
     result = torch.empty_like(padded)

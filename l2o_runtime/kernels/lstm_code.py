@@ -287,6 +287,10 @@ def transpose(vectors: list[Vector], units: int) -> list[Vector]:
     return result
 
 
+UPDATED = 6
+"""Pointers that `update` takes before those of states."""
+
+
 def update_module(config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
     """`update(tiles, weights, bias, shared, grad, param, delta, averages …, h0, c0, h1, …)` of a rule.
 
@@ -297,7 +301,7 @@ def update_module(config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dt
     module = ir.Module(name="l2o")
     averages = len(AVERAGES[config.features])
     kept = [BF16.as_pointer() if dtype == torch.bfloat16 else POINTER for dtype in dtypes]
-    function = ir.Function(module, ir.FunctionType(VOID, [I64] + [POINTER] * 6 + kept), name="update")
+    function = ir.Function(module, ir.FunctionType(VOID, [I64] + [POINTER] * UPDATED + kept), name="update")
     for argument in function.args[1:]:
         argument.add_attribute("noalias")
     tiles, weights, bias, shared, grad, param, delta, *states = function.args

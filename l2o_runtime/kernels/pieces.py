@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.kernels import Kernel
-from l2o_runtime.kernels.emit import Compiled, widest
 from l2o_runtime.kernels.lstm import Scratch, chunk_size, gradient, parameter
+from l2o_runtime.kernels.machine import Compiled, widest
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.statistics import AVERAGES, BETAS
 from l2o_runtime.stepping.parts import Part
@@ -134,9 +134,9 @@ class PieceKernel(Kernel):
         self.code(batch.dtypes)[name](len(table), table.ctypes.data)
 
 
-def compiled(module: Any, names: Sequence[str] = ("observe", "update")) -> tuple[Code, Compiled]:
-    """Functions of a module of pieces, and what keeps them alive."""
-    made = Compiled(module)
+def compiled(names: Sequence[str], write: Callable[..., Any], *given: object) -> tuple[Code, Compiled]:
+    """Functions of a module of pieces, and what keeps them alive; see `Compiled`."""
+    made = Compiled(write, *given)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     return {name: kind(made.address(name)) for name in names}, made
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts import WindowContext
-from l2o_runtime.kernels.emit import Compiled, once
 from l2o_runtime.kernels.lstm import move, push
+from l2o_runtime.kernels.machine import Compiled, once
 from l2o_runtime.kernels.pieces import (
     Batch,
     Code,
@@ -30,7 +30,7 @@ from l2o_runtime.stepping.parts import Part
 @once
 def compile_tiered(width: int, dtypes: Dtypes, restrained: bool) -> tuple[Code, Compiled]:
     """The functions of `tiered_code.tiered_module`, and what keeps them alive; once per process."""
-    return compiled(tiered_module(width, dtypes, restrained))
+    return compiled(("observe", "update"), tiered_module, width, dtypes, restrained)
 
 
 class TieredKernel(PieceKernel):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from l2o_runtime.kernels.directional_code import TOTALS
-from l2o_runtime.kernels.emit import Compiled, once
+from l2o_runtime.kernels.machine import Compiled, once
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK
 from l2o_runtime.kernels.plan import MATRIX_GRAD, MATRIX_MOMENTUM, ROOM, Plan
 from l2o_runtime.kernels.whole_code import CALLS, FOUND, FRAME, LOSS, PULSE, ZERO, whole_module
@@ -20,7 +20,7 @@ LOSS_AT = FRAME.index("loss")
 @once
 def compile_whole(width: int) -> tuple[Callable[[int], int], Compiled]:
     """The function of `whole_code.whole_module`, and what keeps it alive; once per process."""
-    made = Compiled(whole_module(width))
+    made = Compiled(whole_module, width)
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(made.address("step")), made
 
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
 
-from l2o_runtime.kernels import cache, emit
+from l2o_runtime.kernels import cache, emit, machine
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="code is kept where files have owners")
 
@@ -26,14 +26,14 @@ def place(tmp_path, monkeypatch):
 def passes(monkeypatch):
     """How often LLVM has optimised something."""
     made = []
-    builder = emit.llvm.create_pass_builder
-    monkeypatch.setattr(emit.llvm, "create_pass_builder", lambda *x: made.append(1) or builder(*x))
+    builder = machine.llvm.create_pass_builder
+    monkeypatch.setattr(machine.llvm, "create_pass_builder", lambda *x: made.append(1) or builder(*x))
     return made
 
 
 def exponentials(width=4):
     """Of four numbers, by code that is compiled or read."""
-    code = emit.Compiled(emit.function_module("exp", width))
+    code = machine.Compiled(emit.function_module, "exp", width)
     x, y = torch.linspace(-1, 1, width), torch.zeros(width)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     kind(code.address("apply"))(1, x.data_ptr(), y.data_ptr())
@@ -49,6 +49,66 @@ def test_code_is_compiled_once(place, passes):
     assert len(passes) == 2
     assert place.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in place.iterdir())
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """The package's files as written long before they were imported, whatever was done to them just now."""
+    monkeypatch.setattr(machine, "LOADED", machine.LOADED + 1e9)
+    machine.sources.cache_clear()
+    yield
+    machine.sources.cache_clear()
+
+
+def test_code_that_is_kept_is_not_written_again(place, settled, monkeypatch):
+    def write(name, width):
+        written.append(width)
+        return module(name, width)
+
+    written, module = [], emit.function_module
+    write.__module__, write.__qualname__ = module.__module__, module.__qualname__
+    monkeypatch.setattr(emit, "function_module", write)
+    for width in (4, 4, 8, 4, 8):
+        exponentials(width)
+    assert written == [4, 8]
+
+
+def test_files_that_changed_since_they_were_imported_name_nothing(place, settled, monkeypatch):
+    assert len(machine.sources()) == 64
+    monkeypatch.setattr(machine, "LOADED", 0.0)
+    machine.sources.cache_clear()
+    assert machine.sources() == ""
+    exponentials()
+    exponentials()
+    assert len(list(place.iterdir())) == 1, "it is named by its text"
+
+
+def test_files_that_cannot_be_read_name_nothing(tmp_path, settled, monkeypatch):
+    for package in (tmp_path / "missing", tmp_path):
+        monkeypatch.setattr(machine, "PACKAGE", package)
+        machine.sources.cache_clear()
+        assert machine.sources() == ""
+    (tmp_path / "broken.py").symlink_to(tmp_path / "nowhere")
+    machine.sources.cache_clear()
+    assert machine.sources() == ""
+
+
+def test_any_change_of_a_file_is_another_digest(tmp_path, settled, monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path)
+    (tmp_path / "inner").mkdir()
+    found = set()
+    for name, text in (("a.py", "1"), ("inner/b.py", "2"), ("a.py", "3"), ("inner/b.py", "")):
+        (tmp_path / name).write_text(text)
+        machine.sources.cache_clear()
+        found.add(machine.sources())
+    assert len(found) == 4
+
+
+def test_functions_from_elsewhere_are_told_apart_by_what_they_write(place, settled):
+    modules = [emit.function_module(name, 4) for name in ("exp", "log")]
+    for module in modules:
+        machine.Compiled(lambda module=module: module)
+    assert len(list(place.iterdir())) == 2
 
 
 def test_nothing_is_kept_if_it_is_turned_off(passes, monkeypatch):
@@ -166,7 +226,7 @@ def test_making_code_leaves_the_collection_of_garbage_as_it_was(collects):
     """And makes it once; with an error, too."""
     seen = []
 
-    @emit.once
+    @machine.once
     def make(name):
         seen.append((name, gc.isenabled()))
         if name == "bad":

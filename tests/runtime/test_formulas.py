@@ -17,7 +17,7 @@ pytest.importorskip("llvmlite", reason="vectors need llvmlite: pip install 'l2o-
 
 from llvmlite import ir
 
-from l2o_runtime.kernels import emit
+from l2o_runtime.kernels import emit, machine
 
 Formula = Callable[..., Sequence]
 WIDTH = 8
@@ -53,7 +53,7 @@ def compiled(formula: Formula, arrays: Sequence[Tensor]) -> list[Tensor]:
 
     emit.loop(builder, blocks, [], body)
     builder.ret_void()
-    code = emit.Compiled(module)
+    code = machine.Compiled(lambda: module)
     found = [torch.empty(len(arrays[0])) for _ in range(outputs)]
     tables = [(ctypes.c_void_p * len(some))(*(x.data_ptr() for x in some)) for some in (arrays, found)]
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 2)

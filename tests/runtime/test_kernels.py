@@ -30,7 +30,7 @@ pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip insta
 
 from llvmlite import ir
 
-from l2o_runtime.kernels import emit, features
+from l2o_runtime.kernels import emit, features, machine
 from l2o_runtime.kernels import lstm as cpu
 from l2o_runtime.kernels import lstm_code as lstm
 
@@ -173,7 +173,7 @@ def test_bfloat16_is_rounded_as_torch_does():
 
     emit.loop(builder, count, [], body)
     builder.ret_void()
-    compiled = emit.Compiled(module)
+    compiled = machine.Compiled(lambda: module)
     call = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 3)(compiled.address("convert"))
     stored, widened = torch.empty(len(numbers), dtype=torch.bfloat16), torch.empty_like(numbers)
     call(len(numbers) // width, numbers.data_ptr(), stored.data_ptr(), widened.data_ptr())
@@ -298,14 +298,18 @@ def test_gradients_whose_squares_vanish_fade_out(plain, kernels, rule):
     assert longest[-1] < 1e-6
 
 
-def digits_run(steps: int, **options) -> list[torch.Tensor]:
-    """θ of every step of a real optimization."""
+def digits_run(steps: int, moved: int = 0, **options) -> list[torch.Tensor]:
+    """θ of every step of a real optimization, from a start that is moved by a rounding if `moved` is a seed of that."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     images, labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.Sigmoid(), nn.Linear(16, 10))
+    if moved:
+        noise = torch.Generator().manual_seed(moved)
+        for p in model.parameters():
+            p.data *= 1 + 2**-24 * torch.randn(p.shape, generator=noise)
     optimizer = LearnedOptimizer(model.parameters(), **options)
     seen = []
     for _ in range(steps):
@@ -320,19 +324,23 @@ def digits_run(steps: int, **options) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", [*BUNDLED, "none-moments", "dmd-sketch-moments"])
 def test_equals_the_plain_loop_on_a_real_trajectory(name, plain, tmp_path):
-    """Of bundled rules, and of rules that are not trained."""
+    """Of bundled rules, and of rules that are not trained, as nearly as from a start that is rounded otherwise.
+
+    Trajectories amplify roundings, 1e-5 in 200 steps of `scale`, and how much depends on the processor's products.
+    """
     rule = name
     if name not in BUNDLED:
         rule = tmp_path / "rule.safetensors"
         save_rule(rule, make_rule(dataclasses.replace(RULES[name], horizon=200)))
     plain(True)
-    slow = digits_run(200, rule=rule)
+    slow, *others = (digits_run(200, moved, rule=rule) for moved in range(3))
     plain(False)
     fast = digits_run(200, rule=rule)
     assert not torch.equal(slow[-1], fast[-1]), "both took the plain path"
     for step in (1, 10, 50, 100, 200):
-        distance = (fast[step - 1] - slow[step - 1]).norm() / slow[step - 1].norm()
-        assert distance < 1e-5, f"step {step}: {distance}"
+        size = slow[step - 1].norm()
+        distance, *rounded = ((run[step - 1] - slow[step - 1]).norm() / size for run in (fast, *others))
+        assert distance < max(1e-6, 4 * max(rounded)), f"step {step}: {distance}, roundings {rounded}"
 
 
 @pytest.mark.parametrize("rule", BUNDLED)
@@ -471,7 +479,7 @@ def test_packing_keeps_every_weight():
             assert packed.shape == (shape.groups, 3, shape.vectors * shape.width)
             halves = weight.view(4, -1) * torch.tensor([0.5, 0.5, 1, 0.5])[:, None]
             assert torch.equal(packed.reshape(-1).sort().values, halves.reshape(-1).sort().values)
-    assert emit.widest() in (4, 8, 16)
+    assert machine.widest() in (4, 8, 16)
 
 
 @pytest.mark.parametrize("size", [8, 1000, 1024, 65536])

@@ -14,7 +14,7 @@ from l2o_runtime.rules.orthogonal import orthogonalise_each
 pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
 
 from l2o_runtime.kernels.directional import compile_orthogonal
-from l2o_runtime.kernels.emit import widest
+from l2o_runtime.kernels.machine import widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, room
 
 GUARD = 64

@@ -21,7 +21,7 @@ from l2o_runtime.kernels.directional import (
     steers,
 )
 from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
-from l2o_runtime.kernels.emit import widest
+from l2o_runtime.kernels.machine import widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, room
 from l2o_runtime.kernels.pieces import corrections
 from l2o_runtime.kernels.plan import CORRECTIONS, ORTHOGONAL, WEIGHTS, fill, tables_of

@@ -22,8 +22,8 @@ from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.state import State
 
 try:
-    from l2o_runtime.kernels.emit import Compiled
     from l2o_runtime.kernels.lstm import LARGEST
+    from l2o_runtime.kernels.machine import Compiled
     from l2o_runtime.kernels.threads import share
     from l2o_training.fused.directional import FusedDirectionalRule
     from l2o_training.fused.sweep import BACKWARD, FORWARD, module_of
@@ -178,7 +178,7 @@ def _unpack(shape: "Shape", sums: Tensor) -> list[Tensor]:
 @functools.cache
 def _compile(shape: "Shape") -> tuple[Callable[..., None], Callable[..., None], "Compiled"]:
     """Both functions of `sweep.module_of`, and what keeps them alive; once per process and network."""
-    compiled = Compiled(module_of(shape))
+    compiled = Compiled(module_of, shape)
     counts = {"forward": 4 + FORWARD * shape.layers, "backward": 5 + BACKWARD * shape.layers}
     forward, backward = (
         ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * count)(compiled.address(name))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from l2o_runtime.kernels.emit import I64, POINTER, Compiled, Vector, broadcast, load, loop, once, store, widest
+from l2o_runtime.kernels.emit import I64, POINTER, Vector, broadcast, load, loop, store
+from l2o_runtime.kernels.machine import Compiled, once, widest
 from l2o_runtime.kernels.pieces_code import module_of_pieces
 from l2o_runtime.kernels.tiered_code import SCALARS, TOTALS, WEIGHTS, network, tiered_module
 from l2o_runtime.layout import Layout
@@ -129,8 +130,10 @@ def _compile(restrained: bool) -> tuple[dict[str, Callable[[int, int], None]], l
     dtypes = (torch.float32,) * len(AVERAGES)
     kinds = [POINTER] * (3 + len(AVERAGES) + 2)
     gradient = functools.partial(_gradient, restrained)
-    modules = [tiered_module(widest(), dtypes, restrained), module_of_pieces(widest(), {"gradient": (kinds, gradient)})]
-    compiled = [Compiled(module) for module in modules]
+    compiled = [
+        Compiled(tiered_module, widest(), dtypes, restrained),
+        Compiled(functools.partial(module_of_pieces, widest(), {"gradient": (kinds, gradient)})),
+    ]
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)
     names = {"observe": 0, "update": 0, "gradient": 1}
     return {name: kind(compiled[index].address(name)) for name, index in names.items()}, compiled

@@ -24,8 +24,8 @@ from l2o_runtime.kernels.emit import (
     loop,
     shuffle,
     store,
-    widest,
 )
+from l2o_runtime.kernels.machine import widest
 
 Sums = list[list[Vector]]
 
