@@ -31,6 +31,7 @@ from l2o_runtime.files.archive import (
     write_archive,
 )
 from l2o_runtime.files.artifact import SUFFIXES, ArtifactError, find_rule, read_limited
+from l2o_runtime.files.protobuf import reads_elsewhere
 from l2o_runtime.files.untrusted import printable
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules import Rule, RuleConfig, Spec, make_rule
@@ -38,9 +39,6 @@ from l2o_runtime.state import State
 
 MAX_REASON = 4000
 """Characters of a reader's message: onnxruntime's says what is wrong at its end, behind hundreds of them."""
-
-EXTERNAL_DATA = b"\x0a\x08location\x12"
-"""How a tensor in an ONNX file begins to name the file that its numbers are in."""
 
 Flat = Callable[[list[Tensor]], list[Tensor]]
 
@@ -195,7 +193,7 @@ def _read_onnx(content: bytes) -> tuple[RuleConfig, Flat]:
         import onnxruntime
     except ImportError:
         raise ArtifactError("ONNX rules need onnxruntime: pip install 'l2o-runtime[onnx]'") from None
-    if EXTERNAL_DATA in content:
+    if reads_elsewhere(content):
         raise ArtifactError("it takes numbers from other files (external data), which no rule needs")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
