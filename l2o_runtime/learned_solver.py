@@ -64,7 +64,7 @@ class LearnedSolver:
             weight: λ of the safeguard; that of the tasks of meta-training if left out.
 
         Raises:
-            ConfigError: b has another size or numbers that are not finite, or there are not so many layers.
+            ConfigError: b has another size or numbers that are not finite, there are not so many layers, or λ is none.
 
         Source: Heaton, Chen, Wang & Yin 2020, "Safeguarded Learned Convex Optimization", of which this is a variant:
             its bound on residuals falls from layer to layer, this one does not.
@@ -74,6 +74,8 @@ class LearnedSolver:
         real = b.is_floating_point() and b.dim() >= 1 and b.shape[-1] == rows
         require(real, f"b: expected floating-point numbers (…, {rows}), got {tuple(b.shape)} of {b.dtype}")
         require(bool(b.isfinite().all()), "b: it has numbers that are not finite")
+        told = weight is None or 0 <= weight < float("inf")
+        require(told, f"weight: λ of the safeguard must be a finite number, 0 or more, got {weight}")
         self.solver.to(b.device)
         target = b.to(self.matrix.dtype)
         x = self._guarded(target, count, weight) if safeguard else self.solver(target, count)
@@ -82,7 +84,8 @@ class LearnedSolver:
     def fit(self, matrix: Tensor) -> Self:
         """Go over to another A, without meta-training: for cells that learn numbers alone, such as ALISTA's.
 
-        Thresholds stay as they are, so that columns of norm 1, as in meta-training, are what this is for.
+        Thresholds stay as they are, so that columns of norm 1, as in meta-training, are what this is for. Step sizes of
+        StepLISTA keep their ratio to 1/L, which belongs to A.
 
         Args:
             matrix: A (m, n), of any size.
@@ -101,6 +104,11 @@ class LearnedSolver:
         new = UnrolledSolver(replace(config, rows=rows, columns=columns))
         new.fit_to(matrix.detach().to(device="cpu", dtype=torch.float32), variables=False)
         new.load_state_dict(dict(old.named_parameters()), strict=False)
+        before, after = (each.cell.units(each.matrix) for each in (old, new))
+        with torch.no_grad():
+            for name, unit in after.items():
+                for value in getattr(new, name):
+                    value *= unit / before[name]
         self.solver = new.eval().requires_grad_(False)
         return self
 

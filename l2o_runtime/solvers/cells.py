@@ -71,6 +71,10 @@ class Cell(ABC):
             x after it, and the memory.
         """
 
+    def units(self, matrix: Tensor) -> dict[str, Tensor]:
+        """What variables are measured in that mean the same for another A in its own units: name → unit for A."""
+        return {}
+
     def each(self, value: Tensor) -> list[Tensor]:
         """One such value per layer."""
         return [value.clone() for _ in range(self.config.layers)]
@@ -315,6 +319,10 @@ class StepLISTA(Cell):
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """α."""
         return {"step_size": self.each(1 / lipschitz(matrix))}
+
+    def units(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Steps are as long as A lets them be."""
+        return {"step_size": 1 / lipschitz(matrix)}
 
     def layer(
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]

@@ -280,22 +280,29 @@ class KoopmanAccelerated(Wrapper):
                 local(param).copy_(local(self.state[param]["returns_to"]))
 
     def _try(self, pace: Pace, closure: Callable[[], Any], returned: Any, loss: Loss) -> tuple[Any, Loss]:
-        """Jump, and stay there if the closure's loss is lower; what it returned, and the loss, where we are then."""
+        """Jump, and stay there if the closure's loss is lower; what it returned, and the loss, where we are then.
+
+        Whatever the closure raises there is raised where we were.
+        """
         params = listed(self.param_groups)
         grads = [None if param.grad is None else param.grad.clone() for param in params]
         self._jump(pace)
-        there, loss_there = evaluate(closure, None)
-        good = self._number(loss_there) < self._number(loss)
+        good = False
+        try:
+            there, loss_there = evaluate(closure, None)
+            good = self._number(loss_there) < self._number(loss)
+        finally:
+            if not good:
+                self._swap_back()
+                for param, grad in zip(params, grads, strict=True):
+                    if param.grad is None or grad is None:
+                        param.grad = grad
+                    else:
+                        param.grad.copy_(grad)  # in place: it may be a view of DDP's buckets
         pace.judged(good)
         if good:
             self._begin(pace)
             return there, loss_there
-        self._swap_back()
-        for param, grad in zip(params, grads, strict=True):
-            if param.grad is None or grad is None:
-                param.grad = grad
-            else:
-                param.grad.copy_(grad)  # in place: it may be a view of DDP's buckets
         return returned, loss
 
     def _number(self, loss: Loss) -> float:

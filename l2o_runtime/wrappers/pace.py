@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
+from math import isfinite
 from statistics import fmean, pstdev
 
 import torch
@@ -71,15 +72,15 @@ def below_trend(losses: Sequence[float], value: float) -> bool:
     """Whether a loss is clearly below those before it, had they gone on falling as they did.
 
     Args:
-        losses: the latest, the newest last; NaN where there was none.
-        value: the one that is judged.
+        losses: the latest, the newest last; NaN where there was none. Those that are not finite do not count.
+        value: the one that is judged; below nothing, where it is not finite.
 
     >>> below_trend([3.0, 2.9, 2.8, 2.7], 2.5), below_trend([3.0, 2.5, 3.1, 2.6], 2.5)
     (True, False)
     """
-    known = [loss for loss in losses if loss == loss]
+    known = [loss for loss in losses if isfinite(loss)]
     falls = [after - before for before, after in pairwise(known)]
-    if len(falls) < 2:
+    if len(falls) < 2 or not isfinite(value):
         return False
     expected = fmean(known) + min(fmean(falls), 0.0) * (len(known) + 1) / 2
     return value < expected - MARGIN * pstdev(falls) / 2**0.5

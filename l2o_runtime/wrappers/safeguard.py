@@ -16,7 +16,14 @@ from l2o_runtime.state import StateSpec
 from l2o_runtime.stepping.distributed import check_process_group
 from l2o_runtime.stepping.losses import Loss
 from l2o_runtime.stepping.whole import listed, share, whole
-from l2o_runtime.wrappers.base import States, Wrapper, joint_state_dict, load_joint_state_dict, no_states
+from l2o_runtime.wrappers.base import (
+    States,
+    Wrapper,
+    joint_state_dict,
+    load_joint_state_dict,
+    no_states,
+    require_optimizer,
+)
 from l2o_runtime.wrappers.guard import STATE, Guard, Guarded
 
 
@@ -54,8 +61,7 @@ class Safeguard(Wrapper):
     inside: Guarded
 
     def __init__(self, optimizer: Optimizer, lr: float = 1e-3, *, process_group: Any = None):
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        require_optimizer(optimizer)
         if isinstance(optimizer, Safeguard) or getattr(optimizer, "guard", None) is not None:
             raise ValueError("optimizer: it has a safeguard already")
         if isinstance(optimizer, Wrapper) and optimizer.needs_loss:

@@ -1,5 +1,7 @@
 """Koopman acceleration: extrapolation against plain references, and the optimizer that jumps."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from l2o_runtime import ConfigError, LearnedOptimizer
 from l2o_runtime.wrappers import extrapolation
 from l2o_runtime.wrappers.extrapolation import combine, resting_weights, step_gram
 from l2o_runtime.wrappers.koopman import STATE, KoopmanAccelerated
+from l2o_runtime.wrappers.pace import below_trend
 
 QUICK = {"window": 4, "every": 5, "stride": 1}
 
@@ -134,6 +137,43 @@ def test_without_one_it_costs_a_minibatch():
     _, x, plain = descend(lambda p: Adam(p, 0.05), 40 - tries, "plain")
     assert torch.equal(x, y)
     assert_same_state(plain.state_dict(), optimizer.optimizer.state_dict())
+
+
+@pytest.mark.parametrize("raises", [KeyboardInterrupt, ValueError, None])
+def test_a_closure_that_fails_on_trial_leaves_no_trace(raises):
+    """Or that gives no loss there, beside one that was given."""
+    param = nn.Parameter(torch.tensor([2.0, -1.0]))
+    optimizer, seen = KoopmanAccelerated(SGD([param], 0.1), **QUICK), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        seen.append((param.detach().clone(), param.grad.clone()))
+        if len(seen) > 1:
+            if raises is not None:
+                raise raises("on trial")
+            return None
+        return loss
+
+    for _ in range(50):
+        seen.clear()
+        try:
+            optimizer.step(closure, loss=param.detach().square().sum())
+        except (KeyboardInterrupt, ValueError):
+            break
+    (before, grad), (there, _) = seen
+    assert not torch.equal(before, there)
+    assert torch.equal(param, before)
+    assert torch.equal(param.grad, grad)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_losses_that_are_not_finite_are_no_trend(bad):
+    falling = [3.0, 2.9, 2.8, 2.7]
+    assert below_trend([*falling[:2], bad, *falling[2:]], 2.3)
+    assert not below_trend(falling, bad)
+    assert not below_trend([bad, 2.0, bad, 1.9], 1.0)
 
 
 def test_settle_takes_back_what_is_on_trial():

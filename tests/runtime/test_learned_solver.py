@@ -58,6 +58,11 @@ def test_any_shape_and_dtype(file_of):
         ({"b": torch.full((M,), float("nan"))}, "b: it has numbers that are not finite"),
         ({"b": torch.zeros(M), "layers": 6}, r"layers: must be in 1\.\.5, as was trained; got 6"),
         ({"b": torch.zeros(M), "layers": 0}, r"layers: must be in 1\.\.5"),
+        (
+            {"b": torch.zeros(M), "safeguard": True, "weight": -1.0},
+            "weight: λ of the safeguard must be a finite number",
+        ),
+        ({"b": torch.zeros(M), "safeguard": True, "weight": float("nan")}, "weight: .* got nan"),
     ],
 )
 def test_what_cannot_be_solved_is_told(file_of, arguments, message):
@@ -101,6 +106,16 @@ def test_another_matrix_of_another_size(file_of):
     torch.testing.assert_close(solver.solver.weight, coherent_least(matrix))
     assert [float(value) for value in solver.solver.threshold] == theta
     assert solver(torch.zeros(15)).shape == (30,)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 200), (8, 40), (20, 24)])
+def test_steps_are_as_long_as_another_matrix_lets_them_be(file_of, rows, columns):
+    """Untrained step-lista is ISTA, whatever A it began with."""
+    solver, matrix = LearnedSolver(file_of("step-lista", shrinkage=0.01)), matrix_of(seed=7, rows=rows, columns=columns)
+    b, ista = torch.randn(5, rows, generator=torch.Generator().manual_seed(0)), torch.zeros(5, columns)
+    for _ in range(K):
+        ista = proximal_step(ista, b, matrix, lipschitz(matrix), 0.01)
+    torch.testing.assert_close(solver.fit(matrix)(b), ista)
 
 
 @pytest.mark.parametrize(

@@ -512,6 +512,8 @@ def test_what_cannot_be_guarded_is_told():
     param = nn.Parameter(torch.ones(3))
     with pytest.raises(TypeError, match="optimizer: expected"):
         Safeguard([param])
+    with pytest.raises(TypeError, match="LBFGS calls the closure itself"):
+        Safeguard(torch.optim.LBFGS([param]))
     for guarded in (LearnedOptimizer([param], safeguard="adam"), Safeguard(torch.optim.SGD([param], lr=0.1))):
         with pytest.raises(ValueError, match="already"):
             Safeguard(guarded)
