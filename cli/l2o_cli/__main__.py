@@ -8,7 +8,7 @@ def main() -> None:
     try:
         import typer  # noqa: F401
     except ImportError:
-        sys.exit("the l2o command needs more packages: pip install 'l2o-runtime[train,onnx]'")
+        sys.exit("the l2o command needs more packages: in its clone, pip install '.[train,onnx]'")
     from l2o_cli.main import app
 
     app(prog_name="l2o")

@@ -16,17 +16,21 @@ def inspect(
 ) -> None:
     """Say what a rule or a learned solver is: architecture, sizes, horizon, what it was meta-trained on."""
     with friendly_errors():
+        from safetensors import safe_open
+
         from l2o_export.card import describe_context, describe_licence, describe_steps, describe_tasks, state_bytes
         from l2o_runtime.config import to_dict
-        from l2o_runtime.files.artifact import FORMAT, find_rule, read_learned
+        from l2o_runtime.files.artifact import find_rule, read_learned
         from l2o_runtime.rules import Rule
 
         path = find_rule(rule)
         loaded, origin = read_learned(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
         config = loaded.config
         facts = {
             "file": str(path),
-            "format": FORMAT,
+            "format": metadata["format"],
             "bytes": path.stat().st_size,
             "weights": sum(p.numel() for p in loaded.parameters()),
             "license": describe_licence(path, origin),

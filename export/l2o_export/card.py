@@ -30,7 +30,7 @@ for i in session.get_inputs():
     error = x @ (fed["param"] - np.arange(5, dtype="f4"))
     fed["loss"], fed["grad"] = np.array(np.mean(error**2)), x.T @ error / 32
     delta, *state = session.run(None, fed)
-    fed["param"] += delta
+    fed["param"] += {factor}delta
     fed |= zip(list(fed)[{first}:], state, strict=True)
     print(step, fed["loss"])"""
 """A whole training loop for the card; a test runs it."""
@@ -110,9 +110,12 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
     """Markdown, one screen: what the rule is for, how well each file agrees with it, how to call it."""
     config, provenance = rule.config, manifest["provenance"]
     context = "" if config.context.kind == "none" else f", context {describe_context(rule)}"
+    trained = describe_tasks(provenance)
+    length = f"For up to {config.horizon:,} steps on tasks as in its meta-training ({trained}); beyond, it extrapolates"
+    if config.scheduled:
+        length = f"For runs of any length. Tasks of meta-training: {trained}"
     about = (
-        f"For up to {config.horizon:,} steps on tasks as in its meta-training ({describe_tasks(provenance)}); beyond, "
-        f"it extrapolates. Kind `{config.kind}`: {config.network}{context}; "
+        f"{length}. Kind `{config.kind}`: {config.network}{context}; "
         f"{sum(p.numel() for p in rule.parameters()):,} weights, {state_bytes(rule)} bytes of state per parameter. "
         f"Steps: {describe_steps(rule)}. Full provenance: `manifest.json`."
     )
@@ -123,7 +126,8 @@ def model_card(rule: Rule, manifest: dict[str, Any]) -> str:
         if "grid" in rule.layout_keys:
             rows = rule.layout([torch.Size([5])]).given["grid"].shape[1]
             sizes, layout = LOOP_SIZES.format(rows=rows), LOOP_GRID
-        loop = LOOP.format(first=3 + len(rule.layout_keys), sizes=sizes, layout=layout)
+        factor = "(1 - step / 100) * " * config.scheduled  # the schedule
+        loop = LOOP.format(first=3 + len(rule.layout_keys), sizes=sizes, layout=layout, factor=factor)
         text += ["", "```python", loop, "```"]
     return "\n".join(text) + "\n"
 
@@ -163,8 +167,9 @@ def _step(rule: Rule) -> list[str]:
     layout = "; owner: each coordinate's tensor; shapes: (dimensions, size) of each" * rule.per_tensor
     layout += "; grid: where matrices have their coordinates, or −1" * ("grid" in rule.layout_keys)
     loss = "is needed" if rule.config.needs_loss else "may be 0"
+    size = "lr · schedule · delta" if rule.config.scheduled else "lr · delta"
     text = (
-        f"`({', '.join(inputs[:first])}, *state) → (delta, *state)`; add lr · delta to param (n,); loss {loss}{layout}"
+        f"`({', '.join(inputs[:first])}, *state) → (delta, *state)`; add {size} to param (n,); loss {loss}{layout}"
         ". State, zero at first, float32 if not said:"
     )
     lines = [text]

@@ -207,7 +207,7 @@ def to_onnx(source: Graph, path: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  (the exporter imports it only when it runs)
     except ImportError:
-        raise ExportError("export to ONNX needs onnx and onnxscript: pip install 'l2o-runtime[onnx]'") from None
+        raise ExportError("export to ONNX needs onnx and onnxscript: pip install onnx onnxscript") from None
     inputs, outputs = source.names
     with torch.no_grad(), warnings.catch_warnings(), no_guards():
         # The exporter's own dependencies warn about each other; nothing in it is ours to change.

@@ -28,7 +28,7 @@ A learned optimizer: a frozen rule that takes the place of Adam's formula.
     from l2o_runtime import LearnedOptimizer
     optimizer = LearnedOptimizer(model.parameters(), rule="{prefix}{repository}@REVISION")
 
-REVISION is the hash of a commit, 40 hex digits: see the list of commits. `pip install 'l2o-runtime[hub]'` has what
+REVISION is the hash of a commit, 40 hex digits: see the list of commits. `pip install huggingface_hub` has what
 downloads it; the file is checked against the digest above.
 
 | | |
@@ -89,7 +89,7 @@ def push_rule(path: Path, repository: str, licence: str | None = None) -> str:
     try:
         import huggingface_hub as hub
     except ImportError:
-        raise ArtifactError("l2o push needs huggingface_hub: pip install 'l2o-runtime[hub]'") from None
+        raise ArtifactError("l2o push needs huggingface_hub: pip install huggingface_hub") from None
     files = {FILE: content, CARD: card.encode()}
     operations = [hub.CommitOperationAdd(name, data) for name, data in files.items()]
     try:

@@ -94,7 +94,7 @@ def _read_onnx(content: bytes) -> Solve:
     try:
         import onnxruntime
     except ImportError:
-        raise ExportError("verifying ONNX needs onnxruntime: pip install 'l2o-runtime[onnx]'") from None
+        raise ExportError("verifying ONNX needs onnxruntime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -192,7 +192,7 @@ def _read_onnx(content: bytes) -> tuple[RuleConfig, Flat]:
     try:
         import onnxruntime
     except ImportError:
-        raise ArtifactError("ONNX rules need onnxruntime: pip install 'l2o-runtime[onnx]'") from None
+        raise ArtifactError("ONNX rules need onnxruntime: pip install onnxruntime") from None
     if reads_elsewhere(content):
         raise ArtifactError("it takes numbers from other files (external data), which no rule needs")
     options = onnxruntime.SessionOptions()

@@ -102,7 +102,7 @@ def _file(address: Address, name: str, most: int) -> Path:
     try:
         import huggingface_hub as hub
     except ImportError:
-        raise ArtifactError("rules by name need huggingface_hub: pip install 'l2o-runtime[hub]'") from None
+        raise ArtifactError("rules by name need huggingface_hub: pip install huggingface_hub") from None
     repository, revision = address
     try:
         return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=True))

@@ -117,7 +117,7 @@ def take(values: Tensor, places: Tensor) -> Tensor:
 
 def _constants(point: Point) -> tuple[Tensor, Tensor, Tensor]:
     """Parameters, gradient and loss as a rule takes them."""
-    return point.params.detach(), point.grad, torch.nan_to_num(point.loss)
+    return point.params.detach(), point.grad, torch.nan_to_num(point.loss, 0.0, 0.0, 0.0)
 
 
 def _split(state: State) -> tuple[State, State, Layout]:

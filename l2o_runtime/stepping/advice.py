@@ -52,7 +52,8 @@ class Advice:
         if total is not None and self.calls == 1 and any("initial_lr" in group for group in param_groups):
             self._tell("schedule", "total_steps has a schedule of its own, and the scheduler's lr multiplies it")
         if total is not None and self.calls > total:
-            self._tell("total", f"step {self.calls} of total_steps={total:,}: nothing moves any more")
+            after = f"step() was called {self.calls:,} times, and total_steps={total:,}"
+            self._tell("total", f"{after}: nothing moves any more, once as many steps were taken")
         rises = self.lrs[-1] > self.lrs[0]
         if self.calls == FIRST_STEPS == len(self.lrs) and max(self.lrs) < LOW_LR and not rises:
             self._tell("lr", LEFT_OVER.format(max(self.lrs)))

@@ -56,7 +56,7 @@ WAYS = [
     pytest.param(
         "compiled",
         marks=pytest.mark.skipif(
-            find_spec("llvmlite") is None, reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'"
+            find_spec("llvmlite") is None, reason="the CPU kernel needs llvmlite: pip install '.[fast]'"
         ),
     ),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install '.[fast]'")
 
 from l2o_runtime.kernels import cache, emit, machine
 

@@ -193,7 +193,7 @@ def test_bases_are_orthonormal():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_compiled_steps_are_those_of_the_plain_loop(tmp_path, monkeypatch, dtype, threads):
     """Of vectors, matrices, convolutions and what is not contiguous, with decay, and uphill."""
-    pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+    pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install '.[fast]'")
     rule = make_rule(DirectionalConfig(hidden=4, rank=3))
     torch.manual_seed(1)
     for p in rule.parameters():

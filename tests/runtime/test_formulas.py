@@ -13,7 +13,7 @@ from l2o_runtime.contexts.progress import normalized_products
 from l2o_runtime.rules import features, restraint, statistics, tiered_features
 from l2o_runtime.state import LARGEST
 
-pytest.importorskip("llvmlite", reason="vectors need llvmlite: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="vectors need llvmlite: pip install '.[fast]'")
 
 from llvmlite import ir
 

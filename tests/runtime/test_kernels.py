@@ -26,7 +26,7 @@ from l2o_runtime.state import LARGEST, zeros
 from l2o_runtime.stepping.engine import Replicas, advance
 from l2o_runtime.stepping.parts import CHUNK, STATE_DTYPES, Part, kept_in, make_part
 
-pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install '.[fast]'")
 
 from llvmlite import ir
 
@@ -486,7 +486,7 @@ def test_packing_keeps_every_weight():
 @pytest.mark.parametrize("offset", [0, 5, 2**31 - 3, 2**33 + 7])
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3)], ids=str)
 def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset, lead, plain):
-    pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
+    pytest.importorskip("numba", reason="numba is not installed: pip install '.[fast]'")
     for n in (0, 1, 7, 5000):
         vector = torch.randn(*lead, n, generator=torch.Generator().manual_seed(n))
         plain(True)
@@ -499,7 +499,7 @@ def test_the_compiled_sketch_is_the_sketch_bit_for_bit(size, offset, lead, plain
 @pytest.mark.parametrize("lead", [(), (1,), (3,), (2, 3)], ids=str)
 def test_the_compiled_inner_products_are_those_of_the_window(m, lead, plain):
     """Of one optimization and of several; torch's operations and the compiled pass both sum in float64."""
-    pytest.importorskip("numba", reason="numba is not installed: pip install 'l2o-runtime[fast]'")
+    pytest.importorskip("numba", reason="numba is not installed: pip install '.[fast]'")
     gram = GramWindow(WindowConfig(window=m, sketch=None))
     for n in (0, 1, 7, 5000):
         rng = torch.Generator().manual_seed(n)

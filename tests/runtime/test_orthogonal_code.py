@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from l2o_runtime.rules.directional import nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 
-pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install '.[fast]'")
 
 from l2o_runtime.kernels.directional import compile_orthogonal
 from l2o_runtime.kernels.machine import widest

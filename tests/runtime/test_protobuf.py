@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from l2o_runtime.files.protobuf import MAX_DEPTH, MESSAGES, reads_elsewhere
 
-onnx = pytest.importorskip("onnx", reason="ONNX files are written by onnx: pip install 'l2o-runtime[onnx]'")
+onnx = pytest.importorskip("onnx", reason="ONNX files are written by onnx: pip install '.[onnx]'")
 
 
 def varint(value: int, more: int = 0) -> bytes:

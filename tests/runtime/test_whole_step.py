@@ -20,7 +20,7 @@ from l2o_runtime.rules.steering import STATES
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.parts import make_part
 
-pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install '.[fast]'")
 
 from l2o_runtime.kernels import directional, pieces, plan
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rules import RULES, first_state
 
-pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install '.[fast]'")
 
 from l2o_runtime import rules
 from l2o_runtime.layout import Layout

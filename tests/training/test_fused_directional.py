@@ -8,7 +8,7 @@ import torch
 from rules import RULES, first_state
 from torch import nn
 
-pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install 'l2o-runtime[fast]'")
+pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install '.[fast]'")
 
 from l2o_runtime import LearnedOptimizer
 from l2o_runtime.files.artifact import save_rule

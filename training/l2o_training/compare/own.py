@@ -48,6 +48,11 @@ class OwnWorkload(TimedWorkload):
             "above 0; add a constant to it",
         )
 
+    @property
+    def validates(self) -> bool:  # type: ignore[override]
+        """Whether the user's function gives a validation loss."""
+        return Problem(self.make, EVALUATION, CPU).validate is not None
+
     def own_key(self) -> dict[str, Any]:
         """The text of the user's file, and the code of the loop."""
         text = hashlib.sha256(text_of(self.make)).hexdigest()

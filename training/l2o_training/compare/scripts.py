@@ -39,6 +39,8 @@ class ScriptWorkload(TimedWorkload):
         load: gives the data set of a name.
     """
 
+    validates = True
+
     def __init__(self, recipe: Recipe, load: Datasets):
         self.recipe, self.load = recipe, load
         self.name, self.description, self.data = recipe.name, recipe.description, recipe.data

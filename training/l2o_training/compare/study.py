@@ -14,7 +14,6 @@ import numpy as np
 from l2o_runtime.config import require
 from l2o_training.compare.cache import read_result, rounded
 from l2o_training.compare.contenders import Contender
-from l2o_training.compare.scripts import ScriptWorkload
 from l2o_training.compare.workloads import Curves, Group, TimedWorkload, Workload, joined
 
 TUNABLE = ("training", "validation")
@@ -68,9 +67,11 @@ class Study:
         require(self.runs >= 1, f"--runs: must be 1 or more, got {self.runs}")
         require(all(h >= 1 for h in self.horizons), f"--horizons: must be 1 or more, got {self.horizons}")
         require(self.tune_on in TUNABLE, f"--tune-on: must be {' or '.join(TUNABLE)}, got {self.tune_on!r}")
+        blind = [each.name for each in self.workloads if not each.validates] if self.tune_on == "validation" else []
         require(
-            self.tune_on == "training" or all(isinstance(workload, ScriptWorkload) for workload in self.workloads),
-            f"--tune-on validation: the suite {self.suite} has a training loss only; take one of training scripts",
+            not blind,
+            f"--tune-on validation: {', '.join(blind)} has a training loss only; take training scripts, or tasks of "
+            "your own that give a validation loss",
         )
 
     def trials(

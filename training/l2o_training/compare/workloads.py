@@ -68,11 +68,13 @@ class Workload(ABC):
         name: how tables call it.
         description: what it is, in one line.
         data: name of the data set it needs; None where it makes its examples itself.
+        validates: whether there is a validation loss.
     """
 
     name: str
     description: str
     data: str | None
+    validates: bool = False
 
     @abstractmethod
     def prepare(self) -> None:
