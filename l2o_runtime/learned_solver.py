@@ -70,14 +70,16 @@ class LearnedSolver:
             its bound on residuals falls from layer to layer, this one does not.
         """
         rows, count = self.solver.config.rows, self.layers if layers is None else layers
-        require(1 <= count <= self.layers, f"layers: must be in 1..{self.layers}, as was trained; got {layers}")
+        known = type(count) is int and 1 <= count <= self.layers
+        require(known, f"layers: must be in 1..{self.layers}, as was trained; got {layers}")
+        require(isinstance(b, Tensor), f"b: expected a tensor (…, {rows}), got {type(b).__name__}")
         real = b.is_floating_point() and b.dim() >= 1 and b.shape[-1] == rows
         require(real, f"b: expected floating-point numbers (…, {rows}), got {tuple(b.shape)} of {b.dtype}")
-        require(bool(b.isfinite().all()), "b: it has numbers that are not finite")
+        target = b.to(self.matrix.dtype)
+        require(bool(target.isfinite().all()), f"b: it has numbers that are not finite in {target.dtype}")
         told = weight is None or 0 <= weight < float("inf")
         require(told, f"weight: λ of the safeguard must be a finite number, 0 or more, got {weight}")
         self.solver.to(b.device)
-        target = b.to(self.matrix.dtype)
         x = self._guarded(target, count, weight) if safeguard else self.solver(target, count)
         return x.to(b.dtype)
 

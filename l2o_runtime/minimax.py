@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from l2o_runtime.files.artifact import ArtifactError, find_rule, read_learned
 from l2o_runtime.optimizer import LearnedOptimizer
 from l2o_runtime.solvers import MAX, MIN, TwinSolver
+from l2o_runtime.stepping.whole import listed
 
 
 class LearnedMinimax:
@@ -25,6 +26,7 @@ class LearnedMinimax:
 
     Raises:
         ArtifactError: the file cannot be read, or is of another kind.
+        ValueError: a parameter belongs to both.
 
     Source: Shen et al. 2021, "Learning A Minimax Optimizer: A Pilot Study".
     """
@@ -38,6 +40,9 @@ class LearnedMinimax:
             )
         self.minimizer = LearnedOptimizer(min_params, twin.rule(MIN), lr)
         self.maximizer = LearnedOptimizer(max_params, twin.rule(MAX), lr, maximize=True)
+        both = {*listed(self.minimizer.param_groups)} & {*listed(self.maximizer.param_groups)}
+        if both:
+            raise ValueError(f"max_params: {len(both)} of its parameters are among min_params too; players share none")
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """An iteration: a move of u, and a move of v.

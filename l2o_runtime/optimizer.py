@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -46,6 +46,11 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{key}: expected a number or a tensor of one element, got shape {tuple(value.shape)}")
         if not (isinstance(value, Tensor | int | float) and math.isfinite(value) and value >= 0):
             raise ValueError(f"{key}: expected a finite number, 0 or more, got {value!r}")
+
+
+def whole_number(value: Any) -> bool:
+    """Whether it is an integer, of NumPy's for one, and not a truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _read(rule: str | Path | Rule) -> Rule | ExportedRule:
@@ -146,7 +151,7 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"safeguard: expected 'adam' or None, got {safeguard!r}")
         if state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype: expected one of {STATE_DTYPES}, got {state_dtype!r}")
-        if total_steps is not None and not (type(total_steps) is int and total_steps >= 1):
+        if total_steps is not None and not (whole_number(total_steps) and total_steps >= 1):
             raise ValueError(f"total_steps: expected a whole number, 1 or more, or None; got {total_steps!r}")
         if schedule not in ("auto", "constant"):
             raise ValueError(f"schedule: expected 'auto' or 'constant', got {schedule!r}")
@@ -166,7 +171,8 @@ class LearnedOptimizer(Optimizer):
         check_process_group(process_group)
         self._process_group = process_group
         self.guard = None if safeguard is None else Guard(process_group)
-        self._schedule = Schedule(total_steps, fades=schedule == "auto" and self._rule.config.scheduled)
+        total = None if total_steps is None else int(total_steps)
+        self._schedule = Schedule(total, fades=schedule == "auto" and self._rule.config.scheduled)
         self._averaging = averaging
         self._advice = Advice()
         super().__init__(params, defaults)
@@ -260,7 +266,7 @@ class LearnedOptimizer(Optimizer):
         """
         parts = list(self._parts())
         if parts:
-            self._advice.on_step(self.param_groups, self._schedule.total)
+            self._advice.on_step(self.param_groups, self._schedule.total, self._steps)
         return parts
 
     def take(self, loss: Tensor) -> Tensor:
@@ -368,12 +374,14 @@ class LearnedOptimizer(Optimizer):
         """Load a state: nothing is cast to the parameter's dtype, nothing is shared with the argument.
 
         Whatever dtype it was saved in, the network's memory is kept in this optimizer's `state_dtype`; from bfloat16 to
-        float32 no number changes, the other way they are rounded. The rest is loaded as it is.
+        float32 no number changes, the other way they are rounded. The rest is loaded as it is. A scheduler that was
+        made before still drives lr. A mean that this optimizer does not go on with (`averaging`) is left out.
 
         Raises:
             ValueError: the state belongs to another rule or to parameters of another shape.
         """
         exact: dict[Tensor, dict[str, Any]] = {}
+        driven = [group.get("initial_lr") for group in self.param_groups]
 
         def check(_: Optimizer, saved: dict[str, Any]) -> None:
             exact.update(saved_states(listed(self.param_groups), saved))
@@ -385,7 +393,13 @@ class LearnedOptimizer(Optimizer):
                 check_state(state, param, *specs, others=("health", average.KEY, *STATE), foreign=ours)
 
         def restore(_: Optimizer) -> None:
+            for group, initial in zip(self.param_groups, driven, strict=True):
+                if initial is not None:
+                    group.setdefault("initial_lr", initial)
             for param, state in exact.items():
+                if not self._averaging:
+                    for kept in (state, self.state[param]):
+                        kept.pop(average.KEY, None)
                 for key, value in state.items():
                     if isinstance(value, Tensor):
                         kept = self._coordinate_spec[key][1] if key in self._coordinate_spec else value.dtype

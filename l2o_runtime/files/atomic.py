@@ -17,9 +17,15 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and take the name at the end. A process
     that is killed meanwhile leaves the temporary file; see `remove_leftovers`.
+
+    Raises:
+        OSError: with `path`, whatever could not be written.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    except OSError as error:
+        raise _of(error, path) from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -29,9 +35,19 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)  # mkstemp gives 0600; a file is as readable as any other
         Path(temporary).replace(path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        if error.filename not in (None, temporary):
+            raise
+        raise _of(error, path) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _of(error: OSError, path: Path) -> OSError:
+    """The same error, which names the file that was to be written."""
+    return error if error.errno is None else type(error)(error.errno, error.strerror, str(path))
 
 
 def remove_leftovers(path: str | Path) -> None:

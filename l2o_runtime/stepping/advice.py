@@ -2,11 +2,13 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from l2o_runtime.rules import RuleConfig
 from l2o_runtime.stepping.distributed import Groups
@@ -42,8 +44,8 @@ class Advice:
     lrs: list[float] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
-    def on_step(self, param_groups: list[dict[str, Any]], total: int | None) -> None:
-        """Count a step; say if lr is low, or the run over that `total` steps were announced for."""
+    def on_step(self, param_groups: list[dict[str, Any]], total: int | None, done: Callable[[], Tensor]) -> None:
+        """Count a step; say if lr is low, or the run over that `total` steps were announced for, of `done` so far."""
         if torch.compiler.is_compiling():
             return
         self.calls += 1
@@ -51,9 +53,10 @@ class Advice:
             self.lrs.append(max(float(group["lr"]) for group in param_groups))
         if total is not None and self.calls == 1 and any("initial_lr" in group for group in param_groups):
             self._tell("schedule", "total_steps has a schedule of its own, and the scheduler's lr multiplies it")
-        if total is not None and self.calls > total:
-            after = f"step() was called {self.calls:,} times, and total_steps={total:,}"
-            self._tell("total", f"{after}: nothing moves any more, once as many steps were taken")
+        if total is not None and self.calls > total and "total" not in self.told:
+            taken = int(done())  # skipped steps do not count; asked for past the end alone, since a GPU is waited for
+            if taken >= total:
+                self._tell("total", f"step {taken + 1:,} of total_steps={total:,}: nothing moves any more")
         rises = self.lrs[-1] > self.lrs[0]
         if self.calls == FIRST_STEPS == len(self.lrs) and max(self.lrs) < LOW_LR and not rises:
             self._tell("lr", LEFT_OVER.format(max(self.lrs)))

@@ -34,10 +34,13 @@ def accumulate(params: Collection[Tensor], states: States, before: Tensor, step:
         if "step" not in state:
             continue
         if KEY not in state:
-            state[KEY] = param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True)
+            first = param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True)
+            state[KEY] = first.nan_to_num_(0.0, 0.0, 0.0)  # weights of zero do not undo what is not finite
         mean = local(state[KEY])
-        share = (step > before.to(step.device)) / (1 + SPAN * (step - 1).clamp_min(0))
-        mean.lerp_(local(param).detach().to(mean.dtype), share.to(mean.device, mean.dtype))
+        taken = step > before.to(step.device)
+        share = taken / (1 + SPAN * (step - 1).clamp_min(0))
+        theta = torch.where(taken.to(mean.device), local(param).detach().to(mean.dtype), mean)
+        mean.lerp_(theta, share.to(mean.device, mean.dtype))
 
 
 @contextmanager

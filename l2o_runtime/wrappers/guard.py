@@ -105,7 +105,7 @@ class Guard:
         verdict = diagnose(pulse, value, thetas)
         # All of the state in the first step: checkpoints are loaded into what a step without gradients makes.
         for param in params:
-            if param.requires_grad:
+            if param.requires_grad or acts(param):
                 prepare(param, inner.state[param])
         found = share(params, inner.state, inner.whole_spec, {"safeguard": Referee().to_tensor()})
         if bool(pulse):

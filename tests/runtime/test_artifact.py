@@ -1,5 +1,6 @@
 """The file format: golden bytes, and hostile files."""
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -209,6 +210,19 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         file.writelines([b"half", None])
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_files_that_cannot_be_written_are_named(tmp_path):
+    """Not their temporary ones; and by what a full disk gives, which has no name."""
+    with pytest.raises(FileNotFoundError) as missing, atomic_write(tmp_path / "none" / "file"):
+        pass
+    with pytest.raises(OSError, match="No space left") as full, atomic_write(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="of others") as foreign, atomic_write(tmp_path / "file"):
+        raise OSError(errno.EACCES, "of others", "other")
+    names = [caught.value.filename for caught in (missing, full, foreign)]
+    assert names == [str(tmp_path / "none" / "file"), str(tmp_path / "file"), "other"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bundled_rules_load():

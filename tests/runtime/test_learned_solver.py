@@ -58,6 +58,9 @@ def test_any_shape_and_dtype(file_of):
         ({"b": torch.full((M,), float("nan"))}, "b: it has numbers that are not finite"),
         ({"b": torch.zeros(M), "layers": 6}, r"layers: must be in 1\.\.5, as was trained; got 6"),
         ({"b": torch.zeros(M), "layers": 0}, r"layers: must be in 1\.\.5"),
+        ({"b": torch.zeros(M), "layers": 1.5}, r"layers: must be in 1\.\.5"),
+        ({"b": [0.0] * M}, "b: expected a tensor .* got list"),
+        ({"b": torch.full((M,), 1e300, dtype=torch.float64)}, "b: it has numbers that are not finite in torch.float32"),
         (
             {"b": torch.zeros(M), "safeguard": True, "weight": -1.0},
             "weight: λ of the safeguard must be a finite number",

@@ -530,3 +530,15 @@ def test_what_cannot_be_guarded_is_told():
     with pytest.raises(ValueError, match="unknown state step"):
         Safeguard(torch.optim.Adam([param])).load_state_dict(adam.state_dict())
     assert repr(Safeguard(torch.optim.SGD([param], lr=0.1))).startswith("Safeguard around SGD (")
+
+
+def test_what_is_frozen_after_its_gradient_was_made_is_stepped():
+    """As without a safeguard: whoever sets gradients of frozen parameters wants them to move."""
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    optimizer = LearnedOptimizer(params, safeguard="adam")
+    params[0].requires_grad_(False)
+    for _ in range(HISTORY + WINDOW):
+        for param in params:
+            param.grad = param.detach().clone()
+        optimizer.step(loss=sum(float(param.detach().square().sum()) for param in params))
+    assert all((param < 1).all() for param in params)

@@ -49,6 +49,17 @@ def test_a_run_of_known_length_rises_and_falls(rule):
     assert found == pytest.approx([3 * min(1, t / 2) * (1 - t / 100) for t in range(1, 101)], rel=2e-3, abs=1e-6)
 
 
+def test_steps_that_were_left_out_do_not_bring_the_end_nearer(rule):
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, total_steps=5)
+    for _ in range(3):
+        param.grad = torch.full((6,), math.nan)
+        optimizer.step()
+    assert moves(optimizer, param, 5)[3] > 0  # warnings are errors
+    with pytest.warns(UserWarning, match="step 6 of total_steps=5: nothing moves any more"):
+        moves(optimizer, param, 1)
+
+
 @pytest.mark.parametrize(("total", "factor"), [(625, 2.0), (2500, 1.0), (10_000, 1.0)])
 def test_short_runs_have_longer_steps(rule, total, factor):
     param = fresh()
@@ -121,6 +132,25 @@ def test_both_multiply_and_are_told_of(rule):
     with pytest.warns(UserWarning, match="total_steps has a schedule of its own"):
         found = moves(optimizer, param, 10)
     assert found == pytest.approx([1.5 * (1 - t / 10) for t in range(1, 11)], rel=2e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("driven", [True, False], ids=["saved under a scheduler", "saved without one"])
+def test_a_scheduler_drives_whether_it_is_made_before_or_after_a_state_is_loaded(rule, driven):
+    param, found = fresh(), []
+    optimizer = LearnedOptimizer([param], rule)
+    if driven:
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
+    moves(optimizer, param, 200)
+    saved, value = copy.deepcopy(optimizer.state_dict()), param.detach().clone()
+    for first in (True, False):
+        param = nn.Parameter(value.clone())
+        optimizer = LearnedOptimizer([param], rule)
+        made = lambda optimizer=optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)  # noqa: E731
+        scheduler = made() if first else None
+        optimizer.load_state_dict(saved)
+        found.append(moves(optimizer, param, 8, (scheduler or made()).step))
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx([(1 + math.cos(math.pi * t / 10)) / 2 for t in range(8)], rel=2e-3)
 
 
 @pytest.mark.parametrize("options", [{"total_steps": 12}, {}, {"averaging": True}])
@@ -217,6 +247,24 @@ def test_a_step_that_is_not_taken_does_not_count(rule):
     assert moves(optimizer, param, 1) == pytest.approx([2.1], rel=2e-3)
 
 
+@pytest.mark.parametrize("taken", [0, 3])
+def test_parameters_that_were_not_finite_leave_the_mean_alone(rule, taken):
+    """Where the first step was left out too."""
+    param, clean = fresh(), fresh()
+    optimizer, other = (LearnedOptimizer([p], rule, averaging=True) for p in (param, clean))
+    moves(optimizer, param, taken)
+    moves(other, clean, taken)
+    good = param.detach().clone()
+    param.data[2] = math.nan
+    param.grad = torch.ones(6)
+    optimizer.step()
+    param.data.copy_(good)
+    moves(optimizer, param, 2)
+    moves(other, clean, 2)
+    with optimizer.averaged(), other.averaged():
+        assert torch.equal(param, clean)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_means_follow_in_late_steps_too(rule, dtype):
     """In bfloat16 a mean of 3 does not change by less than 1/128."""
@@ -266,10 +314,23 @@ def test_a_state_with_means_is_loaded_by_whoever_keeps_none(rule):
     moves(optimizer, param, 3)
     plain = LearnedOptimizer([param], rule)
     plain.load_state_dict(optimizer.state_dict())
-    moves(plain, param, 1)
+    moves(plain, param, 30)
     back = LearnedOptimizer([param], rule, averaging=True)
     back.load_state_dict(plain.state_dict())
     moves(back, param, 1)
+    now = param.detach().clone()
+    with back.averaged():
+        assert torch.equal(param, now), "nobody went on with the mean meanwhile: it begins anew"
+
+
+def test_a_length_may_be_a_number_of_numpys(rule):
+    import numpy as np
+
+    found = []
+    for total in (5, np.int64(5)):
+        param = fresh()
+        found.append(moves(LearnedOptimizer([param], rule, total_steps=total), param, 5))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,13 @@ def test_other_kinds_are_no_pairs(tmp_path):
             LearnedMinimax(params, params, tmp_path / f"{name}.safetensors")
 
 
+def test_players_share_no_parameter(tmp_path):
+    save_rule(tmp_path / "twin.safetensors", random_twin())
+    one, other = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    with pytest.raises(ValueError, match="max_params: 1 of its parameters are among min_params too"):
+        LearnedMinimax([one], [other, one], tmp_path / "twin.safetensors")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

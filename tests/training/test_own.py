@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,6 +339,18 @@ WRONG = {
     ),
     "NaN": (linear_loss(lambda x: x.sum() * math.nan), "the loss is nan at the start"),
     "infinite gradients": (linear_loss(lambda x: (x * 0).abs().sum().sqrt()), "gradients are not finite at the start"),
+    "complex parameters": (
+        lambda seed: (
+            nn.ParameterList([torch.ones(2, dtype=torch.complex64)]),
+            lambda model, step: model[0].abs().sum(),
+        ),
+        "parameter 0 is complex, which rules do not move",
+    ),
+    "a complex loss": (linear_loss(lambda x: x.sum() * 1j), "a real number, got torch.complex64"),
+    "sparse gradients": (
+        lambda seed: (nn.Embedding(3, 2, sparse=True), lambda model, step: model(torch.tensor([1])).sum()),
+        "gradients are sparse, which rules do not take",
+    ),
     "an error": (linear_loss(lambda x: x @ torch.ones(7)), "loss(model, 0) failed: RuntimeError"),
 }
 
@@ -349,6 +362,18 @@ def test_mistakes_are_told_in_a_line(name):
         examine(own_task(make))
     assert text in str(caught.value)
     assert "\n" not in str(caught.value) or name == "an error"
+
+
+def test_modules_that_cannot_be_copied_run_one_by_one():
+    def make(seed):
+        model = nn.Linear(2, 1)
+        model.lock = threading.Lock()
+        return model, lambda model, step: model(torch.ones(3, 2)).square().mean()
+
+    task = own_task(make)
+    instances = task.instances(3, 2**40)
+    assert not task.together
+    assert instances.look(instances.params, instances.statistics).loss.isfinite().all()
 
 
 def test_shapes_that_differ_are_refused():

@@ -105,9 +105,10 @@ def panels(curves: dict[str, dict[str, np.ndarray]], target: IO[bytes] | Path, m
         for place, (title, named) in zip(axes.flat, curves.items(), strict=False):
             draw_losses(place, named, colours)
             lines |= dict(zip(named, place.get_lines(), strict=True))
-            place.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
-            if marks:
-                place.set_xscale("log")
+            place.set(title=title, xlabel="step", ylabel="training loss")
+            if any(bool(np.any(np.isfinite(losses) & (losses > 0))) for losses in named.values()):
+                place.set_yscale("log")  # which takes no axis without numbers
+                place.set_xscale("log" if marks else "linear")
             for mark in marks if named else ():
                 place.axvline(mark, color="black", lw=0.8, ls=":")
         if lines:

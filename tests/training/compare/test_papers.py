@@ -590,6 +590,12 @@ def test_the_fig4_sweep(tmp_path):
     assert row.endswith(f"{share:.2f} |")
 
 
+def test_where_all_runs_diverged_there_is_a_picture_too():
+    curves = {"a": np.full((2, 5), np.nan), "b": np.full((2, 5), np.inf)}
+    plots.panels({"one": curves, "two": {"a": np.ones((2, 5))}}, target := io.BytesIO(), marks=(3,))
+    assert target.getvalue().startswith(b"\x89PNG")
+
+
 def test_a_name_has_one_colour_in_all_panels(monkeypatch):
     """Also where a task lacks one of them; the legend has them all."""
     drawn = []

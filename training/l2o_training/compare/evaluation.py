@@ -169,6 +169,7 @@ def parse_horizons(text: str) -> tuple[int, ...]:
 def _require_writable(path: Path) -> None:
     """Tell before hours of measuring that a file cannot be written."""
     require(not path.is_dir(), f"--report {path}: is a folder; give the name of a file, such as report.html")
+    require(path.parent.is_dir(), f"--report {path}: there is no folder {path.parent}: make it, or name another")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     Path(name).unlink()

@@ -330,7 +330,10 @@ class Trainer:
         from l2o_training.plots import learning_curve
 
         if self.best == float("inf"):
-            raise RunError("no validation gave a finite loss: the rule diverges; try a smaller lr or output_scale")
+            raise RunError(
+                "no validation gave a finite loss: the rule diverges, or the task does whatever the rule; "
+                "try a smaller lr or output_scale"
+            )
         path = self.out / RULE
         if not self.ranks.main:
             return path

@@ -89,6 +89,10 @@ class Problem:
         self.buffers = list(running_statistics(self.model).values())
         if not self.params:
             raise TaskError(f"{what}: the model has no parameters with requires_grad: there is nothing to train")
+        for name, p in self.model.named_parameters():
+            if p.requires_grad and (p.is_complex() or p.layout != torch.strided):
+                kind = "complex" if p.is_complex() else "sparse"
+                raise TaskError(f"{what}: parameter {name} is {kind}, which rules do not move: make it real and dense")
 
     def __call__(self, step: int, model: Any = None) -> Tensor:
         """The loss of a step, a scalar; the generators have to be seeded.
@@ -104,7 +108,10 @@ class Problem:
             loss = self.loss(self.model if model is None else model, step)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TaskError(f"loss(model, {step}) has to return a scalar tensor, got {got}: take its mean()")
+            advice = "take its mean()" if isinstance(loss, Tensor) else "return the tensor itself"
+            raise TaskError(f"loss(model, {step}) has to return a scalar tensor, got {got}: {advice}")
+        if loss.is_complex():
+            raise TaskError(f"loss(model, {step}) has to return a real number, got {loss.dtype}: take its abs()")
         return loss
 
     def validated(self) -> float:
@@ -128,6 +135,8 @@ class Problem:
                 found = torch.autograd.grad(loss, self.params, allow_unused=True)
         if all(grad is None for grad in found):
             raise TaskError("the loss does not depend on the model's parameters: was it detached, or another model's?")
+        if any(grad is not None and grad.layout != torch.strided for grad in found):
+            raise TaskError("gradients are sparse, which rules do not take: leave out sparse=True")
         return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(self.params, found, strict=True)]
 
 
@@ -291,7 +300,10 @@ class OwnTask(Task):
             return None
         model = problems[0].model
         whole = len(list(model.parameters())) == len(problems[0].params)
-        ways = [None, *forwards(model)] if whole else [None]
+        try:
+            ways = [None, *forwards(model)] if whole else [None]
+        except Exception:
+            ways = [None]  # a module that cannot be copied, since it holds a lock for one
         if self._way is None:
             agreeing = (number for number, way in enumerate(ways[1:], 1) if self._agrees(problems, way))
             self._way = next(agreeing, 0)
