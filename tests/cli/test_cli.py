@@ -231,6 +231,12 @@ def test_a_format_that_fails_is_named_and_the_others_are_written(cli, tmp_path, 
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"rule.safetensors", "manifest.json", "README.md"}
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_inspect_says_which_format_a_file_has(cli, version):
+    path = ROOT / f"tests/data/rule-{version}.safetensors"
+    assert json.loads(cli("inspect", str(path), "--json").stdout)["format"] == f"l2o-rule/{version}"
+
+
 @pytest.mark.parametrize("name", bundled_rules())
 def test_inspect_fits_a_terminal_and_provenance_is_at_hand(cli, name):
     text = cli("inspect", name).stdout
