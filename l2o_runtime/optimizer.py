@@ -378,7 +378,7 @@ class LearnedOptimizer(Optimizer):
         made before still drives lr. A mean that this optimizer does not go on with (`averaging`) is left out.
 
         Raises:
-            ValueError: the state belongs to another rule or to parameters of another shape.
+            ValueError: the state belongs to another rule, another optimizer, or to parameters of another shape.
         """
         exact: dict[Tensor, dict[str, Any]] = {}
         driven = [group.get("initial_lr") for group in self.param_groups]
@@ -391,6 +391,10 @@ class LearnedOptimizer(Optimizer):
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
                 specs = self._coordinate_spec, self._tensor_spec, self._context_spec
                 check_state(state, param, *specs, others=("health", average.KEY, *STATE), foreign=ours)
+            for own, group in zip(self.param_groups, saved["param_groups"], strict=False):
+                foreign = sorted({"betas", "dampening", "rho"} & group.keys() - own.keys())
+                if foreign:
+                    raise ValueError(f"param_groups: they have {', '.join(foreign)}: saved with another optimizer")
 
         def restore(_: Optimizer) -> None:
             for group, initial in zip(self.param_groups, driven, strict=True):
@@ -398,8 +402,8 @@ class LearnedOptimizer(Optimizer):
                     group.setdefault("initial_lr", initial)
             for param, state in exact.items():
                 if not self._averaging:
-                    for kept in (state, self.state[param]):
-                        kept.pop(average.KEY, None)
+                    for found in (state, self.state.get(param, {})):
+                        found.pop(average.KEY, None)
                 for key, value in state.items():
                     if isinstance(value, Tensor):
                         kept = self._coordinate_spec[key][1] if key in self._coordinate_spec else value.dtype

@@ -1,5 +1,6 @@
 """What a learned optimizer tells a script, once for every subject, at the line of the script."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -45,9 +46,16 @@ class Advice:
     told: set[str] = field(default_factory=set)
 
     def on_step(self, param_groups: list[dict[str, Any]], total: int | None, done: Callable[[], Tensor]) -> None:
-        """Count a step; say if lr is low, or the run over that `total` steps were announced for, of `done` so far."""
+        """Count a step; say if lr is low, or the run over that `total` steps were announced for, of `done` so far.
+
+        Raises:
+            ValueError: an lr has become a number that is not finite.
+        """
         if torch.compiler.is_compiling():
             return
+        for group in param_groups:
+            if isinstance(group["lr"], float) and not math.isfinite(group["lr"]):
+                raise ValueError(f"lr: expected a finite number, got {group['lr']}, as a script or scheduler set it")
         self.calls += 1
         if self.calls <= FIRST_STEPS or not self.lrs:
             self.lrs.append(max(float(group["lr"]) for group in param_groups))

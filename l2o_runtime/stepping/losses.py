@@ -34,6 +34,8 @@ def evaluate(closure: Callable[[], Any] | None, loss: Loss) -> tuple[Any, Loss]:
     if not (returned is None or isinstance(returned, (Tensor, Real))):
         raise TypeError(f"closure: expected it to return the loss, got a {type(returned).__name__}")
     given: Loss = returned if loss is None else loss  # type: ignore[assignment]  # NumPy's numbers are Real
+    if isinstance(given, Tensor) and given.is_complex():
+        raise TypeError(f"closure: expected it to return a real loss, got one of {given.dtype}")
     return returned, given
 
 

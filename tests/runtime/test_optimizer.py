@@ -234,12 +234,37 @@ def test_bad_hyper_parameters_are_refused(arguments, message):
         LearnedOptimizer([nn.Parameter(torch.ones(2))], **arguments)
 
 
+@pytest.mark.parametrize("lr", [float("nan"), float("inf")])
+def test_an_lr_that_becomes_no_number_moves_nothing(lr):
+    param = nn.Parameter(torch.ones(2))
+    optimizer = LearnedOptimizer([param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    before, optimizer.param_groups[0]["lr"] = param.detach().clone(), lr
+    with pytest.raises(ValueError, match=r"lr: expected a finite number, got .*, as a script"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.AdamW(p)])
+def test_states_of_others_without_a_step_are_refused_too(make):
+    param = nn.Parameter(torch.ones(2))
+    optimizer = LearnedOptimizer([param])
+    with pytest.raises(ValueError, match=r"param_groups: they have .*: saved with another optimizer"):
+        optimizer.load_state_dict(make([param]).state_dict())
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    kept = LearnedOptimizer([{"params": [param], "betas": (0.9, 0.99)}])  # a key that somebody left in their groups
+    kept.load_state_dict(kept.state_dict())
+
+
 def test_habits_from_other_optimizers_are_answered():
     parameters = [nn.Parameter(torch.ones(2))]
     with pytest.raises(TypeError, match="lr="):
         LearnedOptimizer(parameters, 0.01)
     with pytest.raises(TypeError, match=r"step\(loss=loss\)"):
         LearnedOptimizer(parameters).step(torch.tensor(1.0))
+    with pytest.raises(TypeError, match=r"a real loss, got one of torch\.complex64"):
+        LearnedOptimizer(parameters).step(lambda: torch.tensor(1j))
 
 
 def test_unsupported_parameters_and_gradients_are_refused():
