@@ -1,10 +1,8 @@
 """LearnedOptimizer: a frozen rule as a drop-in torch.optim.Optimizer."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,7 +17,7 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.state import CONTEXT, State, StateSpec
 from l2o_runtime.stepping import average
 from l2o_runtime.stepping.advice import Advice, outside
-from l2o_runtime.stepping.checks import check_state
+from l2o_runtime.stepping.checks import check_group, check_saved_groups, check_state, whole_number
 from l2o_runtime.stepping.collect import Collector
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, diagnose, observe
@@ -34,23 +32,6 @@ NOT_SAVED = (
     "the state has parameters, but nothing of the whole optimization (context, counters, referee, the place in a "
     "schedule): these start again"
 )
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Are numbers what they may be? Those of other kinds, such as NumPy's, become Python's."""
-    for key in ("lr", "weight_decay", "safeguard_lr"):
-        value = group.get(key, 0.0)
-        if isinstance(value, Real) and not isinstance(value, int | float):
-            group[key] = value = float(value)
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"{key}: expected a number or a tensor of one element, got shape {tuple(value.shape)}")
-        if not (isinstance(value, Tensor | int | float) and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{key}: expected a finite number, 0 or more, got {value!r}")
-
-
-def whole_number(value: Any) -> bool:
-    """Whether it is an integer, of NumPy's for one, and not a truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _read(rule: str | Path | Rule) -> Rule | ExportedRule:
@@ -157,7 +138,7 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"schedule: expected 'auto' or 'constant', got {schedule!r}")
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "safeguard_lr": safeguard_lr}
         defaults["momentum"] = 0.0  # for schedulers; nothing here reads it
-        _check_group(defaults)
+        check_group(defaults)
         if safeguard is None:
             del defaults["safeguard_lr"]
         if not isinstance(rule, str | Path | Rule):
@@ -179,7 +160,7 @@ class LearnedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; they start with a fresh state."""
-        _check_group(param_group)
+        check_group(param_group)
         super().add_param_group(param_group)
         added = self.param_groups[-1]["params"]
         for wrong, kind, instead in (
@@ -391,10 +372,7 @@ class LearnedOptimizer(Optimizer):
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
                 specs = self._coordinate_spec, self._tensor_spec, self._context_spec
                 check_state(state, param, *specs, others=("health", average.KEY, *STATE), foreign=ours)
-            for own, group in zip(self.param_groups, saved["param_groups"], strict=False):
-                foreign = sorted({"betas", "dampening", "rho"} & group.keys() - own.keys())
-                if foreign:
-                    raise ValueError(f"param_groups: they have {', '.join(foreign)}: saved with another optimizer")
+            check_saved_groups(self.param_groups, saved["param_groups"])
 
         def restore(_: Optimizer) -> None:
             for group, initial in zip(self.param_groups, driven, strict=True):

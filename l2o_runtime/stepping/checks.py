@@ -1,7 +1,9 @@
-"""Whether gradients and states fit a parameter."""
+"""Whether gradients and states fit a parameter, and what stands in a group is what may stand there."""
 
+import math
 import re
 from collections.abc import Collection
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +13,39 @@ from l2o_runtime.stepping.distributed import local
 
 OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$|log_lr$)")
 """How states of rules are called; those of other names belong to somebody else, and are carried along."""
+
+
+def whole_number(value: Any) -> bool:
+    """Whether it is an integer, of NumPy's for one, and not a truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Are the numbers of a group what they may be? Those of other kinds, such as NumPy's, become Python's.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for key in ("lr", "weight_decay", "safeguard_lr"):
+        value = group.get(key, 0.0)
+        if isinstance(value, Real) and not isinstance(value, int | float):
+            group[key] = value = float(value)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{key}: expected a number or a tensor of one element, got shape {tuple(value.shape)}")
+        if not (isinstance(value, Tensor | int | float) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{key}: expected a finite number, 0 or more, got {value!r}")
+
+
+def check_saved_groups(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Were saved groups written by an optimizer like this one? A plain SGD's have no states that would tell.
+
+    Raises:
+        ValueError: they were not.
+    """
+    for own, group in zip(groups, saved, strict=False):  # torch tells of a wrong number of them
+        foreign = sorted({"betas", "dampening", "rho"} & group.keys() - own.keys())
+        if foreign:
+            raise ValueError(f"param_groups: they have {', '.join(foreign)}: saved with another optimizer")
 
 
 def check_gradient(param: Tensor) -> None:
