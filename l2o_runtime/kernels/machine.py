@@ -20,6 +20,8 @@ R = TypeVar("R")
 OPTIONS = {"speed_level": 2}
 """Of LLVM's passes."""
 
+OURS = "l2o_runtime."
+
 PACKAGE = Path(__file__).parents[1]
 
 GRAIN = 2.0
@@ -63,8 +65,9 @@ def sources() -> str:
 class Compiled:
     """Machine code for this processor; it lives as long as this object.
 
-    Code that was kept on disk is named by what wrote it, if that is a function of this package, so that it need not be
-    written again, which takes longer than the rest of a first step; else by its text.
+    Code that was kept on disk is named by what wrote it, if that is a function of this package, and by the constants of
+    its modules, so that it need not be written again, which takes longer than the rest of a first step; else by its
+    text.
 
     Args:
         write: writes LLVM code.
@@ -104,8 +107,35 @@ class Compiled:
 def _told(write: Callable[..., ir.Module], given: tuple[object, ...]) -> str:
     """What tells code apart that a function of this package writes; nothing for others."""
     module, name = getattr(write, "__module__", ""), getattr(write, "__qualname__", "")
-    ours = module.startswith("l2o_runtime.") and getattr(sys.modules[module], name, None) is write
-    return f"{sources()} {module}.{name}{given}" if ours and sources() else ""
+    ours = module.startswith(OURS) and getattr(sys.modules[module], name, None) is write
+    return f"{sources()} {constants(module)} {module}.{name}{given}" if ours and sources() else ""
+
+
+def constants(module: str) -> str:
+    """Constants at the tops of a module and of those that it takes functions from, as they are now: a script or a test
+    may have set them.
+    """
+    found: dict[str, list[str]] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name.startswith(OURS) and name not in found:
+            values = vars(sys.modules[name])
+            found[name] = [f"{key}={values[key]!r}" for key in sorted(values) if key.isupper() and _plain(values[key])]
+            origins = (
+                getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in values.values()
+            )
+            waiting += map(str, origins)
+    return f"{sorted(found.items())}"
+
+
+def _plain(value: object) -> bool:
+    """Whether its `repr` says what it is."""
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(_plain(item) for pair in value.items() for item in pair)
+    return isinstance(value, int | float | str)
 
 
 @functools.cache

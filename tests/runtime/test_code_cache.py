@@ -3,7 +3,10 @@
 import ctypes
 import errno
 import gc
+import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,30 @@ def test_code_that_is_kept_is_not_written_again(place, settled, monkeypatch):
     for width in (4, 4, 8, 4, 8):
         exponentials(width)
     assert written == [4, 8]
+
+
+def test_constants_that_somebody_set_are_told_apart(place, settled, monkeypatch):
+    """In the module that writes, in one that it takes functions from, and in numbers within numbers."""
+    from l2o_runtime.kernels import steering_code
+    from l2o_runtime.rules import DirectionalConfig, agreement
+
+    config, seen = DirectionalConfig(), set()
+    changes = [(steering_code, "WIDTH", 8), (agreement, "LENGTHENING", 0.0), (emit, "NUMERATOR", (1.0, 0.5))]
+    for module, name, value in [(machine, "GRAIN", 1.0), *changes]:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            seen.add(machine._told(steering_code.steering_module, (config,)))
+    assert "" not in seen
+    assert len(seen) == 1 + len(changes), "and GRAIN is not in the code"
+
+
+@pytest.mark.parametrize("name", ["directional", "lstm", "orthogonal", "steering", "tiered", "whole"])
+def test_constants_are_the_same_in_every_process(name):
+    module = f"l2o_runtime.kernels.{name}_code"
+    importlib.import_module(module)
+    script = f"import {module}; from l2o_runtime.kernels.machine import constants; print(constants('{module}'))"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert other.strip() == machine.constants(module)
 
 
 def test_files_that_changed_since_they_were_imported_name_nothing(place, settled, monkeypatch):
