@@ -47,7 +47,7 @@ class OptimisticRule(UniformRule):
 
     g⁻ is the gradient before and m the average over ten. The LSTM sees the three divided by the sum of their sizes,
     so that Δ is in proportion to the gradients however small they are: it converges as gradient descent does, where
-    rules whose steps have a size of their own go round.
+    rules whose steps have a size of their own go round. There is no gradient before the first one, which counts twice.
     """
 
     config: OptimisticConfig

@@ -197,7 +197,9 @@ class ALISTA(LISTACPSS):
 class LFISTA(LISTA):
     """x_{k+1} = η_{θ_k}(W_e b + W_{g,k} x_k + W_{m,k} x_{k−1}), with one W_e for all layers.
 
-    Begins as FISTA: W_e = Mᵀ, W_g = (1 + m_k)(I − MᵀA), W_m = −m_k (I − MᵀA), where m_k = (t_{k−1} − 1)/t_k.
+    Begins as FISTA: W_e = Mᵀ, W_g = (1 + m_k)(I − MᵀA), W_m = −m_k (I − MᵀA), where m_k = (t_{k−1} − 1)/t_k. Trained
+    layer by layer it does not: a new layer begins with what the one before has learned, and the first two, for which
+    m_k = 0, learn no W_m. Momentum then begins at nothing, and is learned.
 
     Source: Moreau & Bruna 2017, "Understanding Trainable Sparse Coding via Matrix Factorization", section 4.
     """

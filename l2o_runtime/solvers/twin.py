@@ -105,7 +105,8 @@ class TwinSolver(Solver):
         for player in (MIN, MAX):
             places = players.places(player, problems.shapes, problems.params.device)
             shapes = [s for s, owner in zip(problems.shapes, players.owners, strict=True) if owner == player]
-            side = Side(problems.params[:, places], shapes, problems.steps)
+            moves = None if problems.steps is None else (problems.steps + 1 - player) // 2
+            side = Side(problems.params[:, places], shapes, moves)
             state |= {f"{player}/{key}": value for key, value in self._descent(player).init(side).items()}
             state[f"places/{player}"] = places
         return state

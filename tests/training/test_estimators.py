@@ -260,12 +260,12 @@ def test_whole_optimizations_are_one_truncation_whatever_their_length(tmp_path):
     torch.testing.assert_close(message[0], ends[0] - ends[1])
 
 
-def test_cem_goes_to_the_better_half_of_what_it_tried(tmp_path):
-    """Losses of all particles by hand; all slots try the same; what is not trained stays."""
+@pytest.mark.parametrize("sigma", [0.3, 3.0])
+def test_cem_goes_to_the_better_half_of_what_it_tried(tmp_path, sigma):
+    """Losses of all particles by hand; all slots try the same; what is not trained stays. No step is cut."""
     few = ("head.bias",)
-    config = dataclasses.replace(
-        TINY, unroll=0, horizon=20, particles=6, estimator="cem", weights="end", lanes=2, trained=few, sigma=0.3, lr=1.0
-    )
+    config = dataclasses.replace(TINY, unroll=0, horizon=20, particles=6, estimator="cem", weights="end", lanes=2)
+    config = dataclasses.replace(config, trained=few, sigma=sigma, lr=1.0, clip=1.0)
     trainer = Trainer(config, tmp_path)
     solver, before = trainer.learner.solver, {key: value.clone() for key, value in trainer.rule.state_dict().items()}
     gradient, _ = trainer.meta_gradient()

@@ -9,7 +9,7 @@ from torch import nn
 
 from l2o_runtime import ArtifactError, ConfigError, LearnedMinimax, LearnedOptimizer, load_rule, save_rule
 from l2o_runtime.files.artifact import read_learned
-from l2o_runtime.rules import LSTMConfig, OptimisticConfig, make_rule
+from l2o_runtime.rules import DirectionalConfig, LSTMConfig, OptimisticConfig, make_rule
 from l2o_runtime.solvers import MAX, MIN, Players, Point, SwarmConfig, SwarmSolver, TwinConfig, TwinSolver
 from l2o_training.compare.baselines import BASELINES, find_baselines
 from l2o_training.compare.flat import rollout
@@ -195,6 +195,22 @@ def test_a_script_takes_the_steps_of_the_solver(tmp_path):
         losses = unroll(twin, inner, 40).losses
     torch.testing.assert_close(torch.stack([u, v]).detach(), inner.params[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(torch.tensor(values[1:]), losses[1:-1:2, 0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [8, 9])
+def test_schedules_of_a_pair_end_with_its_moves(steps):
+    """Of which each player makes half: the last one of either has no length."""
+    made = DirectionalConfig(hidden=2)
+    twin, ends = TwinSolver(TwinConfig(minimizer=made, maximizer=made)).requires_grad_(False), []
+    for done in (steps - 4, steps - 2, steps):
+        instances = instances_of("rotated-saddle")
+        instances.steps = steps
+        with torch.no_grad():
+            inner = begin(twin, instances)
+            unroll(twin, inner, done)
+        ends.append(inner.params)
+    assert torch.equal(ends[1], ends[2])
+    assert not torch.equal(ends[0], ends[1])
 
 
 def test_a_script_resumes(tmp_path):

@@ -63,6 +63,7 @@ def test_the_slope_is_that_of_the_whole_hessian(kind, scaled):
     theta = instances.params + 0.1
     seen = instances.look(theta, instances.statistics)
     slope = instances.slope_of_square(theta)
+    unscaled = seen.grad / scale.unsqueeze(-1) ** 2 if scaled else seen.grad  # once for ∇L, once for its square's slope
     for i in range(2):
         alone = [x[i : i + 1] for x in (*batch, instances.statistics)]
 
@@ -72,10 +73,25 @@ def test_the_slope_is_that_of_the_whole_hessian(kind, scaled):
         # The losses of a network go through a module that has as many copies as there are instances.
         if kind == "quadratic":
             hessian = torch.autograd.functional.hessian(loss, theta[i])
-            torch.testing.assert_close(slope[i], 2 * hessian @ seen.grad[i])
+            torch.testing.assert_close(slope[i], 2 * hessian @ unscaled[i])
     rows = torch.autograd.functional.jacobian(lambda x: _gradient(instances, x, batch), theta, create_graph=False)
     for i in range(2):
-        torch.testing.assert_close(slope[i], 2 * rows[i, :, i].mT @ seen.grad[i])
+        torch.testing.assert_close(slope[i], 2 * rows[i, :, i].mT @ unscaled[i])
+
+
+def test_a_rescaled_problem_is_as_flat_as_it_was():
+    """Or λ would be worth s² of itself."""
+    found = []
+    for scale in (1.0, 0.01, 100.0):
+        instances = instances_of("quadratic")
+        batch = instances._batches()
+        instances._batches = lambda batch=batch: batch
+        instances.rescale(torch.full((len(instances.params), 1), scale))
+        seen = instances.look(instances.params, instances.statistics)
+        value, slope = Jacobian(weight=1.0).at(instances, Point(instances.params, seen.loss, seen.grad))
+        found.append((value.float(), slope / scale))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
 
 
 def _gradient(instances, theta, batch):

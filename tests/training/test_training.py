@@ -385,6 +385,9 @@ def test_rescaled_instances_are_the_same_problem_in_other_units(kind):
     spread = [part.std(-1).max() for part in factor.log().split([shape.numel() for shape in instances.shapes], 1)]
     assert factor.log().abs().max() <= sum(RESCALED[kind].values()) + 1e-4
     assert (max(spread) > 0.5) == (kind == "coordinates"), "within a tensor"
+    if kind == "coordinates":
+        for theta, log in zip(instances.params, factor.log(), strict=True):
+            assert abs(torch.corrcoef(torch.stack([theta, log]))[0, 1]) < 0.3, "scales know nothing of weights"
     theta = torch.randn_like(instances.params)
     other.rng.set_state(instances.rng.get_state())
     (loss, grad), (same, scaled) = instances.value_and_grad(theta), other.value_and_grad(theta / factor)

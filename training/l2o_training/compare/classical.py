@@ -128,7 +128,7 @@ class Alternating(Solver):
 class ParticleSwarm(Solver):
     """v ← w v + c r₁ (y − x) + c r₂ (y* − x), x ← x + v: y is a particle's best point so far, y* the swarm's.
 
-    Random numbers come from a seed and the number of the step, so that a state has none.
+    Random numbers come from the number of the step, so that a state has none: all problems of a shape meet the same.
 
     Args:
         inertia: w.

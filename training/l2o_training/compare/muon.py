@@ -16,11 +16,12 @@ def is_matrix(param: Tensor) -> bool:
 
 
 class MuonAdamW(Optimizer):
-    """torch's Muon for matrices, convolutions flattened to out × rest, and torch's AdamW for the rest.
+    """torch's Muon for all matrices, convolutions flattened to out × rest, and torch's AdamW for the rest.
 
-    One learning rate serves both: Muon's updates are scaled to the size of AdamW's.
+    One learning rate serves both: Muon's updates are scaled to the size of AdamW's. Embeddings and output layers are
+    matrices here, where language models' recipes leave them to AdamW: an optimizer that is given tensors does not know.
 
-    Source: Liu et al. 2025 (arXiv 2502.16982), section 2.2.
+    Source: Liu et al. 2025 (arXiv 2502.16982), section 2.2, for the scaling.
 
     Args:
         params: tensors, not groups of them; matrices are contiguous.

@@ -104,7 +104,8 @@ class Jacobian(Objective):
 
     def at(self, instances: Instances, point: Point) -> tuple[Tensor, Tensor]:
         """‖∇L‖² and 2 H ∇L; the instances have to have looked at the point just now."""
-        return point.grad.double().square().sum(-1), instances.slope_of_square(point.params)
+        square = instances.unscaled(point.grad).double().square().sum(-1)
+        return square, instances.slope_of_square(point.params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Task slots: places side by side in which a curriculum's optimizations are done one after the other."""
 
+import random
 from dataclasses import asdict
 from typing import Any
 
@@ -126,7 +127,8 @@ class TaskSlot:
         assert self.episode is not None
         config, (count, n), device = self.config, instances.params.shape, instances.params.device
         scale = torch.tensor(self.episode.scale, device=device).unsqueeze(-1)
-        rng = generator(self.episode.seed, device)
+        # Numbers of their own: those of the seed itself made the weights, which scales would follow.
+        rng = generator(random.Random(f"{self.episode.seed}/scale").getrandbits(32), device)
         if config.rescale_tensors:
             sizes = torch.tensor([shape.numel() for shape in instances.shapes], device=device)
             drawn = torch.rand(count, len(sizes), generator=rng, device=device)

@@ -109,8 +109,16 @@ class Instances:
                 score, _ = self._losses(inner, batch, statistics, False)
         return Seen(losses, grads if self._scale is None else grads * self._scale, score, after.detach())
 
+    def unscaled(self, grad: Tensor) -> Tensor:
+        """∇L by the parameters themselves, from that by what an optimizer sees of them: see `rescale`."""
+        return grad if self._scale is None else grad / self._scale
+
     def slope_of_square(self, params: Tensor) -> Tensor:
-        """∂‖∇L‖²/∂θ = 2 H ∇L (B, n) at `params`, on the minibatches of the latest `look`; a Hessian-vector product."""
+        """∂‖∇L‖²/∂θ = 2 H ∇L (B, n) at `params`, on the minibatches of the latest `look`; a Hessian-vector product.
+
+        Of instances that are rescaled ∇L is by the parameters themselves, so that its weight is the same for all, and
+        ∂θ by what an optimizer sees.
+        """
         assert self._latest is not None, "look first"
         batch, statistics = self._latest
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels of attention go one way once
@@ -120,7 +128,8 @@ class Instances:
             (grads,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
             if not grads.requires_grad:  # of a loss that is linear
                 return torch.zeros_like(params)
-            slope: Tensor = torch.autograd.grad(grads.square().sum(), leaf, materialize_grads=True)[0]
+            square = self.unscaled(grads).square().sum()
+            slope: Tensor = torch.autograd.grad(square, leaf, materialize_grads=True)[0]
         return slope
 
 

@@ -12,6 +12,7 @@ from l2o_runtime.learned_solver import LearnedSolver
 from l2o_runtime.solvers import AMP, FISTA, ISTA, Point, Solver
 from l2o_runtime.solvers.base import structure_of
 from l2o_runtime.solvers.classical import lasso
+from l2o_runtime.state import State
 from l2o_training.tasks import Instances, SparseConfig, make_task
 from l2o_training.tasks.data import load_dataset
 
@@ -59,9 +60,15 @@ def draw(config: SparseConfig, count: int, seed: int = TEST_SEED) -> Instances:
 
 
 @torch.no_grad()
-def steps_of(solver: Solver, instances: Instances, steps: int, see: Callable[[int, Tensor], bool]) -> None:
-    """Show x after 1, 2, … steps, until `see` says that it has seen enough."""
-    state, x = solver.init(instances), instances.params
+def steps_of(
+    solver: Solver,
+    instances: Instances,
+    steps: int,
+    see: Callable[[int, Tensor], bool],
+    begun: State | None = None,
+) -> None:
+    """Show x after 1, 2, … steps, until `see` says that it has seen enough, from a state that was `begun` if given."""
+    state, x = solver.init(instances) if begun is None else begun, instances.params
     nothing = torch.zeros_like(x[:, 0])
     for step in range(1, steps + 1):
         x, state = solver.step(Point(x, nothing, x), state)
@@ -187,14 +194,16 @@ def durations(learned: LearnedSolver, batch: int, target: float = -30.0, repeats
     if layers is not None:
         ways["learned"] = (lambda: learned(structure.target, layers=layers), layers, None)
     if steps is not None:
-        ways["FISTA"] = (lambda: steps_of(FISTA(weight), instances, steps, lambda step, x: False), steps, weight)
+        fista = FISTA(weight)
+        begun = fista.init(instances)  # what belongs to A, its norm, is not timed: nor is it for what is learned
+        ways["FISTA"] = (lambda: steps_of(fista, instances, steps, lambda step, x: False, begun), steps, weight)
     ways["coordinate descent"] = (descend, None, alpha)
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(repeats):
         for name, (run, _, _) in ways.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            best[name] = min(best[name], time.perf_counter() - begun)
+            best[name] = min(best[name], time.perf_counter() - started)
     sizes = {"coordinate descent": min(batch, SINGLY)}
     return {
         name: Duration(1000 * best[name] / sizes.get(name, batch), count, number)

@@ -55,7 +55,7 @@ class CEM(ES):
         for epsilon in self.perturbations(outer, slot):
             traces.append(self.advance(outer, slot, replace(inner), epsilon))
             inner.instances.rng.set_state(start)  # the same minibatches for all
-            ends.append(score(self.config, traces[-1].losses.double().mean(1)))
+            ends.append(score(self.config, traces[-1].scores.double().mean(-1)))
         message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=inner.loss.device)
         values = torch.tensor(ends, dtype=torch.float64)
         if self.config.objective != "loss":  # the mean over slots minds easy tasks as much as hard ones
