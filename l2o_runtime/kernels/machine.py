@@ -122,10 +122,10 @@ def constants(module: str) -> str:
         if name.startswith(OURS) and name not in found:
             values = vars(sys.modules[name])
             found[name] = [f"{key}={values[key]!r}" for key in sorted(values) if key.isupper() and _plain(values[key])]
-            origins = (
-                getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in values.values()
-            )
-            waiting += map(str, origins)
+            for key, value in values.items():
+                origin = str(getattr(value, "__module__", None) or getattr(value, "__name__", ""))
+                if origin != f"{name}.{key}":  # a package has those of its modules that happen to be loaded
+                    waiting.append(origin)
     return f"{sorted(found.items())}"
 
 

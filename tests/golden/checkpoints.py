@@ -1,5 +1,6 @@
 """Small runs of meta-training that stop half-way, and where they get when they are resumed."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 from golden.trajectories import HERE
+from safetensors.torch import load_file
 
 FOLDER = HERE / "checkpoints-v1"
 STOP, END = 2, 4
@@ -66,6 +68,12 @@ def resume(name: str, folder: Path) -> Path:
     shutil.copytree(FOLDER / name, folder)
     run(folder / "preset.toml", folder, "--resume", "--set", f"epochs={END}")
     return folder / "rule.safetensors"
+
+
+def digest(rule: Path) -> str:
+    """Of all weights of a rule."""
+    state = load_file(rule)
+    return hashlib.sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
 
 
 def record(name: str, scratch: Path) -> None:

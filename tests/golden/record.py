@@ -1,7 +1,8 @@
 """Record what every bundled rule does: `python -m tests.golden.record`, from the project's folder.
 
 Names of parts (trajectories, segments, files, runs) may follow: only these are recorded then.
-To be run only where what rules do is meant to change, and said so in the change.
+To be run only where what rules do is meant to change, and said so in the change; but for the part `digests`, which has
+to be named: it writes down the bits of a processor that has none yet.
 """
 
 import json
@@ -58,6 +59,24 @@ def segments() -> None:
     note(digests)
 
 
+def digests() -> None:
+    """`digests.json` alone, on a processor that has none yet: bits of what `test_golden` finds to be as recorded."""
+    found = {}
+    for rule in RULES:
+        for name in MODELS:
+            for way in ("plain", "compiled"):
+                found[f"{rule}/{name}/{way}"] = train(rule, name, compiled=way == "compiled").digest
+        for task in meta.TASKS:
+            for way in ("plain", "compiled"):
+                segments = meta.segments(rule, task, compiled=way == "compiled")
+                found |= {f"meta/{rule}/{task}/{k}/{way}": segment.digest for k, segment in enumerate(segments)}
+        print(rule, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in checkpoints.RUNS:
+            found[f"checkpoints/{name}"] = checkpoints.digest(checkpoints.resume(name, Path(folder) / name))
+    note(found)
+
+
 def files() -> None:
     """`v1/`: today's files of the bundled rules."""
     for rule in RULES:
@@ -80,8 +99,9 @@ def note(found: dict[str, str]) -> None:
 
 
 PARTS = {"trajectories": trajectories, "segments": segments, "files": files, "runs": runs}
+ALONE = {"digests": digests}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for part in sys.argv[1:] or PARTS:
-        PARTS[part]()
+        (PARTS | ALONE)[part]()

@@ -236,6 +236,8 @@ def processor() -> str:
     """What the last bits depend on. PyTorch 2.9, 2.14 and 2.15 give the same ones."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = told.get("model name") or platform.processor()
+    kind = f"family {told.get('cpu family', '?')}, model {told.get('model', '?')}"  # names of virtual ones say little
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.system()}, {platform.machine()}, {model or platform.processor()}, {capability}"
+    return f"{platform.system()}, {platform.machine()}, {name}, {kind}, {capability}"

@@ -78,10 +78,10 @@ def test_every_format_does_what_the_rule_does(tmp_path, context):
 
 
 def test_its_preset_meta_trains_it(tmp_path):
-    changes = ["epochs=30", "tasks=[{kind='quadratic', size=6}]", "validate_every=10", "validation_runs=2", "lr=0.01"]
+    changes = ["epochs=30", "tasks=[{kind='quadratic', size=6}]", "validate_every=10", "validation_runs=16", "lr=0.01"]
     trainer = Trainer(load_preset("rnnprop", changes), tmp_path / "run")
-    start = {name: weight.clone() for name, weight in trainer.rule.state_dict().items()}
+    start, before = {name: weight.clone() for name, weight in trainer.rule.state_dict().items()}, trainer.validate()
     rule = load_rule(trainer.run())
     scores = [row["validation"] for row in trainer.history if "validation" in row]
-    assert scores[-1] < scores[0]
+    assert min(scores) < 0.1 * before, "what is drawn varies: not every validation is lower than the one before"
     assert all(not torch.equal(weight, start[name]) for name, weight in rule.state_dict().items() if weight.numel())
