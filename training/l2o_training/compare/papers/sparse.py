@@ -220,12 +220,12 @@ def _times(solvers: dict[str, LearnedSolver]) -> str:
         return f"ALISTA: {NOT_RUN}."
     rows = []
     for batch in (1, 1024):
-        for name, found in recovery.durations(solvers["alista"], batch, repeats=5 if batch == 1 else 1).items():
+        for name, found in recovery.durations(solvers["alista"], batch).items():
             steps = "" if found.steps is None else str(found.steps)
             number = "" if found.number is None else f"{found.number:g}"
             shown = "ALISTA" if name == "learned" else name
             rows.append([str(batch), shown, f"{found.milliseconds:.3f}", steps, number])
-    text = "To −30 dB without noise, in turns in one process, one thread; the least of five times, of one at 1,024."
+    text = "To −30 dB without noise, in turns in one process, one thread; the least of five times."
     return f"{text}\n\n{markdown(['batch', '', 'ms per signal', 'steps', 'λ'], rows)}"
 
 
