@@ -8,6 +8,7 @@ from torch import Tensor
 from l2o_runtime.config import DMDConfig
 from l2o_runtime.contexts.base import WindowContext
 from l2o_runtime.contexts.gram import GramWindow, LossWindow, difference_gram
+from l2o_runtime.contexts.passes import traced
 from l2o_runtime.contexts.spectra import dmd, trace
 from l2o_runtime.state import LARGEST, State, StateSpec
 
@@ -69,8 +70,7 @@ class DMD(WindowContext):
             return self.features(new), new
         # The first full window is always looked at.
         due = (new["count"] - self.window.size) % every == 0
-        graph = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore
-        if graph or bool(due.any()):
+        if traced() or bool(due.any()):
             new["held"] = torch.where(due.unsqueeze(-1), self.features(new), state["held"])
         else:
             new["held"] = state["held"]

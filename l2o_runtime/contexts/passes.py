@@ -17,6 +17,11 @@ def turned_off() -> bool:
     return os.environ.get("L2O_KERNELS") == "plain"
 
 
+def traced() -> bool:
+    """Whether what is computed becomes a graph, for which numbers must not be looked at."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore
+
+
 def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
     """A compiled pass, for plain contiguous float32 tensors on the CPU, outside of traces and gradients.
 
@@ -27,7 +32,7 @@ def compiled_pass(name: str, *tensors: Tensor) -> Callable[..., None] | None:
     Returns:
         The function, which takes numpy's arrays; None where torch's operators have to do.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore
+    if traced():
         return None
     for tensor in tensors:
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous()

@@ -35,13 +35,10 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)  # mkstemp gives 0600; a file is as readable as any other
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if error.filename not in (None, temporary):
-            raise
-        raise _of(error, path) from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            raise _of(error, path) from None
         raise
 
 

@@ -56,7 +56,8 @@ def sources() -> str:
         for path in paths:
             if path.stat().st_mtime > LOADED - GRAIN:
                 return ""
-            digest.update(cache.name_of(f"{path.relative_to(PACKAGE)}", path.read_text()).encode())
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(cache.name_of(f"{path.relative_to(PACKAGE)}", content).encode())
     except OSError:
         return ""
     return digest.hexdigest() if paths else ""

@@ -320,7 +320,7 @@ class StepLISTA(Cell):
 
     def variables(self, matrix: Tensor) -> dict[str, list[Tensor]]:
         """α."""
-        return {"step_size": self.each(1 / lipschitz(matrix))}
+        return {name: self.each(unit) for name, unit in self.units(matrix).items()}
 
     def units(self, matrix: Tensor) -> dict[str, Tensor]:
         """Steps are as long as A lets them be."""

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2o_runtime.contexts.passes import traced
+
 
 def shrink(x: Tensor, threshold: Tensor | float) -> Tensor:
     """The soft threshold η_θ(x) = max(x − θ, 0) − max(−x − θ, 0), which is sign(x) max(|x| − θ, 0) for θ ≥ 0.
@@ -39,7 +41,7 @@ def chosen_support(x: Tensor, threshold: Tensor, count: int) -> Tensor:
 def kth_largest(size: Tensor, count: int) -> Tensor:
     """The `count`-th largest of every row, (…, 1).
 
-    NumPy takes a ninth of the time that `topk` does for 64 rows of 512 numbers that are not the same ones each time.
+    NumPy takes a fifth of the time that `topk` does for 64 rows of 512 numbers that are not the same ones each time.
 
     Args:
         size: (…, n), a constant.
@@ -48,8 +50,7 @@ def kth_largest(size: Tensor, count: int) -> Tensor:
     >>> kth_largest(torch.tensor([[3.0, 1.0, 2.0]]), 2)
     tensor([[2.]])
     """
-    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore
-    if graph or type(size) is not Tensor or size.device.type != "cpu" or size.dtype == torch.bfloat16:
+    if traced() or type(size) is not Tensor or size.device.type != "cpu" or size.dtype == torch.bfloat16:
         return size.topk(count, dim=-1).values[..., -1:]
     place = size.shape[-1] - count
     return torch.from_numpy(np.partition(size.numpy(), place, axis=-1)[..., place : place + 1])
