@@ -1,7 +1,8 @@
 """An outer update of unrolled solvers, beside the matrix products that are in it.
 
-The products of one update are recorded, and their floor is the sum of the best times of each size alone, measured in
-turns with the updates in the same process. An update is of all layers, or of the last alone; times are medians.
+The products of one update are recorded with their operands. Two floors are measured in turns with the updates, in the
+same process: these very products once more, one after the other, and the sum of the best times of each size alone,
+whose operands then lie in the cache. An update is of all layers, or of the last alone; times are medians.
 
     python benchmarks/unrolled_training.py lista-cpss lista alista --threads 1
 """
@@ -28,16 +29,25 @@ from l2o_training.meta.trainer import Trainer
 
 
 class Products(TorchDispatchMode):
-    """Counts matrix products by what they are of: shapes and strides of both sides."""
+    """Keeps the operands of matrix products, in their order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[tuple[Any, ...]] = Counter()
+        self.found: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.mm.default:
-            self.found[tuple((tuple(side.shape), side.stride()) for side in args)] += 1
+            self.found.append((args[0].detach(), args[1].detach()))
         return func(*args, **(kwargs or {}))
+
+    def run(self) -> None:
+        """All of them once more."""
+        for left, right in self.found:
+            torch.mm(left, right)
+
+    def sizes(self) -> Counter[tuple[Any, ...]]:
+        """How often there is one of these shapes and strides."""
+        return Counter(tuple((tuple(one.shape), one.stride()) for one in pair) for pair in self.found)
 
 
 def spent(work: Callable[[], object]) -> float:
@@ -52,8 +62,8 @@ def side(shape: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     return torch.randn(shape) if stride[-1] == 1 else torch.randn(shape[::-1]).T
 
 
-def compare(stage: Stage, trainer: Trainer, rounds: int) -> tuple[float, float]:
-    """Milliseconds of an update, and of its products."""
+def compare(stage: Stage, trainer: Trainer, rounds: int) -> tuple[float, float, float]:
+    """Milliseconds of an update, of its products in their order, and of each of them alone at its best."""
     trainer.curriculum.stage = stage
     trainer.learner.begin(stage)
 
@@ -64,13 +74,15 @@ def compare(stage: Stage, trainer: Trainer, rounds: int) -> tuple[float, float]:
     update()
     with Products() as products:
         update()
-    pairs = {key: [side(*one) for one in key] for key in products.found}
-    best, updates = dict.fromkeys(pairs, float("inf")), []
+    sizes = products.sizes()
+    pairs = {key: [side(*one) for one in key] for key in sizes}
+    best, updates, replays = dict.fromkeys(pairs, float("inf")), [], []
     for _ in range(rounds):
         updates.append(spent(update))
+        replays.append(spent(products.run))
         for key, (left, right) in pairs.items():
             best[key] = min(best[key], *(spent(partial(torch.mm, left, right)) for _ in range(3)))
-    return median(updates), sum(count * best[key] for key, count in products.found.items())
+    return median(updates), median(replays), sum(count * best[key] for key, count in sizes.items())
 
 
 def main() -> None:
@@ -81,16 +93,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    table = Table("preset", "trained", "update, ms", "its products, ms", "ratio", "updates per second")
+    table = Table("preset", "trained", "update, ms", "its products, ms", "ratio", "best of each alone, ms", "ratio")
     for name in args.presets:
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(load_preset(name), Path(folder) / "run")
             assert isinstance(trainer.curriculum, Layerwise)
             *_, alone, every, _ = trainer.curriculum.stages
             for stage in (alone, every):
-                whole, floor = compare(stage, trainer, args.rounds)
-                cells = (f"{whole:.1f}", f"{floor:.1f}", f"{whole / floor:.2f}", f"{1e3 / whole:.0f}")
-                table.add_row(name, stage.name, *cells)
+                whole, *floors = compare(stage, trainer, args.rounds)
+                cells = (cell for floor in floors for cell in (f"{floor:.1f}", f"{whole / floor:.2f}"))
+                table.add_row(name, stage.name, f"{whole:.1f}", *cells)
     Console(width=110).print(table)
 
 

@@ -293,23 +293,27 @@ class GLISTA(LISTACPSS):
     def layer(
         self, k: int, x: Tensor, b: Tensor, memory: Memory, values: Mapping[str, Tensor]
     ) -> tuple[Tensor, Memory]:
-        """Gain, LISTA-CPSS, overshoot."""
-        y = x * (1 + values["gain"] * GATES[self.config.gain](values["gate"] * x.abs()))
+        """Gain, LISTA-CPSS, overshoot.
+
+        Scalars are multiplied first: for 64 rows of 512 numbers an operator takes as long as a tenth of a product.
+        """
+        gate = GATES[self.config.gain]
+        y = x if k == 0 else torch.addcmul(x, values["gain"], gate(x, values["gate"] * x.abs()))
         z = y + layer_residual(k, y, b, values["matrix"]) @ values["weight"]
         support = chosen_support(z, values["threshold"], self.count(k))
-        moved = shrink_rest(z, values["threshold"], support) - x
-        size = values["threshold"] * (1 - memory["support"])
-        over = 1 + values["overshoot"] * size / (moved.abs() + 0.1)
-        return x + over * moved, {"support": support}
+        shrunk = shrink_rest(z, values["threshold"], support)
+        moved = shrunk - x
+        over = (1 - memory["support"]) * (moved / (moved.abs() + 0.1))
+        return torch.addcmul(shrunk, values["overshoot"] * values["threshold"], over), {"support": support}
 
 
-GATES: dict[Gain, Callable[[Tensor], Tensor]] = {
-    "linear": lambda z: torch.relu(1 - torch.relu(z)),
-    "inverse": lambda z: 0.2 / (0.001 + z.abs()),
-    "exponential": lambda z: torch.exp(-z.abs()),
-    "sigmoid": lambda z: torch.sigmoid(-z),
+GATES: dict[Gain, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": lambda x, z: x * torch.relu(1 - torch.relu(z)),
+    "inverse": lambda x, z: 0.2 * (x / (0.001 + z.abs())),
+    "exponential": lambda x, z: x * torch.exp(-z.abs()),
+    "sigmoid": lambda x, z: x * torch.sigmoid(-z),
 }
-"""What GLISTA's gain does with D |x|: it falls as that grows."""
+"""x times what GLISTA's gain does with z = D |x|: it falls as that grows."""
 
 
 class StepLISTA(Cell):

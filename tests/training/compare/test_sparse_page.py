@@ -61,7 +61,7 @@ def test_all_are_timed():
     learned = LearnedSolver.__new__(LearnedSolver)
     learned.solver, learned.provenance = solver.eval().requires_grad_(False), {}
     found = recovery.durations(learned, 2, target=-10.0, repeats=1)
-    assert set(found) == {"learned", "FISTA", "coordinate descent"}
+    assert set(found) == {"learned", "FISTA", "FISTA, λ = 0.003", "coordinate descent"}
     assert all(each.milliseconds > 0 for each in found.values())
 
 
