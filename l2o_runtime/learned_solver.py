@@ -79,7 +79,8 @@ class LearnedSolver:
         require(bool(target.isfinite().all()), f"b: it has numbers that are not finite in {target.dtype}")
         told = weight is None or 0 <= weight < float("inf")
         require(told, f"weight: λ of the safeguard must be a finite number, 0 or more, got {weight}")
-        self.solver.to(b.device)
+        if self.matrix.device != b.device:  # a look at all tensors takes as long as two layers of one signal
+            self.solver.to(b.device)
         x = self._guarded(target, count, weight) if safeguard else self.solver(target, count)
         return x.to(b.dtype)
 
