@@ -177,7 +177,7 @@ PLANS = {
         "steps without, about as many with. Compared on the five networks of Open-L2O as they were meant: examples "
         "of the training split, no ReLU on the outputs.",
         experiments=(
-            Experiment(name="networks", variants=ENHANCED, tasks=NETWORKS, steps=1000, runs=2, seeds=1, lrs=RATES),
+            Experiment(name="networks", variants=ENHANCED, tasks=NETWORKS, steps=1000, runs=2, seeds=3, lrs=RATES),
             Experiment(
                 name="networks-long", variants=ENHANCED, tasks=NETWORKS[:3], steps=10_000, runs=2, seeds=1, lrs=RATES
             ),

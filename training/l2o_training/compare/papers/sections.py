@@ -347,7 +347,9 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
             if variant.name in PLAIN and _both(numbers, variant)
         ]
         table = markdown(["network", *labels.values(), "Adam tuned"], rows)
-        blocks.append("\n\n".join([f"After {steps:,} steps:", table, "\n".join(f"- {line}." for line in lower)]))
+        seeds = numbers.experiment.seeds
+        head = f"After {steps:,} steps, {seeds} {'seed' if seeds == 1 else 'seeds'} of meta-training:"
+        blocks.append("\n\n".join([head, table, "\n".join(f"- {line}." for line in lower)]))
     panels(_smooth(experiments[0], list(labels)), out / "networks.png")
     text = (
         "ln of the training loss, mean of the last 10 steps over runs, and over seeds where there are several. "
