@@ -3,7 +3,7 @@
 python benchmarks/cpu_kernel.py --threads 2 --sizes 100000 1200000 11000000
 python benchmarks/cpu_kernel.py --rule moments --also plain
 
-Rules: `paper` has 2 x 20 units over `log_sign`, `moments` 1 x 20 over `moments`.
+Rules: `paper` has 2 x 20 units over `log_sign`, `moments` 1 x 20 over `moments`, `rnnprop` as published.
 
 One table row per size: nanoseconds per parameter of
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from l2o_runtime import LearnedOptimizer, Rule
 from l2o_runtime.kernels import lstm as cpu
-from l2o_runtime.rules import LSTMConfig, MomentsConfig
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, RNNPropConfig
 from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.state import zeros
 from l2o_runtime.stepping.engine import Replicas, advance
@@ -37,6 +37,7 @@ from l2o_runtime.stepping.parts import Part, make_part
 RULES = {
     "paper": LSTMConfig(),
     "moments": MomentsConfig(output_scale=0.01, layers=1),
+    "rnnprop": RNNPropConfig(),
 }
 
 clock = time.perf_counter
@@ -79,7 +80,7 @@ def updater(rule: Rule, part: Part, kernel: cpu.CPUKernel | None) -> Callable[[]
     replicas = Replicas(rule)
     replicas.kernels[part.param.device] = kernel
     good, loss = torch.tensor(True), torch.tensor(1.0)
-    context, statistics = zeros(rule.spec.model, ()), rule.observe(part.theta, part.grad, part.state)
+    context, statistics = zeros(rule.spec.model, ()), rule.observe(part.theta, part.grad, part.state).unsqueeze(0)
     return lambda: advance(replicas, [part], statistics, loss, context, good)
 
 

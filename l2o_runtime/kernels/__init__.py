@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.contexts.passes import turned_off
-from l2o_runtime.rules import DirectionalRule, LSTMRule, Rule, TieredRule
+from l2o_runtime.rules import DirectionalRule, LSTMRule, RNNPropRule, Rule, TieredRule
 from l2o_runtime.stepping.parts import Part
 
 LOADED = time.time()
@@ -89,6 +89,7 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
 
         makers: dict[type, Callable[..., Kernel | None]] = {
             LSTMRule: lstm.make_kernel,
+            RNNPropRule: lstm.make_kernel,
             TieredRule: tiered.make_kernel,
             DirectionalRule: directional.make_kernel,
         }

@@ -174,6 +174,10 @@ class Vector:
         power = builder.bitcast(builder.add(exponent, constant(integers, 0x3F800000)), width)
         return series * Vector(builder, power)
 
+    def elu(self) -> "Vector":
+        """This where it is positive, e^x − 1 elsewhere, to 1e-7; NaN stays NaN."""
+        return self.where(self > 0.0, self.clamp(-80.0, 0.0).exp() - 1.0)
+
     def _call(self, name: str, *others: "Vector") -> "Vector":
         """Call an intrinsic, which takes and gives vectors of one type."""
         kind, module = self.value.type, self.builder.module

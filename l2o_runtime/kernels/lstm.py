@@ -17,6 +17,7 @@ from l2o_runtime.kernels.machine import Compiled, once, widest
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.rules.features import AVERAGES
 from l2o_runtime.rules.lstm import CoordinateConfig, LSTMRule, usual
+from l2o_runtime.rules.rnnprop import RNNPropRule
 from l2o_runtime.stepping.parts import Part, full_precision
 
 LARGEST = 64
@@ -91,13 +92,14 @@ class CPUKernel(Kernel):
         rule: frozen, on the CPU, in float32.
     """
 
-    def __init__(self, rule: LSTMRule):
+    def __init__(self, rule: LSTMRule | RNNPropRule):
         self.rule = rule
         config, cell = rule.config, rule.cell
         self.shape = shape = choose_shape(config.hidden, widest())
         rows = [torch.cat([cell.weight_ih[i], cell.weight_hh[i]], 1) for i in range(config.layers)]
         packed = [pack(row, shape).reshape(-1) for row in rows]
-        self.weights = torch.cat([*packed, cell.head.weight.reshape(-1), cell.head.bias]).detach()
+        into = [rule.into.weight.reshape(-1), rule.into.bias] if isinstance(rule, RNNPropRule) else []
+        self.weights = torch.cat([*into, *packed, cell.head.weight.reshape(-1), cell.head.bias]).detach()
         self.bias = torch.cat([pack(bias, shape).reshape(-1) for bias in cell.bias]).detach()
         self.first_bias = self.bias[: 4 * config.hidden]
         self.fixed_bias = self.first_bias.clone()
@@ -264,7 +266,7 @@ def move(part: Part, theta: Tensor, delta: Tensor, scratch: Scratch) -> None:
         theta.copy_(scratch.wide(torch.float32)[: len(delta)].copy_(theta).add_(delta, alpha=lr))
 
 
-def make_kernel(rule: LSTMRule) -> CPUKernel | None:
+def make_kernel(rule: LSTMRule | RNNPropRule) -> CPUKernel | None:
     """The kernel of a rule on the CPU; None for rules that are too large, not in float32, or of another p than 10."""
     small = rule.config.hidden <= LARGEST and usual(rule.config)
     return CPUKernel(rule) if small and all(p.dtype == torch.float32 for p in rule.parameters()) else None

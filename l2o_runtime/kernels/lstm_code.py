@@ -34,6 +34,7 @@ from l2o_runtime.kernels.features import SHARED
 from l2o_runtime.rules.features import AVERAGES, WIDTHS, Look, combine, look
 from l2o_runtime.rules.lstm import CoordinateConfig
 from l2o_runtime.rules.restraint import restrain
+from l2o_runtime.rules.rnnprop import RNNPropConfig
 
 ROWS = 4
 """Coordinates of a tile; as many as there are gates, for they change places."""
@@ -140,6 +141,32 @@ class Tile:
         for row, feature in enumerate(seen.features):
             store(self.builder, feature, self.at(self.features, row * ROWS))
         return seen
+
+    def into(self, weights: Any) -> Any:
+        """ELU(W x + b) of the features x of four coordinates.
+
+        Args:
+            weights: address of W (hidden, f), then b.
+
+        Returns:
+            Address of (hidden, ROWS).
+        """
+        count = WIDTHS[self.config.features]
+        with self.builder.goto_entry_block():
+            result = self.builder.alloca(F32, self.shape.hidden * ROWS)
+        seen = [load(self.builder, self.at(self.features, row * ROWS), ROWS) for row in range(count)]
+        biases = self.at(weights, count * self.shape.hidden)
+
+        def body(unit: Any, _: list[Any]) -> list[Any]:
+            total = broadcast(self.builder, self.at(biases, unit), ROWS)
+            for row, feature in enumerate(seen):
+                weight = self.at(weights, self.times(unit, count), row)
+                total = broadcast(self.builder, weight, ROWS).fma(feature, total)
+            store(self.builder, total.elu(), self.at(result, self.times(unit, ROWS)))
+            return []
+
+        loop(self.builder, I64(self.shape.hidden), [], body)
+        return result
 
     def products(self, sums: list[Any], x: Any, steps: tuple[int, int], count: int, weights: Any) -> list[Any]:
         """Add x W to the running sums.
@@ -294,7 +321,8 @@ UPDATED = 6
 def update_module(config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dtype, ...]) -> ir.Module:
     """`update(tiles, weights, bias, shared, grad, param, delta, averages …, h0, c0, h1, …)` of a rule.
 
-    `weights` are the packed rows of all layers, one layer after the other, then the head's weights and biases;
+    `weights` are those of RNNprop's own layer, if it is one, the packed rows of all layers of the LSTM, one after the
+    other, then the head's weights and biases;
     `bias` the packed biases of all layers, the first with the context's part; `shared` is of `features.shared`.
     All are float32 but for the states, averages and those of the layers, each of which has one of `dtypes`.
     """
@@ -317,7 +345,9 @@ def update_module(config: CoordinateConfig, shape: Shape, dtypes: tuple[torch.dt
         row = tile.times(index, ROWS)
         moving = [tile.at(pointer, row) for pointer in states[:averages]]
         seen = tile.look(tile.at(grad, row), tile.at(param, row), moving, numbers)
-        x, steps, count, weight = tile.features, (ROWS, 1), WIDTHS[config.features], weights
+        x, steps, count, weight = tile.features, (ROWS, 1), config.inputs, weights
+        if isinstance(config, RNNPropConfig):
+            x, weight = tile.into(weights), tile.at(weights, (WIDTHS[config.features] + 1) * shape.hidden)
         for layer in range(config.layers):
             block = tile.times(row, shape.hidden)
             h, c = (tile.at(pointer, block) for pointer in states[averages + 2 * layer :][:2])

@@ -27,6 +27,11 @@ class CoordinateConfig(RuleConfig):
     layers: int = 2
 
     @property
+    def inputs(self) -> int:
+        """Numbers per coordinate that the LSTM is given, besides the context."""
+        return WIDTHS[self.features]
+
+    @property
     def network(self) -> str:
         """The network in a few words."""
         return f"{self.layers} × {self.hidden} LSTM per coordinate"
@@ -38,7 +43,7 @@ class CoordinateConfig(RuleConfig):
         >>> LSTMConfig().flops
         10121
         """
-        inputs = [WIDTHS[self.features]] + [self.hidden] * (self.layers - 1)
+        inputs = [self.inputs] + [self.hidden] * (self.layers - 1)
         layers = sum(2 * 4 * self.hidden * (size + self.hidden) + 4 * self.hidden for size in inputs)
         return layers + 2 * self.hidden + 1
 

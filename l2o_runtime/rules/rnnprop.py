@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2o_runtime.contexts import make_context
-from l2o_runtime.rules.base import RuleConfig, Spec
+from l2o_runtime.rules.base import Spec
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.rules.features import FEATURE_SPECS, WIDTHS, features_of
+from l2o_runtime.rules.lstm import CoordinateConfig
 from l2o_runtime.rules.uniform import UniformRule
 from l2o_runtime.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
-class RNNPropConfig(RuleConfig):
+class RNNPropConfig(CoordinateConfig):
     """A gradient and its average over the root of its mean square, through a layer and an LSTM (Lv et al. 2017).
 
     Attributes:
@@ -27,7 +28,11 @@ class RNNPropConfig(RuleConfig):
 
     kind: ClassVar[str] = "rnnprop"
     features: ClassVar[str] = "normalized"
-    layers: int = 2
+
+    @property
+    def inputs(self) -> int:
+        """As many as the layer before the LSTM has units."""
+        return self.hidden
 
     @property
     def bounded(self) -> bool:
@@ -39,6 +44,17 @@ class RNNPropConfig(RuleConfig):
         """The network in a few words."""
         return f"{self.hidden}-unit layer and {self.layers} × {self.hidden} LSTM per coordinate"
 
+    @property
+    def flops(self) -> int | None:
+        """With the layer's.
+
+        >>> RNNPropConfig().flops
+        13101
+        """
+        rest = super().flops
+        assert rest is not None
+        return rest + (2 * WIDTHS[self.features] + 1) * self.hidden
+
 
 class RNNPropRule(UniformRule):
     """Δ = α tanh(w · LSTM(ELU(W x + b)) + v), x = [m̂/(√v̂ + ε), g/(√v̂ + ε)]; the same network for every coordinate.
@@ -47,12 +63,13 @@ class RNNPropRule(UniformRule):
     """
 
     config: RNNPropConfig
+    progress = None
 
     def __init__(self, config: RNNPropConfig):
         super().__init__()
         self.config = config
         self.into = nn.Linear(WIDTHS[config.features], config.hidden)
-        self.cell = CoordinateLSTM(config.hidden, config.context.width, config.hidden, config.layers)
+        self.cell = CoordinateLSTM(config.inputs, config.context.width, config.hidden, config.layers)
         self.context = make_context(config.context)
 
     @property

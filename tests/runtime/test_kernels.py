@@ -19,7 +19,7 @@ from l2o_runtime.contexts.gram import GramWindow
 from l2o_runtime.contexts.gram import push as gram_push
 from l2o_runtime.contexts.sketch import count_sketch
 from l2o_runtime.kernels import fits, select
-from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, NormalizedConfig, RNNPropConfig
 from l2o_runtime.rules.features import SMALLEST_SQUARE
 from l2o_runtime.rules.lstm import CoordinateConfig
 from l2o_runtime.state import LARGEST, zeros
@@ -48,6 +48,9 @@ SHAPES = {
     "largest": LSTMConfig(hidden=64, layers=1),
     "odd-moments": MomentsConfig(hidden=7, output_scale=0.01),
     "groups-moments": MomentsConfig(hidden=32, layers=1, output_scale=0.01),
+    "rnnprop": RNNPropConfig(hidden=20),
+    "odd-rnnprop": RNNPropConfig(hidden=7, layers=1),
+    "groups-rnnprop": RNNPropConfig(hidden=32, layers=1),
 }
 
 
