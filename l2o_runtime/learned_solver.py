@@ -1,5 +1,6 @@
 """A learned solver as a function: x = solver(b)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,9 @@ from l2o_runtime.solvers.classical import lasso, proximal_step
 
 WEIGHT = 0.005
 """λ of the safeguard, where the file does not say what the solver was meta-trained with."""
+
+BLOCK = 256
+"""Signals that go through the layers together on a CPU, so that what lies between layers stays near."""
 
 
 class LearnedSolver:
@@ -81,8 +85,11 @@ class LearnedSolver:
         require(told, f"weight: λ of the safeguard must be a finite number, 0 or more, got {weight}")
         if self.matrix.device != b.device:  # a look at all tensors takes as long as two layers of one signal
             self.solver.to(b.device)
-        x = self._guarded(target, count, weight) if safeguard else self.solver(target, count)
-        return x.to(b.dtype)
+        signals = target.reshape(-1, rows)
+        blocks = signals.split(BLOCK) if b.device.type == "cpu" else [signals]
+        run = self._guarded(weight) if safeguard else self.solver
+        x = torch.cat([run(block, count) for block in blocks])
+        return x.reshape(*b.shape[:-1], x.shape[-1]).to(b.dtype)
 
     def fit(self, matrix: Tensor) -> Self:
         """Go over to another A, without meta-training: for cells that learn numbers alone, such as ALISTA's.
@@ -115,19 +122,24 @@ class LearnedSolver:
         self.solver = new.eval().requires_grad_(False)
         return self
 
-    def _guarded(self, b: Tensor, layers: int, weight: float | None) -> Tensor:
+    def _guarded(self, weight: float | None) -> Callable[[Tensor, int], Tensor]:
         """Layers, each where f is not above f(0), else ISTA's step from x; at the end the lower of x and ISTA."""
         told, matrix = self._weight() if weight is None else weight, self.matrix
-        size, memory = lipschitz(matrix), self.solver.memory(b)
-        x = ista = b.new_zeros(*b.shape[:-1], matrix.shape[1])
-        start = lasso(x, b, matrix, told)
-        for k in range(layers):
-            proposed, memory = self.solver.layer(k, x, b, memory)
-            step = proximal_step(x, b, matrix, size, told)
-            ista = proximal_step(ista, b, matrix, size, told)
-            x = torch.where((lasso(proposed, b, matrix, told) <= start).unsqueeze(-1), proposed, step)
-        lower = lasso(x, b, matrix, told) <= lasso(ista, b, matrix, told)
-        return torch.where(lower.unsqueeze(-1), x, ista)
+        size = lipschitz(matrix)
+
+        def run(b: Tensor, layers: int) -> Tensor:
+            memory = self.solver.memory(b)
+            x = ista = b.new_zeros(*b.shape[:-1], matrix.shape[1])
+            start = lasso(x, b, matrix, told)
+            for k in range(layers):
+                proposed, memory = self.solver.layer(k, x, b, memory)
+                step = proximal_step(x, b, matrix, size, told)
+                ista = proximal_step(ista, b, matrix, size, told)
+                x = torch.where((lasso(proposed, b, matrix, told) <= start).unsqueeze(-1), proposed, step)
+            lower = lasso(x, b, matrix, told) <= lasso(ista, b, matrix, told)
+            return torch.where(lower.unsqueeze(-1), x, ista)
+
+        return run
 
     def _weight(self) -> float:
         """λ of the first task of meta-training, as far as the provenance says."""

@@ -191,7 +191,7 @@ class ALISTA(LISTACPSS):
     ) -> tuple[Tensor, Memory]:
         """A step along W, and the threshold."""
         step = layer_residual(k, x, b, values["matrix"]) @ values["weight"]
-        return self.threshold(k, x + values["step_size"] * step, values), {}
+        return self.threshold(k, torch.addcmul(x, values["step_size"], step), values), {}
 
 
 class LFISTA(LISTA):

@@ -21,7 +21,9 @@ def shrink(x: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def chosen_support(x: Tensor, threshold: Tensor, count: int) -> Tensor:
-    """1 where an entry is above θ and among the `count` largest of its row, else 0; a constant.
+    """1 where an entry is above θ and above all but the `count` largest of its row, else 0; a constant.
+
+    Of equal entries that are too many, none is in it.
 
     Args:
         x: (…, n).
@@ -34,8 +36,10 @@ def chosen_support(x: Tensor, threshold: Tensor, count: int) -> Tensor:
     size = x.detach().abs()
     if count == 0:
         return torch.zeros_like(size)
-    least = kth_largest(size, count)
-    return ((size >= least) & (size > threshold.detach())).to(x.dtype)
+    bound = threshold.detach()
+    if count < x.shape[-1]:
+        bound = torch.maximum(kth_largest(size, count + 1), bound)
+    return (size > bound).to(x.dtype)
 
 
 def kth_largest(size: Tensor, count: int) -> Tensor:

@@ -194,6 +194,8 @@ def test_the_support_passes_and_the_rest_is_shrunk():
     assert shrink_rest(x, theta, support).tolist() == [[3.0, -2.0, 1.0, 0.0]]
     assert chosen_support(x, torch.tensor(2.5), 3).tolist() == [[1.0, 0.0, 0.0, 0.0]], "only above the threshold"
     assert torch.equal(shrink_rest(x, theta, chosen_support(x, theta, 0)), shrink(x, theta))
+    assert chosen_support(x, theta, 4).tolist() == [[1.0, 1.0, 1.0, 0.0]], "as many as there are"
+    assert chosen_support(torch.tensor([3.0, -2.0, 2.0]), theta, 2).tolist() == [1.0, 0.0, 0.0], "equal ones"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

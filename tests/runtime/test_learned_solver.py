@@ -49,6 +49,17 @@ def test_any_shape_and_dtype(file_of):
     assert repr(solver) == "LearnedSolver(alista, 5 layers, A of 12 × 20)"
 
 
+@pytest.mark.parametrize("safeguard", [False, True])
+@pytest.mark.parametrize("cell", ["alista", "lamp"])
+def test_signals_in_blocks_are_as_without(file_of, monkeypatch, cell, safeguard):
+    solver, b = LearnedSolver(file_of(cell)), measurements(11).view(11, 1, M)
+    whole = solver(b, safeguard=safeguard)
+    monkeypatch.setattr("l2o_runtime.learned_solver.BLOCK", 4)
+    parts = solver(b, safeguard=safeguard)
+    assert parts.shape == (11, 1, N)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
