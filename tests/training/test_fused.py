@@ -10,7 +10,7 @@ pytest.importorskip("llvmlite", reason="llvmlite is not installed: pip install '
 
 from l2o_runtime import rules
 from l2o_runtime.layout import Layout
-from l2o_runtime.rules import LSTMConfig, MomentsConfig, make_rule
+from l2o_runtime.rules import LSTMConfig, MomentsConfig, RNNPropConfig, make_rule
 from l2o_runtime.rules import make_rule as new_rule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.solvers import Descent
@@ -76,13 +76,25 @@ def test_other_sizes_of_network(config):
     check_step([plain.cell, fused.fuse(copy.deepcopy(plain)).cell], (2,))
 
 
-def check_step(cells, lead, n=200):
+@pytest.mark.parametrize("most", [70, 2048])
+@pytest.mark.parametrize("lead", [(), (2, 2)])
+@pytest.mark.parametrize("config", [RNNPropConfig(), RNNPropConfig(hidden=7, layers=1)], ids=str)
+def test_features_that_are_learned_have_gradients(monkeypatch, config, lead, most):
+    """The last tile of 200 coordinates begins before the one before it ends."""
+    monkeypatch.setattr(fused, "RANGE", most)
+    torch.manual_seed(0)
+    plain = make_rule(config)
+    check_step([plain.cell, fused.fuse(copy.deepcopy(plain)).cell], lead, learned=True)
+
+
+def check_step(cells, lead, n=200, learned=False):
     assert isinstance(cells[1], fused.FusedLSTM)
-    assert n >= cells[1].shape.tile
+    assert n >= cells[1].shape().tile
     hidden, keys = cells[0].hidden, [f"{name}{layer}" for layer in range(cells[0].layers) for name in "hc"]
     width = cells[0].weight_context.shape[1]
     context = torch.randn(*lead, width, requires_grad=True)
     features = 2 * torch.randn(*lead, n, cells[0].weight_ih[0].shape[1])
+    features.requires_grad_(learned)
     state = {key: torch.randn(*lead, n, hidden, requires_grad=True) for key in keys}
     results = []
     for cell in cells:
@@ -90,13 +102,16 @@ def check_step(cells, lead, n=200):
         loss = (output * torch.arange(n).unsqueeze(-1)).sum() + sum(
             (k + 1) * new[key].sin().sum() for k, key in enumerate(state)
         )
-        wanted = [p for p in cell.parameters() if p.numel()] + list(state.values()) + ([context] if width else [])
+        wanted = [p for p in cell.parameters() if p.numel()] + list(state.values())
+        wanted += [context] * bool(width) + [features] * learned
         results.append([output, *(new[key] for key in state), *torch.autograd.grad(loss, wanted)])
     for ours, expected in zip(reversed(results[1]), reversed(results[0]), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
 
 
-@pytest.mark.parametrize("name", ["none-log_sign", "dmd-exact-normalized", "kae-log_sign"])
+@pytest.mark.parametrize(
+    "name", ["none-log_sign", "dmd-exact-normalized", "kae-log_sign", "none-moments", "dmd-sketch-rnnprop"]
+)
 def test_the_meta_gradient_of_a_truncation(name):
     grads = []
     for rule in pair(name):
@@ -118,7 +133,7 @@ class Bowls:
 
 
 @pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign"])
+@pytest.mark.parametrize("name", ["none-log_sign", "dmd-sketch-normalized", "kae-log_sign", "none-rnnprop"])
 def test_recomputing_gives_the_same_gradient_with_less_memory(name, fast):
     grads, kept = [], []
     for kind in (Stepper, Recomputing):
@@ -137,15 +152,16 @@ def test_recomputing_gives_the_same_gradient_with_less_memory(name, fast):
     assert fast or kept[1] < kept[0] / 4
 
 
-def test_without_gradients_it_does_the_same():
-    plain, ours = pair("dmd-sketch-normalized")
+@pytest.mark.parametrize("name", ["dmd-sketch-normalized", "dmd-sketch-rnnprop"])
+def test_without_gradients_it_does_the_same(name):
+    plain, ours = pair(name)
     losses = [rollout(Descent(rule), instances(), 12) for rule in (ours, plain)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
 def test_few_coordinates_take_the_plain_path():
     plain, ours = pair("none-normalized")
-    n = ours.cell.shape.tile - 1
+    n = ours.cell.shape().tile - 1
     state = {key: torch.zeros(2, n, 20) for key in ("h0", "c0", "h1", "c1")}
     features = torch.randn(2, n, 2)
     outputs = [rule.cell(features, torch.zeros(2, 0), state)[0] for rule in (plain, ours)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2o_runtime.contexts.passes import turned_off
-from l2o_runtime.rules import DirectionalRule, LSTMRule, Rule, TieredRule
+from l2o_runtime.rules import DirectionalRule, LSTMRule, RNNPropRule, Rule, TieredRule
 from l2o_runtime.rules.coordinate_lstm import CoordinateLSTM
 from l2o_runtime.state import State
 
@@ -47,7 +47,7 @@ def fuse(rule: Rule) -> Rule:
             return _become(FusedTieredRule, rule)
         case DirectionalRule():
             return _become(FusedDirectionalRule, rule)
-        case LSTMRule():
+        case LSTMRule() | RNNPropRule():
             rule.cell = _become(FusedLSTM, rule.cell)
     return rule
 
@@ -62,15 +62,19 @@ def _become(kind: type[M], module: nn.Module) -> M:
 class FusedLSTM(CoordinateLSTM):
     """A `CoordinateLSTM` whose gradient is written by hand; float32 on the CPU."""
 
-    @property
-    def shape(self) -> "Shape":
-        """Sizes of the network and of a tile."""
-        return choose_shape(self.weight_ih[0].shape[1], self.hidden, self.layers, self.head.out_features)
+    def shape(self, learned: bool = False) -> "Shape":
+        """Sizes of the network and of a tile.
+
+        Args:
+            learned: whether features are asked for a gradient.
+        """
+        return choose_shape(self.weight_ih[0].shape[1], self.hidden, self.layers, self.head.out_features, learned)
 
     def forward(self, features: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
-        """As `CoordinateLSTM.forward`; the features are constants of the rule, and get no gradient."""
+        """As `CoordinateLSTM.forward`."""
         lead, n = features.shape[:-2], features.shape[-2]
-        if n < self.shape.tile or self.hidden > LARGEST:
+        shape = self.shape(torch.is_grad_enabled() and features.requires_grad)
+        if n < shape.tile or self.hidden > LARGEST:
             return super().forward(features, context, state)
         groups = lead.numel()
         bias = self.bias[0].expand(groups, -1)
@@ -80,8 +84,8 @@ class FusedLSTM(CoordinateLSTM):
         # Coordinates come last in memory; what the next step gets are views, which it need not copy.
         states = [state[key].reshape(groups, n, self.hidden).mT for key in keys]
         parameters = [*self.weight_ih, *self.weight_hh, bias, *self.bias[1:], self.head.weight, self.head.bias]
-        columns = features.detach().reshape(groups, n, -1).mT
-        output, *new = _Step.apply(self.shape, columns, *parameters, *states)
+        columns = features.reshape(groups, n, -1).mT
+        output, *new = _Step.apply(shape, columns, *parameters, *states)
         return output.mT.reshape(*lead, n, -1), {key: s.mT.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
 
 
@@ -114,10 +118,12 @@ class _Step(torch.autograd.Function):
         parameters, states, new = rest[: -4 * layers], rest[-4 * layers : -2 * layers], rest[-2 * layers :]
         grad_output, grad_new = _laid_out(grad_output), tuple(_laid_out(g) for g in grad_new)
         grad_states = [_room(*s.shape) for s in states]
+        grad_features = _room(*features.shape) if shape.learned else None
         parts = _ranges(groups, n, shape.tile)
         sums = features.new_zeros(len(parts), shape.gradient)
         run, step = _compile(shape)[1], features.stride(1)
-        places = [_same(parameters[-2]), _columns(features), _columns(grad_output)]
+        written = features if grad_features is None else grad_features
+        places = [_same(parameters[-2]), _columns(features), _columns(written), _columns(grad_output)]
         places += _places(shape, parameters, states, new, grad_new, grad_states)
 
         def advance(item: tuple[tuple[int, int, int], Tensor], _: int) -> None:
@@ -126,7 +132,7 @@ class _Step(torch.autograd.Function):
             run(stop - start, step, scratch.data_ptr(), total.data_ptr(), *_at(places, b, start))
 
         share(advance, list(zip(parts, sums, strict=True)))
-        return None, None, *_unpack(shape, sums.view(groups, -1, shape.gradient).sum(1)), *grad_states
+        return None, grad_features, *_unpack(shape, sums.view(groups, -1, shape.gradient).sum(1)), *grad_states
 
 
 Place = tuple[int, int, int]
@@ -179,7 +185,7 @@ def _unpack(shape: "Shape", sums: Tensor) -> list[Tensor]:
 def _compile(shape: "Shape") -> tuple[Callable[..., None], Callable[..., None], "Compiled"]:
     """Both functions of `sweep.module_of`, and what keeps them alive; once per process and network."""
     compiled = Compiled(module_of, shape)
-    counts = {"forward": 4 + FORWARD * shape.layers, "backward": 5 + BACKWARD * shape.layers}
+    counts = {"forward": 4 + FORWARD * shape.layers, "backward": 6 + BACKWARD * shape.layers}
     forward, backward = (
         ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * count)(compiled.address(name))
         for name, count in counts.items()

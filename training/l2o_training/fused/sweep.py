@@ -24,7 +24,8 @@ def module_of(shape: Shape) -> ir.Module:
     """Both functions.
 
     `forward(m, n, head, head_bias, features, output, arrays …)` and
-    `backward(m, n, scratch, gradient, head, features, grad_output, arrays …)` for m coordinates, m at least a tile.
+    `backward(m, n, scratch, gradient, head, features, grad_features, grad_output, arrays …)` for m coordinates, m at
+    least a tile. `grad_features` is written if the shape says that features are learned.
 
     Weights and biases are as in `CoordinateLSTM`. Other arrays are (units, n), and their addresses those of the first
     of the m coordinates. `scratch` begins with zeros; sums over coordinates are added to `gradient`.
@@ -97,8 +98,8 @@ def _forward(module: Any, shape: Shape) -> None:
 
 
 def _backward(module: Any, shape: Shape) -> None:
-    m, tile, all_arrays = _begin(module, "backward", shape, 5 + BACKWARD * shape.layers)
-    pre, gradient, head, features, grad_output, *arrays = all_arrays
+    m, tile, all_arrays = _begin(module, "backward", shape, 6 + BACKWARD * shape.layers)
+    pre, gradient, head, features, grad_features, grad_output, *arrays = all_arrays
     hidden, size = shape.hidden, shape.tile
     turned, down = tile.at(pre, shape.rows * size), tile.at(pre, 2 * shape.rows * size)
     targets = [gradient]
@@ -139,6 +140,8 @@ def _backward(module: Any, shape: Shape) -> None:
             tile.rows(hidden, 4 * hidden, pre, size, weights[1], hidden, old_h, tile.n)
             if layer:
                 tile.rows(below, 4 * hidden, pre, size, weights[0], below, down, size)
+            elif shape.learned:
+                tile.rows(below, 4 * hidden, pre, size, weights[0], below, tile.at(grad_features, at), tile.n)
             tile.transpose(pre, turned)
             tile.outer(turned, first, below, x, tile.n, target)
             tile.outer(turned, first, hidden, h, tile.n, tile.at(target, below * shape.rows))

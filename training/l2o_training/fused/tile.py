@@ -36,6 +36,7 @@ class Shape:
 
     Attributes:
         inputs, hidden, layers, outputs: of the network.
+        learned: whether what it is given is asked for a gradient.
         width: floats of a vector.
         vectors: of coordinates in a tile.
         sums: vectors that are summed up at a time; they and what is multiplied have to fit into the registers.
@@ -45,6 +46,7 @@ class Shape:
     hidden: int
     layers: int
     outputs: int
+    learned: bool
     width: int
     vectors: int
     sums: int
@@ -84,10 +86,10 @@ class Shape:
 
 
 @functools.cache
-def choose_shape(inputs: int, hidden: int, layers: int, outputs: int) -> Shape:
+def choose_shape(inputs: int, hidden: int, layers: int, outputs: int, learned: bool = False) -> Shape:
     """The tile for this processor: 32 registers of 16 floats, or 16 smaller ones."""
     many = widest() == 16
-    return Shape(inputs, hidden, layers, outputs, widest(), 4 if many else 2, 25 if many else 10)
+    return Shape(inputs, hidden, layers, outputs, learned, widest(), 4 if many else 2, 25 if many else 10)
 
 
 class Tile:
