@@ -524,6 +524,15 @@ def test_pages_say_what_is_missing(name, tmp_path, done):
         assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", text)
 
 
+def test_a_training_that_two_experiments_share_is_on_the_page_once(tmp_path):
+    one, long = find_plan("networks").experiments
+    plan = replace(find_plan("networks"), experiments=(replace(one, seeds=2), replace(long, seeds=1)))
+    text = write_page("networks", plan, lab_in(tmp_path), tmp_path / "pages", []).read_text()
+    commands = re.findall(r"l2o train .*--out runs/reproduction/(\S+)-s\$seed", text)
+    assert commands == ["dm", "dm-enhanced", "rnnprop", "rnnprop-enhanced"]
+    assert text.count("| dm-s1 |") == text.count("| dm-s0 |") == 1
+
+
 def test_the_pages_of_controls_fig3_bundled_and_horizon(done, tmp_path, monkeypatch):
     """Plans whose rules are there already only measure; bundled rules here for a tenth of the steps, or less.
 

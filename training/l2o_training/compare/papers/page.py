@@ -54,7 +54,8 @@ def write_page(name: str, plan: Plan, lab: Lab, out: Path, arguments: list[str])
         summary.append(f"Not run, or not compared: {'; '.join(missing)}.")
     parts = [f"# {plan.title}", *summary, DETAILS, *filter(None, [section.details])]
     parts += ["## Commands", _code([shlex.join(["l2o", "reproduce", name, "--data-root", "data", *arguments])])]
-    runs = list(dict.fromkeys((each.seeds, variant) for each in plan.experiments for variant in each.variants))
+    variants = dict.fromkeys(variant for each in plan.experiments for variant in each.variants)
+    runs = [(max(each.seeds for each in plan.experiments if v in each.variants), v) for v in variants]
     if runs:
         threads = arguments[arguments.index("--threads") :][:2] if "--threads" in arguments else []
         parts += [_TRAINS, _code(_train_commands(runs, lab, threads)), "## Meta-training", _trainings(runs, lab)]
