@@ -45,10 +45,6 @@ class Products(TorchDispatchMode):
         for left, right in self.found:
             torch.mm(left, right)
 
-    def sizes(self) -> Counter[tuple[Any, ...]]:
-        """How often there is one of these shapes and strides."""
-        return Counter(tuple((tuple(one.shape), one.stride()) for one in pair) for pair in self.found)
-
 
 def spent(work: Callable[[], object]) -> float:
     """Milliseconds."""
@@ -57,9 +53,9 @@ def spent(work: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def side(shape: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """A matrix of random numbers, laid out so."""
-    return torch.randn(shape) if stride[-1] == 1 else torch.randn(shape[::-1]).T
+def layout(pair: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
+    """Shapes and strides of both sides."""
+    return tuple((tuple(one.shape), one.stride()) for one in pair)
 
 
 def compare(stage: Stage, trainer: Trainer, rounds: int) -> tuple[float, float, float]:
@@ -74,8 +70,7 @@ def compare(stage: Stage, trainer: Trainer, rounds: int) -> tuple[float, float, 
     update()
     with Products() as products:
         update()
-    sizes = products.sizes()
-    pairs = {key: [side(*one) for one in key] for key in sizes}
+    sizes, pairs = Counter(map(layout, products.found)), {layout(pair): pair for pair in products.found}
     best, updates, replays = dict.fromkeys(pairs, float("inf")), [], []
     for _ in range(rounds):
         updates.append(spent(update))

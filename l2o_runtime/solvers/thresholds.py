@@ -33,10 +33,7 @@ def chosen_support(x: Tensor, threshold: Tensor, count: int) -> Tensor:
     >>> chosen_support(torch.tensor([3.0, -2.0, 0.5, 1.0]), torch.tensor(0.8), 2)
     tensor([1., 1., 0., 0.])
     """
-    size = x.detach().abs()
-    if count == 0:
-        return torch.zeros_like(size)
-    bound = threshold.detach()
+    size, bound = x.detach().abs(), threshold.detach()
     if count < x.shape[-1]:
         bound = torch.maximum(kth_largest(size, count + 1), bound)
     return (size > bound).to(x.dtype)

@@ -89,7 +89,7 @@ def test_features_that_are_learned_have_gradients(monkeypatch, config, lead, mos
 
 def check_step(cells, lead, n=200, learned=False):
     assert isinstance(cells[1], fused.FusedLSTM)
-    assert n >= cells[1].shape().tile
+    assert n >= cells[1].shape.tile
     hidden, keys = cells[0].hidden, [f"{name}{layer}" for layer in range(cells[0].layers) for name in "hc"]
     width = cells[0].weight_context.shape[1]
     context = torch.randn(*lead, width, requires_grad=True)
@@ -161,7 +161,7 @@ def test_without_gradients_it_does_the_same(name):
 
 def test_few_coordinates_take_the_plain_path():
     plain, ours = pair("none-normalized")
-    n = ours.cell.shape().tile - 1
+    n = ours.cell.shape.tile - 1
     state = {key: torch.zeros(2, n, 20) for key in ("h0", "c0", "h1", "c1")}
     features = torch.randn(2, n, 2)
     outputs = [rule.cell(features, torch.zeros(2, 0), state)[0] for rule in (plain, ours)]

@@ -49,6 +49,7 @@ def fuse(rule: Rule) -> Rule:
             return _become(FusedDirectionalRule, rule)
         case LSTMRule() | RNNPropRule():
             rule.cell = _become(FusedLSTM, rule.cell)
+            rule.cell.learned = isinstance(rule, RNNPropRule)
     return rule
 
 
@@ -60,21 +61,24 @@ def _become(kind: type[M], module: nn.Module) -> M:
 
 
 class FusedLSTM(CoordinateLSTM):
-    """A `CoordinateLSTM` whose gradient is written by hand; float32 on the CPU."""
+    """A `CoordinateLSTM` whose gradient is written by hand; float32 on the CPU.
 
-    def shape(self, learned: bool = False) -> "Shape":
-        """Sizes of the network and of a tile.
+    Attributes:
+        learned: whether features are learned, and get a gradient; else they are constants of the rule.
+    """
 
-        Args:
-            learned: whether features are asked for a gradient.
-        """
-        return choose_shape(self.weight_ih[0].shape[1], self.hidden, self.layers, self.head.out_features, learned)
+    learned: bool = False
+
+    @property
+    def shape(self) -> "Shape":
+        """Sizes of the network and of a tile."""
+        outputs = self.head.out_features
+        return choose_shape(self.weight_ih[0].shape[1], self.hidden, self.layers, outputs, self.learned)
 
     def forward(self, features: Tensor, context: Tensor, state: State) -> tuple[Tensor, State]:
         """As `CoordinateLSTM.forward`."""
         lead, n = features.shape[:-2], features.shape[-2]
-        shape = self.shape(torch.is_grad_enabled() and features.requires_grad)
-        if n < shape.tile or self.hidden > LARGEST:
+        if n < self.shape.tile or self.hidden > LARGEST:
             return super().forward(features, context, state)
         groups = lead.numel()
         bias = self.bias[0].expand(groups, -1)
@@ -85,7 +89,7 @@ class FusedLSTM(CoordinateLSTM):
         states = [state[key].reshape(groups, n, self.hidden).mT for key in keys]
         parameters = [*self.weight_ih, *self.weight_hh, bias, *self.bias[1:], self.head.weight, self.head.bias]
         columns = features.reshape(groups, n, -1).mT
-        output, *new = _Step.apply(shape, columns, *parameters, *states)
+        output, *new = _Step.apply(self.shape, columns, *parameters, *states)
         return output.mT.reshape(*lead, n, -1), {key: s.mT.view(*lead, n, -1) for key, s in zip(keys, new, strict=True)}
 
 

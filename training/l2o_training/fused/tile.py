@@ -86,7 +86,7 @@ class Shape:
 
 
 @functools.cache
-def choose_shape(inputs: int, hidden: int, layers: int, outputs: int, learned: bool = False) -> Shape:
+def choose_shape(inputs: int, hidden: int, layers: int, outputs: int, learned: bool) -> Shape:
     """The tile for this processor: 32 registers of 16 floats, or 16 smaller ones."""
     many = widest() == 16
     return Shape(inputs, hidden, layers, outputs, learned, widest(), 4 if many else 2, 25 if many else 10)

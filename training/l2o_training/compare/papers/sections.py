@@ -24,6 +24,7 @@ from l2o_training.compare.papers.variants import (
     Variant,
     sweep_name,
 )
+from l2o_training.compare.report.words import plural
 from l2o_training.compare.statistics import Interval, final, smoothed, verdict
 
 ADAM = "adam-0.01"
@@ -347,8 +348,7 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
             if variant.name in PLAIN and _both(numbers, variant)
         ]
         table = markdown(["network", *labels.values(), "Adam tuned"], rows)
-        seeds = numbers.experiment.seeds
-        head = f"After {steps:,} steps, {seeds} {'seed' if seeds == 1 else 'seeds'} of meta-training:"
+        head = f"After {steps:,} steps, {plural(numbers.experiment.seeds, 'seed')} of meta-training:"
         blocks.append("\n\n".join([head, table, "\n".join(f"- {line}." for line in lower)]))
     panels(_smooth(experiments[0], list(labels)), out / "networks.png")
     text = (
