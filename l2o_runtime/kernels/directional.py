@@ -60,8 +60,9 @@ def steers(config: DirectionalConfig) -> bool:
 
 
 def network_of(rule: DirectionalRule) -> Tensor:
-    """Weights of the network of tensors end to end, as that code reads them."""
-    weights = (rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias)
+    """Weights of the network of tensors end to end, and of places, as that code reads them."""
+    weights = [rule.into.weight, rule.into.bias, rule.head.weight, rule.head.bias]
+    weights += [] if rule.places is None else [rule.places]
     return torch.cat([weight.detach().reshape(-1) for weight in weights])
 
 

@@ -109,9 +109,9 @@ class ForeachKernel(Kernel):
     def step(self, parts: list[Part], loss: Tensor) -> Tensor:
         """As in `Kernel`."""
         plan = self._plan(parts)
-        parts = [parts[index] for index in plan.order]
+        ordered = [parts[index] for index in plan.order]
         with full_precision(loss.device):
-            totals = self._totals(plan, parts)
+            totals = self._totals(plan, ordered)[plan.back]  # what is steered goes by the places of tensors
             sums = totals[:, 1:]
             verdict = diagnose(totals[:, 0].sum(), loss, sums)
             good = verdict[0]
@@ -121,7 +121,7 @@ class ForeachKernel(Kernel):
             sums, loss = torch.where(good, sums, 0.0), torch.where(good, loss, 0.0)
             steering, new = self.steer(sums, plan.shapes, loss, state)
             kept = torch.where(good, torch.stack([new[key] for key in STATES]), old)
-            self._advance(plan, parts, steering, good)
+            self._advance(plan, ordered, steering[plan.there], good)
             torch._foreach_copy_(own, list(kept.view(-1).unbind()))
             # One tensor for all of them would be read by the host.
             torch._foreach_add_([part.state["step"] for part in parts], [good.float().reshape(1)] * len(parts))

@@ -77,8 +77,9 @@ class Plan:
 
     Attributes:
         order: of the parts: matrices of one shape one after the other.
-        back: (S,) places of the parts in that order.
-        shapes, sizes: of the parts in it, (S, 2) float32 as in `Layout`, and (S, 1) float64.
+        there, back: (S,) the same on the device, and places of the parts in that order.
+        shapes: of the parts as they come, (S, 2) float32 as in `Layout`.
+        sizes: of the parts in that order, (S, 1) float64.
         matrix: (S, 1) bool, whether it is orthogonalised.
         signs, maximizes: (S, 1) float32, −1 where an objective is maximized; and whether one is.
         leaders, group: a part for every group of parameters; and (S,) which of them says what a part's lr is.
@@ -91,9 +92,10 @@ class Plan:
         self.order = sorted(
             range(len(parts)), key=lambda index: (kinds[index][0], kinds[index][1] == (0, 0), kinds[index])
         )
-        self.back = torch.tensor(self.order).argsort().to(device)
-        kinds, parts = [kinds[index] for index in self.order], [parts[index] for index in self.order]
+        self.there = torch.tensor(self.order, device=device)
+        self.back = self.there.argsort()
         self.shapes = describe([part.shape for part in parts], device)
+        kinds, parts = [kinds[index] for index in self.order], [parts[index] for index in self.order]
         self.sizes = torch.tensor([[float(len(part.theta))] for part in parts], dtype=torch.float64, device=device)
         found = [bool(rank) and matrix != (0, 0) for _, matrix in kinds]
         self.matrix = torch.tensor(found, device=device).unsqueeze(-1)

@@ -15,7 +15,7 @@ from l2o_runtime.kernels.pieces import Batch, batches_of
 from l2o_runtime.kernels.steering_code import DOUBLES, FLOATS, KEPT, SCALARS, TOLD, WIDTH
 from l2o_runtime.rules.agreement import FAST, MEMORY, SLOW
 from l2o_runtime.rules.directional import MOMENTUM
-from l2o_runtime.rules.geometry import geometry
+from l2o_runtime.rules.geometry import ends, geometry
 from l2o_runtime.rules.orthogonal import sides
 from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.rules.steering import MIXED, STATES
@@ -253,7 +253,8 @@ def tables_of(sizes: Tensor, dimensions: Tensor) -> tuple[np.ndarray, np.ndarray
         sizes: (S,) float64 coordinates of tensors.
         dimensions: (S,) float32 theirs.
     """
-    count, known = len(sizes), geometry(sizes, dimensions)._asdict()
+    count = len(sizes)
+    known = geometry(sizes, dimensions)._asdict() | ends(sizes, dimensions)._asdict()
     doubles = np.zeros((len(DOUBLES), -(-count // WIDTH) * WIDTH))
     floats = np.zeros((len(FLOATS), doubles.shape[1]), dtype=np.float32)
     doubles[DOUBLES.index("count")] = floats[FLOATS.index("known")] = 1

@@ -23,14 +23,15 @@ from l2o_runtime.kernels.emit import (
 )
 from l2o_runtime.rules import DirectionalConfig
 from l2o_runtime.rules.agreement import Ages, Sums
-from l2o_runtime.rules.geometry import Geometry, is_gain
+from l2o_runtime.rules.directional import PLACES
+from l2o_runtime.rules.geometry import Ends, Geometry, by_place, is_gain
 from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, Seen, conclude, inputs_of, look
 
 DOUBLES = ("theta", "xx", "xu", "uu", "xs", "ss", "fast", "slow", "count", "part", "weight", "mean")
 """Rows of float64: of `Sums`, of `Ages`, of `Geometry`."""
 
-FLOATS = ("known", "share", "one", "matrix", "dimensions", "chance")
-"""Rows of float32: of `Ages`, of `Geometry`."""
+FLOATS = ("known", "share", "one", "matrix", "dimensions", "chance", "first", "last")
+"""Rows of float32: of `Ages`, of `Geometry`, of `Ends`."""
 
 SCALARS = ("matrices", "drawn", "noise")
 """Numbers of float64, of `Geometry`."""
@@ -170,6 +171,9 @@ class _Code:
         state, shapes = self._state(at), self._shapes(at)
         seen = Seen(initial=state["tensor_initial_rho"], averages=[], **dict(zip(KEPT, kept, strict=True)))
         said = self._said(inputs_of(seen, everywhere, signal, shapes))
+        if self.config.places:
+            ends = Ends(self._mask(at, "first"), self._mask(at, "last"))
+            said[0] = said[0] + by_place(self._weights(PLACES, self._network), shapes.matrix, ends)
         gain, age = state["tensor_gain"], self._age(at, state)
         told, new = conclude(self.config, seen, said, everywhere, gain, gains, age, shapes, state)
         self._keep(at, told, self.told, 0)
@@ -180,14 +184,24 @@ class _Code:
         hidden = self._layer(list(inputs), self.config.hidden, 0)
         return self._layer([unit.relu() for unit in hidden], TOLD, self.config.hidden * (INPUTS + 1))
 
+    @property
+    def _network(self) -> int:
+        """How many weights and biases it has; what tensors have by their place follows."""
+        return self.config.hidden * (INPUTS + 1) + TOLD * (self.config.hidden + 1)
+
+    def _weights(self, count: int, start: int) -> list[Vector]:
+        """So many weights from a place on, each in all numbers of a vector."""
+        return [
+            broadcast(self.builder, self.builder.gep(self.network, [I64(place)]), self.width)
+            for place in range(start, start + count)
+        ]
+
     def _layer(self, values: list[Vector], count: int, start: int) -> list[Vector]:
         """Sums of products, whose weights begin at a place, followed by biases."""
         inner, found = len(values), []
         for row in range(count):
-            total, *factors = (
-                broadcast(self.builder, self.builder.gep(self.network, [I64(start + place)]), self.width)
-                for place in (count * inner + row, *range(row * inner, (row + 1) * inner))
-            )
+            total = self._weights(1, start + count * inner + row)[0]
+            factors = self._weights(inner, start + row * inner)
             for factor, value in zip(factors, values, strict=True):
                 total = factor.fma(value, total)
             found.append(total)

@@ -26,6 +26,9 @@ from l2o_runtime.state import LARGEST, State, StateSpec
 MOMENTUM = "m10"
 """The average that is orthogonalised."""
 
+PLACES = 4
+"""Of tensors: the first matrix, those in between, the last one, and all that are no matrices."""
+
 DECAY_UNIT = 0.005
 """What weight decay is multiplied by: AdamW's values mean about what they mean there."""
 
@@ -42,6 +45,8 @@ class DirectionalConfig(RuleConfig):
             direction for matrices too.
         shrink, grow: bounds on the correction of a step's size: it is in 1/shrink … grow.
         mix: bound on the weights of the directions that are mixed in.
+        places: whether the first matrix, the last, those in between, and all other tensors have a learned number each
+            that corrects the size of their steps.
         context: as of all rules, or one for every tensor.
     """
 
@@ -54,6 +59,7 @@ class DirectionalConfig(RuleConfig):
     shrink: float = 4.0
     grow: float = 20.0
     mix: float = 0.3
+    places: bool = False
     context: ContextConfig | TensorDMDConfig = field(default_factory=NoneConfig)
 
     def __post_init__(self) -> None:
@@ -85,8 +91,8 @@ class DirectionalConfig(RuleConfig):
 
     @property
     def freed(self) -> Self:
-        """Directions may be mixed in at full weight."""
-        return replace(self, mix=max(1.0, self.mix))
+        """Directions may be mixed in at full weight, and places of tensors have steps of their own."""
+        return replace(self, mix=max(1.0, self.mix), places=True)
 
     @property
     def decay_unit(self) -> float:
@@ -133,8 +139,8 @@ class DirectionalRule(Rule):
     matrices take a quarter of the root (`mean_squares`, which see for zeros and scalars). ρ is at most twice what it
     was before the first step, and of scalars at least that. The weights w in ± `mix` and the correction c are the
     network's; it sees how far gradients agree over 10 and 100 steps, a tensor's size, and the context. log c follows
-    what it says with an average over 20 steps. The network has no memory and no clock, so nothing shrinks or grows
-    because time passes. Before meta-training w = 0 and c = 1.
+    what it says, with what `places` adds, by an average over 20 steps. The network has no memory and no clock, so
+    nothing shrinks or grows because time passes. Before meta-training w = 0 and c = 1.
 
     Where gradients go on agreeing with their average over 100 steps, of a tensor and of all, there is far to go, and ℓ
     grows (`grown`), up to `grow`, as ℓ c is too. Once steps are long enough, gradients agree no longer, and ℓ stays as
@@ -147,6 +153,7 @@ class DirectionalRule(Rule):
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
 
     Attributes:
+        places: (4,) what is added to what the network says of a size, by a tensor's place (`by_place`); or None.
         elementary: whether matrices are decomposed by elementary operations, for ONNX.
     """
 
@@ -164,6 +171,7 @@ class DirectionalRule(Rule):
         bound = 1 / math.sqrt(config.hidden)
         self.weight_context = nn.Parameter(torch.empty(config.hidden, config.context.width).uniform_(-bound, bound))
         self.context = make_context(config.context)
+        self.places = nn.Parameter(torch.zeros(PLACES)) if config.places else None
         self.elementary = False
 
     @property
@@ -217,7 +225,7 @@ class DirectionalRule(Rule):
             said: Tensor = self.head((self.into(inputs) + seen).relu())
             return said
 
-        steering, new = steered(self.config, network, own, shapes[..., 0], state)
+        steering, new = steered(self.config, network, self.places, own, shapes[..., 0], state)
         return steering, new | read
 
     def prepare(self, grad: Tensor, state: State, shape: torch.Size) -> State:

@@ -3,6 +3,7 @@
 For torch's tensors and for the vectors of compiled code: see `l2o_runtime.rules.steering`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -84,6 +85,38 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
         weight=counted / everything,
         mean=(1 / total).expand_as(size),
     )
+
+
+class Ends(NamedTuple):
+    """Which matrix is the first of a model, and which the last, (..., S) each; a single one is the last."""
+
+    first: Any
+    last: Any
+
+
+def ends(size: Tensor, dimensions: Tensor) -> Ends:
+    """Of tensors as in `geometry`, in the order in which the optimizer has them.
+
+    >>> import torch
+    >>> ends(torch.tensor([9.0, 3.0, 9.0, 9.0]), torch.tensor([2.0, 1.0, 2.0, 2.0])).last
+    tensor([False, False, False,  True])
+    """
+    matrix = (size > 1) & (dimensions > 1)
+    order = matrix.long().cumsum(-1)
+    last = matrix & (order == matrix.sum(-1, keepdim=True))
+    return Ends(matrix & (order == 1) & ~last, last)
+
+
+def by_place(values: Sequence[Any], matrix: Any, ends: Ends) -> Any:
+    """Of four values that of a tensor's place: the first matrix, those in between, the last one, all else; (..., S).
+
+    Args:
+        values: four.
+        matrix: whether a tensor has two dimensions or more.
+        ends: of the tensors.
+    """
+    first, inner, last, other = values
+    return last.where(ends.last, first.where(ends.first, inner.where(matrix, other)))
 
 
 def mean_squares(theta: Any, everything: Any, shapes: Geometry) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2o_runtime.rules.agreement import KEPT, MEMORY, SMALLEST_ENERGY, Ages, Sums, ages, agreements, grown
-from l2o_runtime.rules.geometry import Geometry, geometry, is_gain, mean_squares, shortened
+from l2o_runtime.rules.geometry import Geometry, by_place, ends, geometry, is_gain, mean_squares, shortened
 from l2o_runtime.rules.statistics import relative_size
 from l2o_runtime.state import State
 
@@ -157,13 +157,19 @@ def conclude(
 
 
 def steered(
-    bounds: "DirectionalConfig", network: Callable[[Tensor], Tensor], sums: Sums, dimensions: Tensor, state: State
+    bounds: "DirectionalConfig",
+    network: Callable[[Tensor], Tensor],
+    places: Tensor | None,
+    sums: Sums,
+    dimensions: Tensor,
+    state: State,
 ) -> tuple[Tensor, State]:
     """Of every tensor the length of its step and the weights w, (..., S, 1 + 4), and its new state.
 
     Args:
         bounds: of the rule.
         network: from (..., S, INPUTS) to (..., S, 1 + 4).
+        places: (4,) what is added to its first number by a tensor's place, as in `by_place`.
         sums: of this step, tensors.
         dimensions: (S,) of each tensor, float32.
         state: `STATES`, (..., S) each.
@@ -173,7 +179,9 @@ def steered(
     seen = look(sums, shapes, age, everything, mean, state)
     everywhere, signal = ((x * shapes.share).sum(-1, keepdim=True) for x in (seen.slow, seen.slow_log))
     inputs = [x.expand_as(seen.slow) for x in inputs_of(seen, everywhere, signal, shapes)]
-    said = network(torch.stack(inputs, dim=-1)).unbind(-1)
+    said = list(network(torch.stack(inputs, dim=-1)).unbind(-1))
+    if places is not None:
+        said[0] = said[0] + by_place(places.unbind(), shapes.matrix, ends(sums.size, dimensions))
     gain = is_gain(sums.theta, shapes, age.steps, state["tensor_gain"])
     gains = gain.double().sum(-1, keepdim=True)
     told, new = conclude(bounds, seen, said, everywhere, gain, gains, age, shapes, state)

@@ -44,7 +44,7 @@ EXPORTED = [
 ]
 PER_TENSOR = [
     *("none-scale", "dmd-sketch-scale", "layers-sketch-scale"),
-    *("directional", "directional-adam", "dmd-sketch-hierarchical"),
+    *("directional-places", "directional-adam", "dmd-sketch-hierarchical"),
 ]
 
 

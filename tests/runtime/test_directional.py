@@ -18,6 +18,7 @@ from l2o_runtime.rules.orthogonal import (
     whitened,
     whitening,
 )
+from l2o_runtime.rules.steering import correction
 from l2o_runtime.state import zeros
 
 WIDE = DirectionalConfig(rank=64)
@@ -277,6 +278,48 @@ def test_the_size_stays_within_its_bounds_whatever_the_weights(sign, nothing_len
     assert max(float(row[0]) / usual for row in found) <= 20.01
     assert min(float(row[0]) / usual for row in found) >= 0.2499
     assert all(row[1:].abs().max() <= 1 for row in found)
+
+
+def of_places(values):
+    """A rule of which nothing but what places add to sizes differs from the one without."""
+    rule = make_rule(DirectionalConfig(places=True))
+    nn.init.zeros_(rule.head.weight)
+    with torch.no_grad():
+        rule.places.copy_(torch.tensor(values))
+    return rule
+
+
+@pytest.mark.parametrize("kernels", ["plain", "foreach", ""])
+@pytest.mark.parametrize(
+    ("shapes", "places"),
+    [
+        ([(3,), (4, 5), (4,), (5, 4), (2, 3, 3), (3, 5), (5,), ()], "ofoiiloo"),
+        ([(4, 5), (5, 4)], "fl"),
+        ([(4, 1), (4,)], "lo"),
+        ([(4,), ()], "oo"),
+        ([(4, 5), (1, 1), (5, 4)], "fil"),
+    ],
+)
+def test_tensors_have_sizes_by_their_place(tmp_path, monkeypatch, nothing_lengthens, kernels, shapes, places):
+    """The first matrix, the last, those in between and all else: after many steps each is as much longer as it says."""
+    monkeypatch.setenv("L2O_KERNELS", kernels)
+    values = {"f": 0.5, "i": -0.25, "l": 1.0, "o": 0.1}
+    lengths = []
+    for name, given in (("without", [0.0] * 4), ("with", list(values.values()))):
+        path = tmp_path / f"{name}.safetensors"
+        save_rule(path, of_places(given))
+        params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+        optimizer = LearnedOptimizer(params, path, schedule="constant")
+        for step in range(200):
+            rng = torch.Generator().manual_seed(step)
+            for p in params:
+                nn.init.ones_(p)
+                p.grad = 3 + torch.randn(p.shape, generator=rng)
+            optimizer.step()
+        lengths.append([(p - 1).norm().item() for p in params])
+    found = [math.log(one / other) for other, one in zip(*lengths, strict=True)]
+    expected = [correction(torch.tensor(values[place]), DirectionalConfig()).item() for place in places]
+    assert found == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(("noise", "longer"), [(0.0, 20.0), (1.0, 20.0), (30.0, 1.0), (math.inf, 1.0)])

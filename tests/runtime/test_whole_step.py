@@ -30,7 +30,7 @@ SHAPES = [(5, 7), (40, 3), (4, 3, 3, 3), (9,), (1,), (), (30, 50), (2, 2)]
 
 def random_rule(seed=1, **config):
     """No weight is zero, so that every formula counts."""
-    rule = make_rule(DirectionalConfig(**({"hidden": 4, "rank": 3} | config)))
+    rule = make_rule(DirectionalConfig(**({"hidden": 4, "rank": 3, "places": True} | config)))
     torch.manual_seed(seed)
     for p in rule.parameters():
         nn.init.normal_(p, std=0.3)

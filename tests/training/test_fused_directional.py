@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 SHAPES = [torch.Size(shape) for shape in [(12, 5), (12,), (3, 12), (3,), (1,), (40, 10), (), (4, 3, 3, 3), (1, 7)]]
 """Matrices that are tall and wide, of no more rows than the rank and of more, a kernel, and what is no matrix."""
 
-COMPILED = ["directional", "directional-adam"]
+COMPILED = ["directional", "directional-adam", "directional-places"]
 NAMES = [name for name in RULES if name.startswith("directional")]
 
 
@@ -37,6 +37,8 @@ def pair(name="directional"):
     plain = make_rule(RULES[name])
     nn.init.normal_(plain.head.weight, std=0.5)
     nn.init.normal_(plain.head.bias, std=0.5)
+    if plain.places is not None:
+        nn.init.normal_(plain.places)
     return plain, fuse(copy.deepcopy(plain))
 
 

@@ -38,7 +38,7 @@ FIRST = 5
 FEWEST = 4
 """Outer updates below which there is no sense in it."""
 
-ENOUGH = {"cem": 9}
+ENOUGH = {"cem": 16}
 """Outer updates by estimator, below which each takes fewer optimizations."""
 
 USUAL = 24

@@ -99,7 +99,7 @@ def git_revision() -> str:
 
 
 def inherit(rule: Learned, start: str) -> dict[str, Any]:
-    """Give a rule or solver the weights of another one.
+    """Give a rule or solver the weights of another one; what that one has not stays as it is.
 
     Returns:
         The other one's provenance.
@@ -114,7 +114,13 @@ def inherit(rule: Learned, start: str) -> dict[str, Any]:
             f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
             "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
         )
-    rule.load_state_dict(other.state_dict())
+    lacking = sorted(other.state_dict().keys() - rule.state_dict().keys())
+    if lacking:
+        raise ConfigError(
+            f"start: {start} has {', '.join(lacking)}, which this run's rule has not: "
+            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
+        )
+    rule.load_state_dict(rule.state_dict() | other.state_dict())
     return provenance
 
 
