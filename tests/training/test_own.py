@@ -560,12 +560,14 @@ def test_long_runs_are_checked_less():
     with pytest.raises(ConfigError, match="0 updates of the rule fit"):
         fit(config, 600, slow, fewest=1)
     fewer, speed = with_fewer_checked(config, 600, slow)
-    assert fewer.validation_runs == 5
-    assert speed.checked == pytest.approx(5 * 0.005)
+    assert fewer.validation_runs == 3
+    assert speed.checked == pytest.approx(3 * 0.005)
     run = fit(fewer, 600, speed, fewest=1)
     assert run.epochs >= 1
     assert (run.batch, run.particles) == (2, 4)
-    spent = run.epochs * run.batch * run.particles * 5 + (7 + 1 + run.epochs / run.validate_every) * 5 * 5
+    shared = fit(fewer, 150, replace(speed, checked=0.001, adam=0.001), ranks=2, fewest=1)
+    assert (shared.lanes, shared.batch, shared.particles) == (2, 1, 4)
+    spent = run.epochs * run.batch * run.particles * 5 + (7 + 1 + run.epochs / run.validate_every) * 3 * 5
     assert spent < 600
     quick = replace(slow, step=0.01, instance=0.001, checked=0.001, adam=0.001)
     assert with_fewer_checked(config, 600, quick) == (config, quick)

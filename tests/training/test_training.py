@@ -342,9 +342,7 @@ def test_a_start_may_have_less_than_the_rule_but_not_more(tmp_path):
     save_rule(path, begun)
     placed = [*tiny, f"start={json.dumps(str(path))}"]
     assert torch.equal(Trainer(load_preset("demo", [*placed, places]), tmp_path).rule.places, begun.places)
-    with pytest.raises(
-        ConfigError, match=r"placed.safetensors has places, which this run's rule has not: set"
-    ):
+    with pytest.raises(ConfigError, match=r"placed.safetensors has places, which this run's rule has not: set"):
         Trainer(load_preset("demo", placed), tmp_path)
 
 

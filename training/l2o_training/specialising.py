@@ -34,7 +34,7 @@ from l2o_training.tasks.places import Make
 
 PRESET = "specialise"
 
-SIZED = 0.25
+SIZED = 0.15
 """Share of the time in which the length of steps is sought, before the first epoch."""
 
 SIZES = 8

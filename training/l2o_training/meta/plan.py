@@ -27,7 +27,7 @@ SPARE = 0.08
 CHECKED = 0.25
 """Share of the time that validations may take."""
 
-BESIDE = 0.5
+BESIDE = 0.3
 """Share of the time that Adam at all rates, and the first validations, may take: they have fewer instances where a run
 is long.
 """
@@ -46,6 +46,9 @@ USUAL = 24
 
 MANY = (64, 48, 32, 24, 16, 12, 8, 6, 4, 2)
 """Lanes of an outer update, or instances of a lane, that are tried in this order."""
+
+FEWEST_INSTANCES = 2
+"""Of an outer update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,7 @@ def with_fewer_checked(config: TrainConfig, seconds: float, speed: Speed, ranks:
     >>> slow = Speed(step=0.1, checked=0.06, adam=0.06)
     >>> config, speed = with_fewer_checked(TrainConfig(horizon=1000, validation_runs=12), 600, slow)
     >>> config.validation_runs, speed.checked
-    (5, 0.025)
+    (3, 0.015)
     """
     check, beside = _checking(config, speed, ranks)
     runs = config.validation_runs
@@ -182,13 +185,16 @@ def _checking(config: TrainConfig, speed: Speed, ranks: int) -> tuple[float, flo
 
 def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int, int]]:
     """Lanes, instances of each, and perturbations, the most first. All lanes of `cem` try the same: they need not be
-    many. Where runs are long it has half the perturbations.
+    many. Where runs are long it has half the perturbations, and two instances in all.
     """
     particles = config.particles
     if config.estimator == "cem":
         lanes = ranks * max(1, -(-len(config.tasks) // ranks))
-        few = max(2, particles // 4 * 2)
-        return [*((lanes, batch, particles) for batch in MANY), (lanes, MANY[-1], few)]
+        few, least = max(2, particles // 4 * 2), -(-FEWEST_INSTANCES // lanes)
+        return [
+            *((lanes, batch, particles) for batch in MANY),
+            *((lanes, batch, few) for batch in range(2, least - 1, -1)),
+        ]
     return [(lanes, config.batch, particles) for lanes in MANY if lanes >= ranks]
 
 
