@@ -283,7 +283,6 @@ def test_the_size_stays_within_its_bounds_whatever_the_weights(sign, nothing_len
 def of_places(values):
     """A rule of which nothing but what places add to sizes differs from the one without."""
     rule = make_rule(DirectionalConfig(places=True))
-    nn.init.zeros_(rule.head.weight)
     with torch.no_grad():
         rule.places.copy_(torch.tensor(values))
     return rule
