@@ -10,21 +10,21 @@ mean over instances of the ratio of the two optimizers' means, with a 95 % inter
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import bootstrap
+import torch
+
+from l2o_training.compare.statistics import centre, final, log_ratio
+from l2o_training.meta.validation import ends
 
 
-def endings(folder: Path, last: int | None) -> dict[str, float]:
-    """Logarithms of mean losses at the end, by instance."""
-    found = {}
-    for path in sorted(folder.glob("*x1.json")):
-        losses = json.loads(path.read_text(encoding="utf-8"))["train"][0]
-        count = last or len(losses) // 10
-        found[path.stem.rpartition("-")[2]] = math.log(np.mean(losses[-count:]))
-    return found
+def losses(folder: Path) -> dict[str, list[float]]:
+    """Training losses, by instance."""
+    return {
+        path.stem.rpartition("-")[2]: json.loads(path.read_text(encoding="utf-8"))["train"][0]
+        for path in folder.glob("*x1.json")
+    }
 
 
 def main() -> None:
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("rule")
     parser.add_argument("beside")
     chosen = parser.parse_args()
-    for name, last in (("last ten", 10), ("last tenth", None)):
-        one, other = (endings(chosen.cache / who, last) for who in (chosen.rule, chosen.beside))
-        ratios = np.array([one[key] - other[key] for key in sorted(one.keys() & other.keys())])
-        interval = bootstrap((ratios,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-        low, centre, high = np.exp([interval.low, ratios.mean(), interval.high])
-        print(f"{name}\t{len(ratios)} instances\t{centre:.2f} [{low:.2f}, {high:.2f}]")
+    curves = [losses(chosen.cache / who) for who in (chosen.rule, chosen.beside)]
+    common = sorted(curves[0].keys() & curves[1].keys())
+    one, other = (np.array([own[key] for key in common]) for own in curves)
+    for name, end in (("last ten", final), ("last tenth", lambda found: ends(torch.from_numpy(found)).numpy())):
+        mean, low, high = np.exp(centre(log_ratio(end(one), end(other)), 0.0))
+        print(f"{name}\t{len(common)} instances\t{mean:.2f} [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":

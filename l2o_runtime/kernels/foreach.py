@@ -91,7 +91,7 @@ class ForeachKernel(Kernel):
         """As in `Kernel`."""
         plan = self._plan(parts)
         with full_precision(parts[0].theta.device):
-            return self._totals(plan, [parts[index] for index in plan.order])[plan.back]
+            return self._totals(plan, parts)
 
     @torch.no_grad()
     def update(self, parts: list[Part], steering: list[Tensor], good: Tensor) -> None:
@@ -100,18 +100,14 @@ class ForeachKernel(Kernel):
             for part, row in zip(parts, steering, strict=True):
                 self._advance(self._plan([part]), [part], row, good)
             return
-        plan = self._plan(parts)
-        self._advance(
-            plan, [parts[index] for index in plan.order], torch.cat([steering[index] for index in plan.order]), good
-        )
+        self._advance(self._plan(parts), parts, torch.cat(steering), good)
 
     @torch.no_grad()
     def step(self, parts: list[Part], loss: Tensor) -> Tensor:
         """As in `Kernel`."""
         plan = self._plan(parts)
-        ordered = [parts[index] for index in plan.order]
         with full_precision(loss.device):
-            totals = self._totals(plan, ordered)[plan.back]  # what is steered goes by the places of tensors
+            totals = self._totals(plan, parts)
             sums = totals[:, 1:]
             verdict = diagnose(totals[:, 0].sum(), loss, sums)
             good = verdict[0]
@@ -121,7 +117,7 @@ class ForeachKernel(Kernel):
             sums, loss = torch.where(good, sums, 0.0), torch.where(good, loss, 0.0)
             steering, new = self.steer(sums, plan.shapes, loss, state)
             kept = torch.where(good, torch.stack([new[key] for key in STATES]), old)
-            self._advance(plan, ordered, steering[plan.there], good)
+            self._advance(plan, parts, steering, good)
             torch._foreach_copy_(own, list(kept.view(-1).unbind()))
             # One tensor for all of them would be read by the host.
             torch._foreach_add_([part.state["step"] for part in parts], [good.float().reshape(1)] * len(parts))
@@ -157,17 +153,19 @@ class ForeachKernel(Kernel):
         return theta, grad, state | {"step": step[bucket.owner].unsqueeze(-1)}
 
     def _totals(self, plan: Plan, parts: list[Part]) -> Tensor:
-        """Σ|g| and the rule's sums, (S, 1 + 7) float64, in the plan's order."""
+        """Σ|g| and the rule's sums, (S, 1 + 7) float64."""
+        ordered = plan.ordered(parts)
         found = torch.cat(
             [
-                add_up(self.row_sums(*self._read(plan, bucket, parts[bucket.parts])), bucket.levels)
+                add_up(self.row_sums(*self._read(plan, bucket, ordered[bucket.parts])), bucket.levels)
                 for bucket in plan.buckets
             ]
         )
-        return torch.cat([found[:, :1], plan.sizes, found[:, 1:]], dim=1)
+        return torch.cat([found[:, :1], plan.sizes, found[:, 1:]], dim=1)[plan.back]
 
     def _advance(self, plan: Plan, parts: list[Part], steering: Tensor, good: Tensor) -> None:
-        """Move parts and write their averages, where steering (S, 5) is in the plan's order, as they are."""
+        """Move parts, whose steering is (S, 5), and write their averages."""
+        parts, steering = plan.ordered(parts), steering[plan.there]
         one = torch.ones((), dtype=torch.float64, device=good.device)
         rates, decays = (
             torch.stack([one * getattr(parts[index], name) for index in plan.leaders])[plan.group].unsqueeze(-1)

@@ -107,6 +107,10 @@ class Plan:
         self.group = torch.tensor([numbers[id(part.group)] for part in parts], device=device)
         self.buckets = [self._bucket(parts, kinds, members, rank) for members in _cut(parts)]
 
+    def ordered(self, parts: list[Part]) -> list[Part]:
+        """The parts of a step in the plan's order."""
+        return [parts[index] for index in self.order]
+
     def _bucket(self, parts: list[Part], kinds: list[Any], members: slice, rank: int) -> Bucket:
         device, sizes = parts[0].theta.device, [len(part.theta) for part in parts[members]]
         counts = [-(-size // WIDTH) for size in sizes]

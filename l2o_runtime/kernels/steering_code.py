@@ -23,8 +23,7 @@ from l2o_runtime.kernels.emit import (
 )
 from l2o_runtime.rules import DirectionalConfig
 from l2o_runtime.rules.agreement import Ages, Sums
-from l2o_runtime.rules.directional import PLACES
-from l2o_runtime.rules.geometry import Ends, Geometry, by_place, is_gain
+from l2o_runtime.rules.geometry import PLACES, Ends, Geometry, by_place, is_gain
 from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, Seen, conclude, inputs_of, look
 
 DOUBLES = ("theta", "xx", "xu", "uu", "xs", "ss", "fast", "slow", "count", "part", "weight", "mean")

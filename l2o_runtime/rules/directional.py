@@ -18,6 +18,7 @@ from l2o_runtime.contexts import make_context
 from l2o_runtime.layout import Layout
 from l2o_runtime.rules.agreement import FAST, SUMS, Sums
 from l2o_runtime.rules.base import Rule, RuleConfig, Spec, silence
+from l2o_runtime.rules.geometry import PLACES
 from l2o_runtime.rules.orthogonal import grid_of, orthogonalise_all, orthogonalise_each, sides
 from l2o_runtime.rules.statistics import AVERAGES, Averages, averages_of
 from l2o_runtime.rules.steering import INPUTS, MIXED, STATES, TINY, steered
@@ -25,9 +26,6 @@ from l2o_runtime.state import LARGEST, State, StateSpec
 
 MOMENTUM = "m10"
 """The average that is orthogonalised."""
-
-PLACES = 4
-"""Of tensors: the first matrix, those in between, the last one, and all that are no matrices."""
 
 DECAY_UNIT = 0.005
 """What weight decay is multiplied by: AdamW's values mean about what they mean there."""

@@ -87,6 +87,10 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
     )
 
 
+PLACES = 4
+"""Of tensors: the first matrix, those in between, the last one, and all that are no matrices."""
+
+
 class Ends(NamedTuple):
     """Which matrix is the first of a model, and which the last, (..., S) each; a single one is the last."""
 
@@ -108,10 +112,10 @@ def ends(size: Tensor, dimensions: Tensor) -> Ends:
 
 
 def by_place(values: Sequence[Any], matrix: Any, ends: Ends) -> Any:
-    """Of four values that of a tensor's place: the first matrix, those in between, the last one, all else; (..., S).
+    """Of the values of all places that of each tensor's, (..., S).
 
     Args:
-        values: four.
+        values: in the order of `PLACES`.
         matrix: whether a tensor has two dimensions or more.
         ends: of the tensors.
     """

@@ -190,11 +190,8 @@ def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int, int]]:
     particles = config.particles
     if config.estimator == "cem":
         lanes = ranks * max(1, -(-len(config.tasks) // ranks))
-        few, least = max(2, particles // 4 * 2), -(-FEWEST_INSTANCES // lanes)
-        return [
-            *((lanes, batch, particles) for batch in MANY),
-            *((lanes, batch, few) for batch in range(2, least - 1, -1)),
-        ]
+        few = [(lanes, batch, max(2, particles // 4 * 2)) for batch in (2, 1) if lanes * batch >= FEWEST_INSTANCES]
+        return [*((lanes, batch, particles) for batch in MANY), *few]
     return [(lanes, config.batch, particles) for lanes in MANY if lanes >= ranks]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import l2o_runtime
-from l2o_runtime.config import ConfigError, to_dict
+from l2o_runtime.config import ConfigError, require, to_dict
 from l2o_runtime.files.artifact import read_learned
 from l2o_runtime.learned import Learned
 from l2o_training.config import TrainConfig, read_config
@@ -109,17 +109,11 @@ def inherit(rule: Learned, start: str) -> dict[str, Any]:
         ArtifactError: it cannot be read.
     """
     other, provenance = read_learned(start)
-    if _architecture(other) != _architecture(rule):
-        raise ConfigError(
-            f"start: {start} is {_architecture(other)}; this run's rule is {_architecture(rule)}: "
-            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
-        )
     lacking = sorted(other.state_dict().keys() - rule.state_dict().keys())
-    if lacking:
-        raise ConfigError(
-            f"start: {start} has {', '.join(lacking)}, which this run's rule has not: "
-            "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
-        )
+    hint = "set the keys under [rule] to what `l2o inspect` shows, or leave start out"
+    there, here = _architecture(other), _architecture(rule)
+    require(there == here, f"start: {start} is {there}; this run's rule is {here}: {hint}")
+    require(not lacking, f"start: {start} has {', '.join(lacking)}, which this run's rule has not: {hint}")
     rule.load_state_dict(rule.state_dict() | other.state_dict())
     return provenance
 
