@@ -24,7 +24,7 @@ from l2o_runtime.kernels.lstm import Scratch, push
 from l2o_runtime.kernels.machine import Compiled, once, widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, corrections, steps_of
-from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, ROOM, WEIGHTS, Plan, Wave, age, fill
+from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave, age, fill
 from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.kernels.whole import Frame, at_once, compile_whole
@@ -66,11 +66,6 @@ def network_of(rule: DirectionalRule) -> Tensor:
     return torch.cat([weight.detach().reshape(-1) for weight in weights])
 
 
-def newest_of(rule: DirectionalRule) -> Tensor:
-    """What the newest gradient weighs in the momentum of matrices, (1,), as code reads it."""
-    return torch.as_tensor(rule.newest, dtype=torch.float32, device="cpu").detach().reshape(1)
-
-
 def tell(plan: Plan) -> None:
     """Tell autograd that parameters were written, as it was done by address."""
     torch.autograd.graph.increment_version([part.param for part in plan.parts])
@@ -89,7 +84,7 @@ class DirectionalKernel(Kernel):
         config = rule.config
         self.whole = steers(config)
         self.architecture = replace(config, horizon=1, needs_loss=False)
-        self.network, self.newest = network_of(rule).numpy(), newest_of(rule)
+        self.network = network_of(rule).numpy()
         self.scratch: list[Scratch] = []
         self.plan: Plan | None = None
         self.frame: Frame | None = None
@@ -173,7 +168,7 @@ class DirectionalKernel(Kernel):
             while len(self.scratch) < threads:
                 self.scratch.append(Scratch([]))
             if self.plan is None or not self.plan.is_for(parts, threads):
-                self.plan = Plan(parts, self.width, self.rule.config.rank, self.newest.data_ptr(), threads)
+                self.plan = Plan(parts, self.width, self.rule.config.rank, threads)
                 self.frame = self._framed(self.plan)
             self.plan.aim(parts)
             try:
@@ -254,7 +249,7 @@ class DirectionalKernel(Kernel):
         if rank > LARGEST_RANK:
             for index, matrix in wave.matrices:
                 part = plan.parts[index]
-                momentum = nesterov(part.gradient, part.state[MOMENTUM].float(), self.newest).view(1, *matrix)
+                momentum = nesterov(part.gradient, part.state[MOMENTUM].float()).view(1, *matrix)
                 with full_precision(momentum.device):
                     plan.direction(index).copy_(orthogonalise_each([momentum], rank)[0].reshape(-1))
         elif wave.matrices:
@@ -262,7 +257,7 @@ class DirectionalKernel(Kernel):
             code = compile_orthogonal(rank, self.width)[0]["orthogonalise"]
 
             def work(rows: np.ndarray, thread: int) -> None:
-                rows[:, ROOM] = self.scratch[thread].room(plan.free).data_ptr()
+                rows[:, -1] = self.scratch[thread].room(plan.free).data_ptr()
                 code(len(rows), rows.ctypes.data)
 
             share(work, wave.rows)

@@ -76,7 +76,7 @@ class ForeachKernel(Kernel):
     """
 
     def __init__(self, rule: DirectionalRule, compiler: Callable[[Function], Function] = lambda function: function):
-        self.rule, self.newest = rule, rule.newest
+        self.rule = rule
         self.whole = isinstance(rule.config.context, NoneConfig)
         functions: tuple[Function, ...] = (row_sums, directions, moved, rule.steer)
         self.row_sums, self.directions, self.moved, self.steer = (compiler(function) for function in functions)
@@ -189,7 +189,7 @@ class ForeachKernel(Kernel):
         """The orthogonalised momentum of matrices, (rows, WIDTH); what it is elsewhere means nothing."""
         if not bucket.stacks:
             return None
-        found = nesterov(grad, momentum, self.newest)
+        found = nesterov(grad, momentum)
         views = [stack.of(found) for stack in bucket.stacks]
         made = orthogonalise_each(views, self.rule.config.rank, [stack.mix for stack in bucket.stacks])
         torch._foreach_copy_(views, made)

@@ -254,15 +254,14 @@ class MatrixCode:
 
         along(builder, outer, ROWS, block)
 
-    def _prepared(self, builder: Any, count: Any, grad: Any, momentum: Any, newest: Any, x: Any) -> Vector:
+    def _prepared(self, builder: Any, count: Any, grad: Any, momentum: Any, x: Any) -> Vector:
         """x = Nesterov's momentum, over its largest number where need be; its norm, a vector of one float32."""
         sizes = (self.width, 1)
         largest, squares = ({size: self._slot(builder, size) for size in sizes} for _ in range(2))
 
         def average(at: Any, size: int) -> None:
             new = load(builder, builder.gep(grad, [at]), size).clamp(-LARGEST, LARGEST)
-            new *= broadcast(builder, newest, size)
-            value = load(builder, builder.gep(momentum, [at]), size) * (FAST * FAST) + new
+            value = load(builder, builder.gep(momentum, [at]), size) * (FAST * FAST) + new * (1 - FAST * FAST)
             store(builder, value, builder.gep(x, [at]))
             most = Vector(builder, builder.load(largest[size]))
             builder.store(most.clamp_min(value.abs()).value, largest[size])

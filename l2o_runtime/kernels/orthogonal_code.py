@@ -45,9 +45,8 @@ def orthogonal_module(rank: int, width: int) -> ir.Module:
     """`orthogonalise(rows, table)`, which goes through matrices.
 
     A row of the table, of int64, is a matrix of r ≤ c: r, c, whether its numbers lie end to end along its rows (1) or
-    its columns (0); and the addresses of gradients, of their average, of the result, of what the newest gradient weighs
-    (one float32), and of `room`. What is orthogonalised is Nesterov's momentum; the root mean square of the result is
-    about 1.
+    its columns (0); and the addresses of gradients, of their average, of the result, and of `room`. What is
+    orthogonalised is Nesterov's momentum, and the result has a root mean square of about 1.
 
     Args:
         rank: k, at most `LARGEST_RANK`.
@@ -206,11 +205,11 @@ class _Code(MatrixCode):
 
     def orthogonalise(self) -> Any:
         """The function for one matrix."""
-        function = ir.Function(self.module, ir.FunctionType(VOID, [I64] * 3 + [POINTER] * 5), name="orthogonalise_one")
+        function = ir.Function(self.module, ir.FunctionType(VOID, [I64] * 3 + [POINTER] * 4), name="orthogonalise_one")
         function.linkage = "internal"
         for argument in function.args[3:]:
             argument.add_attribute("noalias")
-        r, c, rows, grad, momentum, x, newest, free = function.args
+        r, c, rows, grad, momentum, x, free = function.args
         builder = ir.IRBuilder(function.append_basic_block())
         k, one = I64(self.rank), I64(1)
         flat = builder.icmp_signed("==", rows, one)
@@ -237,7 +236,7 @@ class _Code(MatrixCode):
                 with otherwise:
                     builder.call(self.columnwise, arguments)
 
-        size = self._prepared(builder, builder.mul(r, c), grad, momentum, newest, x)
+        size = self._prepared(builder, builder.mul(r, c), grad, momentum, x)
         self._signs(builder, r, size, signs)
         with builder.if_else(flat) as (then, otherwise):
             with then:

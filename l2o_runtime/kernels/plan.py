@@ -33,7 +33,7 @@ LEFT, LENGTH = WEIGHTS.stop, WEIGHTS.stop + 1
 GRAD = 2
 """Column of a table of pieces."""
 
-MATRIX_GRAD, MATRIX_MOMENTUM, WHOLE, MATRIX_NEWEST, ROOM = range(3, 8)
+MATRIX_GRAD, MATRIX_MOMENTUM, WHOLE, ROOM = range(3, 7)
 """Columns of a table of matrices: see the modules with their code."""
 
 SHARED = 2**18
@@ -79,7 +79,6 @@ class Plan:
         parts: all of a step.
         width: coordinates of a vector.
         rank: of what is orthogonalised, 0 for nothing.
-        newest: address of what the newest gradient weighs in it.
         threads: that share the work.
 
     Attributes:
@@ -103,7 +102,7 @@ class Plan:
         regular: nothing has to be converted before it is read.
     """
 
-    def __init__(self, parts: list[Part], width: int, rank: int, newest: int, threads: int):
+    def __init__(self, parts: list[Part], width: int, rank: int, threads: int):
         self.threads = threads
         self.origins = [part.origin for part in parts]
         self.direct = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
@@ -118,7 +117,7 @@ class Plan:
         self.free = 0
         self.waves: list[Wave] = []
         for members in _waves(self.sizes, threads):
-            self.waves.append(self._wave(members, rank, newest))
+            self.waves.append(self._wave(members, rank))
         self.batches = [batch for wave in self.waves for batch in wave.batches]
         most = max(int(self.sizes[wave.parts].sum()) for wave in self.waves)
         self.directions = torch.empty(most, dtype=torch.float32, device="cpu")
@@ -148,7 +147,7 @@ class Plan:
         self._steering()
         self._copies()
 
-    def _wave(self, members: slice, rank: int, newest: int) -> Wave:
+    def _wave(self, members: slice, rank: int) -> Wave:
         """Cut up parts and tabulate their matrices; small ones together, for calls take longer than the arithmetic."""
         sizes, first = self.sizes[members], members.start
         self.offsets[members] = np.cumsum(sizes) - sizes
@@ -164,9 +163,9 @@ class Plan:
         matrices = [(index, matrix) for index, matrix in found if matrix is not None]
         matrices.sort(key=lambda matrix: -int(self.sizes[matrix[0]]))
         self.numbers[[index for index, _ in matrices], ORTHOGONAL] = 1
-        rows = [[min(matrix), max(matrix), matrix[0] <= matrix[1], 0, 0, 0, newest, 0] for _, matrix in matrices]
+        rows = [[min(matrix), max(matrix), matrix[0] <= matrix[1], 0, 0, 0, 0] for _, matrix in matrices]
         self.free = max([self.free, *(room(rank, row[0], row[1]) for row in rows)])
-        table = np.array(rows, dtype=np.int64).reshape(len(rows), ROOM + 1)
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), 7)
         large = 0 if self.alone else sum(int(self.sizes[index]) > SMALLEST for index, _ in matrices)
         ends = [*range(large + 1), *([len(rows)] if large < len(rows) else [])]
         return Wave(members, pieces, batches, matrices, table, [table[a:b] for a, b in pairwise(ends)])

@@ -27,12 +27,6 @@ from l2o_runtime.state import LARGEST, State, StateSpec
 MOMENTUM = "m10"
 """The average that is orthogonalised."""
 
-NEWEST = 1 - FAST * FAST
-"""What the newest gradient weighs in Nesterov's momentum, the average without it weighing β²."""
-
-LARGEST_WEIGHT = 100.0
-"""The most that it weighs beside that, or the least as its inverse, where its weight is learned."""
-
 DECAY_UNIT = 0.005
 """What weight decay is multiplied by: AdamW's values mean about what they mean there."""
 
@@ -51,7 +45,6 @@ class DirectionalConfig(RuleConfig):
         mix: bound on the weights of the directions that are mixed in.
         places: whether the first matrix, the last, those in between, and all other tensors have a learned number each
             that corrects the size of their steps.
-        momentum: whether it is learned how much the newest gradient weighs in the momentum of matrices.
         context: as of all rules, or one for every tensor.
     """
 
@@ -65,7 +58,6 @@ class DirectionalConfig(RuleConfig):
     grow: float = 20.0
     mix: float = 0.3
     places: bool = False
-    momentum: bool = False
     context: ContextConfig | TensorDMDConfig = field(default_factory=NoneConfig)
 
     def __post_init__(self) -> None:
@@ -97,8 +89,8 @@ class DirectionalConfig(RuleConfig):
 
     @property
     def freed(self) -> Self:
-        """Directions may be mixed in at full weight, places have steps of their own, and momentum is learned."""
-        return replace(self, mix=max(1.0, self.mix), places=True, momentum=True)
+        """Directions may be mixed in at full weight, and places of tensors have steps of their own."""
+        return replace(self, mix=max(1.0, self.mix), places=True)
 
     @property
     def decay_unit(self) -> float:
@@ -124,15 +116,14 @@ def mixture(first: Any, x: Any, u: Any, s: Any, weights: Sequence[Any]) -> Any:
     return mixed + first * (first * x).clamp(0, 1) * agreeing
 
 
-def nesterov(grad: Tensor, fast: Tensor, newest: Any = NEWEST) -> Tensor:
-    """β m + (1 − β) g, where m has the newest gradient in: β² of m without it, and 1 − β² of g.
+def nesterov(grad: Tensor, fast: Tensor) -> Tensor:
+    """β m + (1 − β) g, where m has the newest gradient in.
 
     Args:
         grad: g, float32.
         fast: m without it.
-        newest: what g weighs, in place of 1 − β².
     """
-    momentum: Tensor = FAST * FAST * fast + newest * grad.clamp(-LARGEST, LARGEST)
+    momentum: Tensor = FAST * FAST * fast + (1 - FAST * FAST) * grad.clamp(-LARGEST, LARGEST)
     return momentum
 
 
@@ -156,15 +147,11 @@ class DirectionalRule(Rule):
 
     f shortens steps where more than five matrices follow one another without a norm (`shortened`).
 
-    Where `momentum` is learned, g weighs e^(2 p) times as much in Nesterov's momentum, in 1/100 … 100: short runs want
-    a shorter memory, as a β of their own would give it.
-
     Source: direction alone, normalised, as in Celo2 (arXiv 2602.19142); orthogonalised momentum as in Muon (Jordan
     2024); steps in proportion to parameters as in You et al. 2020 (LAMB).
 
     Attributes:
         places: (4,) what is added to what the network says of a size, by a tensor's place (`by_place`); or None.
-        momentum: (1,) p, or None.
         elementary: whether matrices are decomposed by elementary operations, for ONNX.
     """
 
@@ -183,7 +170,6 @@ class DirectionalRule(Rule):
         self.weight_context = nn.Parameter(torch.empty(config.hidden, config.context.width).uniform_(-bound, bound))
         self.context = make_context(config.context)
         self.places = nn.Parameter(torch.zeros(PLACES)) if config.places else None
-        self.momentum = nn.Parameter(torch.zeros(1)) if config.momentum else None
         self.elementary = False
 
     @property
@@ -197,13 +183,6 @@ class DirectionalRule(Rule):
             dict.fromkeys(STATES, ((), torch.float32)) | self.context.tensor_spec,
             self.context.model_spec,
         )
-
-    @property
-    def newest(self) -> float | Tensor:
-        """What the newest gradient weighs in the momentum that is orthogonalised, the others weighing β²; (1,)."""
-        if self.momentum is None:
-            return NEWEST
-        return NEWEST * (2 * self.momentum).exp().clamp(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
 
     @property
     def layout_keys(self) -> tuple[str, ...]:
@@ -252,7 +231,7 @@ class DirectionalRule(Rule):
         matrix = sides(shape)
         if matrix is None or not self.config.rank:
             return {}
-        momentum = nesterov(grad, state[MOMENTUM], self.newest).view(1, *matrix)
+        momentum = nesterov(grad, state[MOMENTUM]).view(1, *matrix)
         return {"whole": orthogonalise_each([momentum], self.config.rank)[0].reshape(-1)}
 
     def prepare_all(self, grad: Tensor, state: State, layout: Layout | None) -> State:
@@ -261,7 +240,7 @@ class DirectionalRule(Rule):
         assert layout.grid is not None
         if not self.config.rank:
             return {}
-        momentum = nesterov(grad, state[MOMENTUM], self.newest)
+        momentum = nesterov(grad, state[MOMENTUM])
         whole, inside = orthogonalise_all(momentum, layout.grid, self.config.rank, self.elementary)
         return {"whole": torch.where(inside, whole, relative(averages_of(grad, state)[0])[1])}
 

@@ -64,7 +64,7 @@ RULES |= {
 RULES |= {
     "directional": DirectionalConfig(hidden=8, rank=2),
     "directional-adam": DirectionalConfig(hidden=8, rank=0),
-    "directional-places": DirectionalConfig(hidden=8, rank=2, places=True, momentum=True),
+    "directional-places": DirectionalConfig(hidden=8, rank=2, places=True),
     "directional-dmd": DirectionalConfig(hidden=8, rank=2, context=CONTEXTS["dmd-sketch"]),
     "directional-layers": DirectionalConfig(
         hidden=8, rank=2, context=TensorDMDConfig(window=6, rank=2, sketch=64, snapshots="delta", every=3)
@@ -94,8 +94,6 @@ def make_rule(config: RuleConfig, seed: int = 0) -> Rule:
         rule.head.weight.normal_(std=0.3)
         if rule.places is not None:
             rule.places.normal_()
-        if rule.momentum is not None:
-            rule.momentum.normal_()
     if isinstance(config, HierarchicalConfig):
         torch.manual_seed(seed + 1)
         for head in (rule.direction, rule.length, rule.decays):

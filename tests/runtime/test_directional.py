@@ -321,27 +321,6 @@ def test_tensors_have_sizes_by_their_place(tmp_path, monkeypatch, nothing_length
     assert found == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("kernels", ["plain", "foreach", ""])
-@pytest.mark.parametrize(("given", "times"), [(0.0, 1), (0.5, math.e), (-0.5, 1 / math.e), (50.0, 100), (-50.0, 0.01)])
-def test_the_weight_of_the_newest_gradient_is_learned(tmp_path, monkeypatch, kernels, given, times):
-    """A matrix moves along momentum in which the newest gradient weighs e^(2p) times as much, within bounds."""
-    monkeypatch.setenv("L2O_KERNELS", kernels)
-    rule = make_rule(DirectionalConfig(momentum=True))
-    nn.init.constant_(rule.momentum, given)
-    path = tmp_path / "rule.safetensors"
-    save_rule(path, rule)
-    param = nn.Parameter(torch.ones(4, 6))
-    optimizer = LearnedOptimizer([param], path, schedule="constant")
-    grads = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
-    for grad in grads:
-        before, param.grad = param.detach().clone(), grad.clone()
-        optimizer.step()
-    weights = torch.cat([0.081 * 0.9 ** torch.arange(3, -1, -1), torch.tensor([0.19 * times])])
-    momentum = (weights.view(-1, 1, 1) * grads).sum(0, keepdim=True)
-    expected, moved = orthogonalise_each([momentum], 16)[0][0], before - param.detach()
-    torch.testing.assert_close(moved / moved.norm(), expected / expected.norm(), rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize(("noise", "longer"), [(0.0, 20.0), (1.0, 20.0), (30.0, 1.0), (math.inf, 1.0)])
 @pytest.mark.parametrize("count", [5, 400])
 def test_steps_lengthen_where_there_is_far_to_go(untrained, noise, longer, count):

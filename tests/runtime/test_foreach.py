@@ -17,7 +17,7 @@ from l2o_runtime.kernels.foreach_plan import add_up, levels_of
 from l2o_runtime.rules import DirectionalConfig, LSTMConfig, NormalizedConfig
 from l2o_training.bench.operators import operators
 
-CONFIG = DirectionalConfig(hidden=4, rank=3, places=True, momentum=True)
+CONFIG = DirectionalConfig(hidden=4, rank=3, places=True)
 SHAPES = [(5, 7), (40, 3), (3, 40), (4, 3, 3, 3), (9,), (1,), (), (5, 7), (30, 50), (2, 2), (50, 30), (7, 5)]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 CPU = torch.device("cpu")

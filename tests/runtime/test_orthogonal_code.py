@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2o_runtime.rules.directional import NEWEST, nesterov
+from l2o_runtime.rules.directional import nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 
 pytest.importorskip("llvmlite", reason="the CPU kernel needs llvmlite: pip install '.[fast]'")
@@ -21,14 +21,14 @@ GUARD = 64
 """Numbers around what is written that have to stay what they are."""
 
 
-def compiled(matrices, rank, width=None, weight=NEWEST):
+def compiled(matrices, rank, width=None):
     """The result for pairs of gradients and averages, each (rows, columns); all in one call."""
-    results, rows, kept, newest = [], [], [], torch.tensor([weight])
+    results, rows, kept = [], [], []
     for grad, momentum in matrices:
         sides = sorted(grad.shape)
         result = torch.full((grad.numel() + 2 * GUARD,), 7.0)
         free = torch.full((room(rank, *sides) + 2 * GUARD,), 7.0)
-        places = [t.data_ptr() for t in (grad, momentum, result[GUARD:], newest, free[GUARD:])]
+        places = [t.data_ptr() for t in (grad, momentum, result[GUARD:], free[GUARD:])]
         rows.append([*sides, grad.shape[0] <= grad.shape[1], *places])
         results.append(result)
         kept.append(free)
@@ -40,8 +40,8 @@ def compiled(matrices, rank, width=None, weight=NEWEST):
     return [r[GUARD:-GUARD].view(grad.shape) for r, (grad, _) in zip(results, matrices, strict=True)]
 
 
-def plain(matrices, rank, weight=NEWEST):
-    return [orthogonalise_each([nesterov(grad, momentum, weight)[None]], rank)[0][0] for grad, momentum in matrices]
+def plain(matrices, rank):
+    return [orthogonalise_each([nesterov(grad, momentum)[None]], rank)[0][0] for grad, momentum in matrices]
 
 
 def drawn(shape, seed, decay=0.0):
@@ -66,12 +66,11 @@ def assert_close(found, expected):
     st.lists(st.tuples(st.integers(2, 70), st.integers(2, 70)), min_size=1, max_size=4),
     st.sampled_from([1, 2, 3, 4, 7, 16, LARGEST_RANK]),
     st.sampled_from([0.0, 2.0]),
-    st.sampled_from([NEWEST, 0.0, 0.7]),
     st.integers(0, 1000),
 )
-def test_equals_operators_for_every_shape_rank_and_weight(shapes, rank, decay, weight, seed):
+def test_equals_operators_for_every_shape_and_rank(shapes, rank, decay, seed):
     matrices = [drawn(shape, seed + index, decay) for index, shape in enumerate(shapes)]
-    assert_close(compiled(matrices, rank, weight=weight), plain(matrices, rank, weight))
+    assert_close(compiled(matrices, rank), plain(matrices, rank))
 
 
 @pytest.mark.parametrize("shape", [(512, 300), (300, 512), (16, 3000), (3000, 16), (257, 257)])

@@ -508,7 +508,7 @@ def test_tensors_are_steered_as_operators_do(count, seed, step):
     kernel = directional.DirectionalKernel(rule)
     spec, own = rule.spec.coordinate, rule.spec.tensor
     parts = [make_part(GROUP, p, {}, spec, own, 0) for p in params]
-    made = plan.Plan(parts, kernel.width, rule.config.rank, kernel.newest.data_ptr(), 1)
+    made = plan.Plan(parts, kernel.width, rule.config.rank, 1)
     for row, key in enumerate(STATES, 1):
         made.owned[row, :count] = state[key]
     found = kernel._steer(made, np.concatenate([np.ones((1, count)), sums]).T)

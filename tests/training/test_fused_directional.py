@@ -39,8 +39,6 @@ def pair(name="directional"):
     nn.init.normal_(plain.head.bias, std=0.5)
     if plain.places is not None:
         nn.init.normal_(plain.places)
-    if plain.momentum is not None:
-        nn.init.normal_(plain.momentum)
     return plain, fuse(copy.deepcopy(plain))
 
 

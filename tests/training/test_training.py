@@ -331,20 +331,18 @@ def test_a_rule_of_another_architecture_is_no_start(tmp_path):
 
 
 def test_a_start_may_have_less_than_the_rule_but_not_more(tmp_path):
-    """Sizes by place, and the momentum, begin as if there were none; a rule without does not take over one with."""
-    tiny = [*TINY, "rule.kind=directional", "rule.context={kind='none'}"]
-    places = ["rule.places=true", "rule.momentum=true"]
-    begun = Trainer(load_preset("demo", [*tiny, "start=default", *places]), tmp_path).rule
+    """Sizes by place begin as if there were none; a rule without them does not take over one that has some."""
+    tiny, places = [*TINY, "rule.kind=directional", "rule.context={kind='none'}"], "rule.places=true"
+    begun = Trainer(load_preset("demo", [*tiny, "start=default", places]), tmp_path).rule
     assert begun.places.tolist() == [0.0] * 4
-    assert begun.momentum.tolist() == [0.0]
     for key, value in read_rule("default")[0].state_dict().items():
         assert torch.equal(begun.state_dict()[key], value)
     nn.init.normal_(begun.places)
     path = tmp_path / "placed.safetensors"
     save_rule(path, begun)
     placed = [*tiny, f"start={json.dumps(str(path))}"]
-    assert torch.equal(Trainer(load_preset("demo", [*placed, *places]), tmp_path).rule.places, begun.places)
-    with pytest.raises(ConfigError, match=r"placed.safetensors has momentum, places, which this run's rule has not:"):
+    assert torch.equal(Trainer(load_preset("demo", [*placed, places]), tmp_path).rule.places, begun.places)
+    with pytest.raises(ConfigError, match=r"placed.safetensors has places, which this run's rule has not: set"):
         Trainer(load_preset("demo", placed), tmp_path)
 
 

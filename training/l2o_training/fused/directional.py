@@ -18,25 +18,13 @@ from l2o_runtime.kernels.directional import (
     compile_orthogonal,
     compile_steering,
     network_of,
-    newest_of,
     steers,
 )
 from l2o_runtime.kernels.directional_code import NUMBERS, TOTALS
 from l2o_runtime.kernels.machine import widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, room
 from l2o_runtime.kernels.pieces import corrections
-from l2o_runtime.kernels.plan import (
-    CORRECTIONS,
-    MATRIX_GRAD,
-    MATRIX_MOMENTUM,
-    MATRIX_NEWEST,
-    ORTHOGONAL,
-    ROOM,
-    WEIGHTS,
-    WHOLE,
-    fill,
-    tables_of,
-)
+from l2o_runtime.kernels.plan import CORRECTIONS, ORTHOGONAL, WEIGHTS, fill, tables_of
 from l2o_runtime.kernels.steering_code import KEPT, TOLD, WIDTH
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.layout import Layout
@@ -122,19 +110,17 @@ class FusedDirectionalRule(DirectionalRule):
             return
         code = compile_orthogonal(rank, widest())[0]["orthogonalise"]
         copies = 4 * grad.shape[-1] * np.arange(grad[..., 0].numel())[:, None]
-        table = np.zeros((len(copies), len(tensors.matrices), ROOM + 1), dtype=np.int64)
+        table = np.zeros((len(copies), len(tensors.matrices), 7), dtype=np.int64)
         table[..., :3] = tensors.matrices[:, 1:]
-        newest = newest_of(self)
-        table[..., MATRIX_NEWEST] = newest.data_ptr()
-        for column, array in zip((MATRIX_GRAD, MATRIX_MOMENTUM, WHOLE), (grad, momentum, whole), strict=True):
+        for column, array in zip((3, 4, 5), (grad, momentum, whole), strict=True):
             table[..., column] = array.data_ptr() + 4 * tensors.matrices[:, 0] + copies
         free = torch.empty(threads, max(room(rank, *sides) for sides in tensors.matrices[:, 1:3].tolist()))
 
         def work(rows: np.ndarray, thread: int) -> None:
-            rows[:, ROOM] = free[thread].data_ptr()
+            rows[:, -1] = free[thread].data_ptr()
             code(len(rows), rows.ctypes.data)
 
-        share(work, np.array_split(table.reshape(-1, ROOM + 1), threads))
+        share(work, np.array_split(table.reshape(-1, 7), threads))
 
 
 def _known(config: DirectionalConfig) -> bool:

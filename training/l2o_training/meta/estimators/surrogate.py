@@ -32,17 +32,19 @@ DESCENT = 80
 
 
 class Process(NamedTuple):
-    """A Gaussian process with a squared exponential kernel, given what was tried.
+    """A bowl around zero, and a Gaussian process with a squared exponential kernel, given what was tried.
 
     Attributes:
-        points: (n, P) what was tried.
+        points: (n, P) what was tried, beside where the search began.
         length: of the kernel.
         weights: (n,) of the kernels in what is expected.
+        steepness: of the bowl, half of which is multiplied with a point's square; 0 or more.
     """
 
     points: Tensor
     length: float
     weights: Tensor
+    steepness: float
 
     def kernel(self, at: Tensor) -> Tensor:
         """Of points (m, P) and all that was tried, (m, n)."""
@@ -50,12 +52,12 @@ class Process(NamedTuple):
 
     def expected(self, at: Tensor) -> Tensor:
         """Beside the mean, at points (m, P): (m,)."""
-        return self.kernel(at) @ self.weights
+        return self.kernel(at) @ self.weights + self.steepness * at.square().sum(1) / 2
 
     def slope(self, at: Tensor) -> Tensor:
         """Its gradient at points, (m, P)."""
         pulls = self.kernel(at) * self.weights
-        return (pulls @ self.points - pulls.sum(1, keepdim=True) * at) / self.length**2
+        return (pulls @ self.points - pulls.sum(1, keepdim=True) * at) / self.length**2 + self.steepness * at
 
     def lowest(self, beginnings: Tensor) -> Tensor:
         """Where it is lowest, of what normalised descent finds from (m, P): (P,)."""
@@ -68,34 +70,39 @@ class Process(NamedTuple):
 
 
 def fitted(points: Tensor, values: Tensor, updates: Tensor, sigma: float) -> Process:
-    """The process with the length and the noise of the highest marginal likelihood, its variance and mean being best.
+    """The process with the length and the noise of the highest marginal likelihood, all else being best for them.
 
     Args:
-        points: (n, P) float64.
+        points: (n, P) float64, beside where the search began.
         values: (n,) what was found there, finite.
         updates: (n,) numbers of updates: values of one have something in common.
         sigma: the unit of lengths.
 
-    Source: Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning", equations 2.30 and 5.8.
+    Source: Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning", equations 2.42 and 5.8.
 
     >>> points = torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
     >>> found = fitted(points, (points[:, 0] - 0.3).square(), torch.zeros(9), 0.4)
     >>> round(found.lowest(points[:1]).item(), 1)
     0.3
     """
-    ones, best, found = torch.ones_like(values), math.inf, None
+    best, found = math.inf, None
+    bowl = points.square().sum(1) / 2
+    basis = torch.stack([torch.ones_like(bowl), bowl], dim=1)
     shared = COMMON * (updates.unsqueeze(0) == updates.unsqueeze(1)).double()
     for length in (sigma * unit for unit in LENGTHS):
-        process = Process(points, length, ones)
+        process = Process(points, length, values, 0.0)
         for noise in NOISES:
             covariance = process.kernel(points) + shared + noise * torch.eye(len(points), dtype=torch.float64)
             root = torch.linalg.cholesky(covariance)
-            first, second = torch.cholesky_solve(torch.stack([ones, values], dim=1), root).unbind(1)
-            weights = second - first * (ones @ second) / (ones @ first)
-            variance = float(values @ weights) / len(values)  # the weights are orthogonal to a constant
+            solved = torch.cholesky_solve(torch.cat([basis, values[:, None]], dim=1), root)
+            level, steepness = torch.linalg.pinv(basis.T @ solved[:, :2]) @ (basis.T @ solved[:, 2])
+            if steepness < 0:
+                level, steepness = solved[:, 2].sum() / solved[:, 0].sum(), torch.zeros_like(level)
+            weights = solved[:, 2] - solved[:, :2] @ torch.stack([level, steepness])
+            variance = float((values - level - steepness * bowl) @ weights) / len(values)
             score = 0.5 * len(values) * math.log(max(variance, 1e-300)) + float(root.diagonal().log().sum())
             if score < best:
-                best, found = score, process._replace(weights=weights)
+                best, found = score, process._replace(weights=weights, steepness=float(steepness))
     assert found is not None
     return found
 
@@ -104,7 +111,7 @@ def capped(losses: Tensor) -> Tensor:
     """Losses of an update (n,), none far above their median, which one that is not finite counts as.
 
     >>> capped(torch.tensor([1.0, 2.0, 3.0, 50.0, torch.inf]))
-    tensor([1., 2., 3., 4., 4.])
+    tensor([1.0000, 2.0000, 3.0000, 5.5000, 5.5000])
     """
     finite = losses[losses.isfinite()]
     lowest = finite.min()
@@ -117,8 +124,9 @@ class Surrogate(CEM):
     """Every update tries perturbations as `CEM` does, and goes to where the loss is expected to be lowest.
 
     What is expected is the mean of a Gaussian process, given all that was tried in this run, not in the last update
-    alone: where few optimizations fit into the time, that makes more of them. It goes no further in an update than
-    the perturbations are long. Losses are taken by their logarithms where all are positive.
+    alone: where few optimizations fit into the time, that makes more of them. Beside it there is a bowl around where
+    the search began: that is no bad place, and far from it losses are high. It goes no further in an update than the
+    perturbations are long. Losses are taken by their logarithms where all are positive.
     """
 
     def __init__(self, config: TrainConfig):
@@ -141,10 +149,11 @@ class Surrogate(CEM):
         if self.config.objective == "loss" and bool((values > 0).all()):
             values = values.log()
         values = torch.cat([capped(values[updates == number]) for number in updates.unique()])
-        process = fitted(points, values, updates, self.config.sigma)
+        begun = (points[0] + points[1]) / 2  # of an antithetic pair
+        process = fitted(points - begun, values, updates, self.config.sigma)
         ranked = here + rank_weights(len(epsilons))[losses.argsort(stable=True).argsort(stable=True)] @ epsilons
         beginnings = torch.cat([points[values.argsort(stable=True)[:BEGINNINGS]], here[None], ranked[None]])
-        move = process.lowest(beginnings) - here
+        move = begun + process.lowest(beginnings - begun) - here
         longest = self.config.sigma * FALL**update * math.sqrt(len(here))
         return (-move * min(1.0, longest / max(float(move.norm()), 1e-12))).to(message.device)
 
