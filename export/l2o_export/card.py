@@ -13,6 +13,9 @@ from l2o_runtime.config import to_dict
 from l2o_runtime.files.artifact import BUNDLED
 from l2o_runtime.files.exported import step_names
 from l2o_runtime.rules import Rule
+from l2o_runtime.rules.directional import DirectionalRule
+from l2o_runtime.rules.geometry import PLACES
+from l2o_runtime.rules.steering import correction
 
 WIDTH = 80
 """Columns of a card."""
@@ -61,11 +64,22 @@ def describe_steps(rule: Rule) -> str:
     if config.scheduled:
         bounds.append(f"{config.output_scale:g} · lr beside the parameters, times a schedule")
         bounds.append("they fade where a gradient is gone")
+        bounds += _by_place(rule)
     elif config.noise_floor is None:
         bounds.append("they go on where a gradient is gone, or is mere rounding")
     else:
         bounds.append("they fade where a gradient is gone, and are Adam's where it is mere rounding")
     return "; ".join(bounds)
+
+
+def _by_place(rule: Rule) -> list[str]:
+    """How many times longer steps are for it, of a rule that has numbers for places."""
+    if not (isinstance(rule, DirectionalRule) and rule.places is not None):
+        return []
+    with torch.no_grad():
+        common = rule.head.bias[0]
+        times = (correction(common + rule.places, rule.config) - correction(common, rule.config)).exp().tolist()
+    return ["by place × " + ", ".join(f"{value:.2g} {place}" for value, place in zip(times, PLACES, strict=True))]
 
 
 def describe_licence(path: Path, provenance: dict[str, Any]) -> str | None:

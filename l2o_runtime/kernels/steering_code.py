@@ -172,7 +172,7 @@ class _Code:
         said = self._said(inputs_of(seen, everywhere, signal, shapes))
         if self.config.places:
             ends = Ends(self._mask(at, "first"), self._mask(at, "last"))
-            said[0] = said[0] + by_place(self._weights(PLACES, self._network), shapes.matrix, ends)
+            said[0] = said[0] + by_place(self._weights(len(PLACES), self._network), shapes.matrix, ends)
         gain, age = state["tensor_gain"], self._age(at, state)
         told, new = conclude(self.config, seen, said, everywhere, gain, gains, age, shapes, state)
         self._keep(at, told, self.told, 0)

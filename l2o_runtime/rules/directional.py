@@ -169,7 +169,7 @@ class DirectionalRule(Rule):
         bound = 1 / math.sqrt(config.hidden)
         self.weight_context = nn.Parameter(torch.empty(config.hidden, config.context.width).uniform_(-bound, bound))
         self.context = make_context(config.context)
-        self.places = nn.Parameter(torch.zeros(PLACES)) if config.places else None
+        self.places = nn.Parameter(torch.zeros(len(PLACES))) if config.places else None
         self.elementary = False
 
     @property

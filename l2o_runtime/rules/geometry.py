@@ -87,8 +87,8 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
     )
 
 
-PLACES = 4
-"""Of tensors: the first matrix, those in between, the last one, and all that are no matrices."""
+PLACES = ("first matrix", "between", "last matrix", "all else")
+"""Of tensors."""
 
 
 class Ends(NamedTuple):

@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 from rules import RULES, make_rule
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ from l2o_cli.main import COMMANDS, app
 from l2o_export.formats import WRITERS, Source
 from l2o_runtime import __version__, save_rule
 from l2o_runtime.files.artifact import ALIASES, bundled_rules
-from l2o_runtime.rules import AnyRuleConfig, NormalizedConfig, StepLimits, TieredConfig
+from l2o_runtime.rules import AnyRuleConfig, DirectionalConfig, NormalizedConfig, StepLimits, TieredConfig
 from l2o_training.compare.papers.plans import PLANS
 from l2o_training.config import TrainConfig, load_preset, preset_names
 from l2o_training.tasks import TaskConfig
@@ -63,10 +64,15 @@ def test_the_whole_way(cli, tmp_path):
         (TieredConfig(noise_floor=1e-3), ["they fade where a gradient is gone"]),
         (NormalizedConfig(output="tanh"), ["at most 0.1 · lr"]),
         (TieredConfig(limits=StepLimits(known_parameters=30_000)), ["30,000 parameters"]),
+        (DirectionalConfig(), ["times a schedule; they fade where a gradient is gone loss"]),
+        (DirectionalConfig(places=True), ["by place × 2 first matrix, 1 between, 0.5 last matrix, 1 all else"]),
     ],
 )
 def test_inspect_says_what_bounds_steps(cli, tmp_path, config, phrases):
-    save_rule(tmp_path / "rule.safetensors", make_rule(config))
+    rule = make_rule(config)
+    if getattr(config, "places", False):
+        rule.places.data.copy_(torch.tensor([0.732, 0.0, -0.76, 0.0]))
+    save_rule(tmp_path / "rule.safetensors", rule)
     text = " ".join(cli("inspect", "rule.safetensors").stdout.split())
     assert all(phrase in text for phrase in phrases)
 
