@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
     **{"epochs": 4, "horizon": 10, "shortest": 5, "unroll": 5, "batch": 2, "lanes": 4},
     **{"validate_every": 1, "validation_runs": 3, "particles": 4},
 )
-ESTIMATORS = ("tbptt", "es", "pes", "mixed", "cem", "surrogate")
+ESTIMATORS = ("tbptt", "es", "pes", "mixed", "cem")
 
 
 class Stop(Exception):
@@ -34,7 +34,7 @@ class Stop(Exception):
 
 
 def config(estimator: str) -> TrainConfig:
-    whole = {"unroll": 0, "shortest": None} if estimator in ("cem", "surrogate") else {}
+    whole = {"unroll": 0, "shortest": None} if estimator == "cem" else {}
     return dataclasses.replace(CONFIG, estimator=estimator, **whole)
 
 

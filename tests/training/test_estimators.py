@@ -1,14 +1,11 @@
 """Estimators of the meta-gradient: es and pes against differentiation of the smoothed loss; checkpoints; settings."""
 
 import dataclasses
-import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from resuming import assert_resumes_bit_for_bit
-from torch import nn
 from torch.func import functional_call
 
 from l2o_runtime import ConfigError
@@ -206,10 +203,10 @@ def test_perturbations_are_the_same_whoever_draws_them():
     assert drawn[0].std().item() == pytest.approx(SIGMA, rel=0.1)
 
 
-@pytest.mark.parametrize("estimator", ["es", "pes", "mixed", "cem", "surrogate"])
+@pytest.mark.parametrize("estimator", ["es", "pes", "mixed", "cem"])
 def test_perturbed_rules_are_put_back_and_learn(estimator, tmp_path):
     few = ["lr=1", "trained=['head.bias']", "sigma=0.5", "unroll=0", "rule.output_scale=1"]
-    changes = few if estimator in ("cem", "surrogate") else ["lr=0.02"]
+    changes = few if estimator == "cem" else ["lr=0.02"]
     config = load_preset(
         "quadratics",
         [*changes, f"estimator={estimator}", "particles=4", "horizon=40", "validation_runs=5", "lanes=2"],
@@ -234,59 +231,6 @@ def test_stopped_in_the_middle_of_an_episode_resumes_bit_for_bit(estimator, tmp_
         **{"shortest": 10, "lanes": 3, "estimator": estimator, "particles": 2},
     )
     assert_resumes_bit_for_bit(config, tmp_path)
-
-
-def test_a_search_remembers_what_it_tried_when_it_resumes(tmp_path):
-    config = load_preset("demo", ["epochs=3", "validate_every=1", "validation_runs=1", "horizon=30", "unroll=0"])
-    few = {"lanes": 2, "estimator": "surrogate", "particles": 4, "trained": ("head.bias",), "lr": 1.0, "sigma": 0.3}
-    config = dataclasses.replace(config, tasks=(QuadraticConfig(size=5),), **few)
-    assert_resumes_bit_for_bit(config, tmp_path, midway=False)
-
-
-def sought(estimator, loss, updates, seed=0, count=6, spoilt=()):
-    """Where a search of 6 numbers from zero ends, that is told the losses of what it tries."""
-    config = dataclasses.replace(
-        TINY, unroll=0, particles=4, lanes=1, sigma=0.4, estimator=estimator, objective="loss", seed=seed
-    )
-    solver = nn.Module()
-    solver.numbers = nn.Parameter(torch.zeros(count))
-    made, slot = make_estimator(config), SimpleNamespace(number=0)
-    for slot.number in range(updates):
-        tried = [solver.numbers.detach() + epsilon for epsilon in made.perturbations(solver, slot)]
-        losses = torch.tensor([loss(point) for point in tried], dtype=torch.float64)
-        losses[list(spoilt)] = torch.inf
-        with torch.no_grad():
-            solver.numbers -= made.gradient(solver, [slot], losses)
-    return solver.numbers.detach()
-
-
-def test_a_surrogate_needs_fewer_optimizations_than_ranks():
-    """A quarter of what 28 optimizations by ranks leave of a bowl and its noise, over ten seeds."""
-    left = {"cem": [], "surrogate": []}
-    for seed in range(10):
-        rng = torch.Generator().manual_seed(seed)
-        target, curvature = torch.randn(6, generator=rng) * 0.5, torch.rand(6, generator=rng) + 0.1
-
-        def bowl(point, target=target, curvature=curvature):
-            return float((curvature * (point - target).square()).sum())
-
-        def noisy(point, bowl=bowl, rng=rng):
-            return math.exp(bowl(point) + 0.02 * torch.randn((), generator=rng).item())
-
-        for estimator, found in left.items():
-            found.append(bowl(sought(estimator, noisy, 7, seed)) / bowl(torch.zeros(6)))
-    means = {estimator: sum(found) / len(found) for estimator, found in left.items()}
-    assert means["surrogate"] < 0.2
-    assert means["surrogate"] < 0.4 * means["cem"]
-
-
-@pytest.mark.parametrize("spoilt", [(), (0,), (0, 1, 2, 3)])
-def test_a_surrogate_minds_what_is_not_finite_and_negative_losses(spoilt):
-    target = torch.full((6,), 0.5)
-    bowl = lambda point: float((point - target).square().sum()) - 10  # noqa: E731
-    found = sought("surrogate", bowl, 8, spoilt=spoilt)
-    assert found.isfinite().all()
-    assert (found == 0).all() if len(spoilt) == 4 else bowl(found) < bowl(torch.zeros(6))
 
 
 def test_whole_optimizations_are_one_truncation_whatever_their_length(tmp_path):
@@ -366,8 +310,7 @@ def test_cem_takes_what_is_not_finite_for_the_worst():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("estimator=cem", "unroll: must be 0, whole optimizations, with estimator = cem"),
-        ("estimator=surrogate", "unroll: must be 0, whole optimizations, with estimator = surrogate"),
+        ("estimator=cem", "unroll: must be 0 with estimator = cem"),
         ("particles=3", "even"),
         ("unroll=-1", "0 for whole optimizations"),
         ("rescale_tensors=11", "rescale_tensors"),

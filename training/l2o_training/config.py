@@ -46,15 +46,14 @@ class TrainConfig:
         rescale_coordinates: the same for every coordinate by itself (random scaling, Lv et al. 2017).
         estimator: of the meta-gradient: truncated back-propagation, or evolution strategies, truncated (es) or
             persistent (pes), or the first two, each as far as it varies little among the lanes (mixed); or the
-            cross-entropy method (cem), for few parameters and whole optimizations, or the same with a surrogate of the
-            loss (surrogate), for few optimizations. All but the first and mixed differentiate nothing, so that
-            `sample` and `recompute` do not matter to them.
+            cross-entropy method (cem), for few parameters and whole optimizations. es, pes and cem differentiate
+            nothing, so that `sample` and `recompute` do not matter to them.
         trained: where given, only parameters whose names end so are trained.
-        sigma: standard deviation of the perturbations of es, pes, cem and surrogate.
-        particles: of the same, per lane; an even number, as they come in antithetic pairs.
+        sigma: standard deviation of the perturbations of es, pes and cem.
+        particles: of es, pes and cem, per lane; an even number, as they come in antithetic pairs.
         recompute: keep only the states of the steps of a truncation, and compute the rest again for the gradient:
             slower, but long truncations of large tasks need a fraction of the memory.
-        lr: learning rate of the outer Adam; with cem and surrogate that of plain steps, 1.
+        lr: learning rate of the outer Adam; with cem that of plain steps, 1.
         final_lr: where given, the learning rate falls to this along a cosine.
         clip: bound on the norm of the meta-gradient.
         clip_lanes: bound the norm of every lane's meta-gradient too, before the mean over lanes (tbptt and mixed).
@@ -101,7 +100,7 @@ class TrainConfig:
     rescale_tensors: float = dataclasses.field(default=0.0, metadata=LATER)
     rescale_coordinates: float = dataclasses.field(default=0.0, metadata=LATER)
     recompute: bool = False
-    estimator: Literal["tbptt", "es", "pes", "mixed", "cem", "surrogate"] = "tbptt"
+    estimator: Literal["tbptt", "es", "pes", "mixed", "cem"] = "tbptt"
     trained: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
     sigma: float = 0.01
     particles: int = 2
@@ -138,8 +137,8 @@ class TrainConfig:
         require(even, f"particles: must be an even number, 2 or more, got {self.particles}")
         compared = self.estimator != "mixed" or self.lanes >= 2
         require(compared, f"lanes: must be 2 or more with estimator = mixed, which compares them, got {self.lanes}")
-        whole = not self.searches or self.unroll == 0
-        require(whole, f"unroll: must be 0, whole optimizations, with estimator = {self.estimator}; got {self.unroll}")
+        whole = self.estimator != "cem" or self.unroll == 0
+        require(whole, f"unroll: must be 0 with estimator = cem, which ranks whole optimizations; got {self.unroll}")
         for key in ("rescale", "rescale_tensors", "rescale_coordinates"):
             require(0 <= getattr(self, key) <= 10, f"{key}: must be in [0, 10], got {getattr(self, key)}")
         require(self.clip > 0, f"clip: must be greater than 0, got {self.clip}")
@@ -230,11 +229,6 @@ class TrainConfig:
             chance = self.imitated[min(stage, len(self.imitated) - 1)]
             return float(random.Random(f"{self.seed}/imitated/{epoch}").random() >= chance)
         return min(1.0, epoch / self.handed_over) if self.expert and self.handed_over else 1.0
-
-    @property
-    def searches(self) -> bool:
-        """Whether few numbers are sought by whole optimizations at perturbed ones."""
-        return self.estimator in ("cem", "surrogate")
 
     @property
     def as_rule(self) -> AnyRuleConfig:

@@ -56,7 +56,7 @@ class Learner:
             p.requires_grad_(all(not ends or name.endswith(ends) for ends in (config.trained, stage.trained)))
         names = ", ".join(name for name, _ in self.rule.named_parameters())
         require(bool(trained(self.solver)), f"trained: no parameter ends with {', '.join(config.trained)}: {names}")
-        made = torch.optim.SGD if config.searches else torch.optim.Adam
+        made = torch.optim.SGD if config.estimator == "cem" else torch.optim.Adam
         # Not fused it takes as long as a solver's layers, whose weights are many.
         self.optimizer: torch.optim.Optimizer = made(trained(self.solver), lr=stage.lr * config.lr, fused=True)
 
@@ -87,8 +87,8 @@ class Learner:
             p.grad = part.to(p.dtype).view_as(p)
         # Zeros would change the order in which the norm is summed; a placebo is to train like no context, to the bit.
         moved = [p for p in params if p.grad is not None and bool(torch.linalg.vector_norm(p.grad) != 0)]
-        # A plain step along what a search gives ends where it wants to: shorter ones end nowhere.
-        bound = math.inf if self.config.searches else self.config.clip
+        # A plain step along what CEM gives ends at a mean of perturbations: shorter ones end nowhere.
+        bound = math.inf if self.config.estimator == "cem" else self.config.clip
         norm = torch.nn.utils.clip_grad_norm_(moved, bound)
         if not norm.isfinite():
             return False

@@ -38,7 +38,7 @@ FIRST = 5
 FEWEST = 4
 """Outer updates below which there is no sense in it."""
 
-ENOUGH = {"cem": 16, "surrogate": 16}
+ENOUGH = {"cem": 16}
 """Outer updates by estimator, below which each takes fewer optimizations."""
 
 USUAL = 24
@@ -184,11 +184,11 @@ def _checking(config: TrainConfig, speed: Speed, ranks: int) -> tuple[float, flo
 
 
 def _sizes(config: TrainConfig, ranks: int) -> list[tuple[int, int, int]]:
-    """Lanes, instances of each, and perturbations, the most first. All lanes of a search try the same: they need not
-    be many. Where runs are long it has half the perturbations, and two instances in all.
+    """Lanes, instances of each, and perturbations, the most first. All lanes of `cem` try the same: they need not be
+    many. Where runs are long it has half the perturbations, and two instances in all.
     """
     particles = config.particles
-    if config.searches:
+    if config.estimator == "cem":
         lanes = ranks * max(1, -(-len(config.tasks) // ranks))
         few = [(lanes, batch, max(2, particles // 4 * 2)) for batch in (2, 1) if lanes * batch >= FEWEST_INSTANCES]
         return [*((lanes, batch, particles) for batch in MANY), *few]

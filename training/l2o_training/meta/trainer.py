@@ -294,7 +294,6 @@ class Trainer:
             "history": self.history,
             "lanes": [slot.position() for slot in self.slots],
             "ancestor": self.ancestor,
-            "estimator": self.estimator.state(),
         }
         self.checkpoints.save(self.epoch, self.best_epoch, state, info)
 
@@ -322,9 +321,9 @@ class Trainer:
                 slot.go_to(position)
             for slot in self.mine:
                 slot.load_state_dict(state.get("lane", {}).get(f"{slot.index}", {}), self.learner.solver)
-            self.estimator.restore(self.learner.solver, self.slots, info.get("estimator"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): remove it and resume") from None
+        self.estimator.restore(self.learner.solver, self.slots)
 
     def _finish(self) -> Path:
         """Write the best rule and the learning curve."""

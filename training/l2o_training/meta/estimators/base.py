@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -68,12 +67,8 @@ class Estimator(ABC):
             message: (m,) sum of all messages.
         """
 
-    def state(self) -> Any:
-        """What it remembers that seeds do not give again, of plain finite data; for checkpoints, on every rank."""
-        return None
-
-    def restore(self, outer: Solver, slots: list[TaskSlot], state: Any) -> None:  # noqa: B027
-        """Go on from where the slots are, after a run was resumed, with the `state` of then."""
+    def restore(self, outer: Solver, slots: list[TaskSlot]) -> None:  # noqa: B027
+        """Go on from where the slots are, after a run was resumed."""
 
 
 def size(outer: Solver) -> int:

@@ -10,7 +10,6 @@ import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +166,7 @@ class PES(ES):
         """ξ: the sum of the pair's perturbations since the episode's beginning."""
         return self._sums[slot.index, pair]
 
-    def restore(self, outer: Solver, slots: list[TaskSlot], state: Any) -> None:
+    def restore(self, outer: Solver, slots: list[TaskSlot]) -> None:
         """Draw the perturbations of the episodes under way once more, and sum them in the same order."""
         device, count = next(outer.parameters()).device, size(outer)
         for slot in slots:
