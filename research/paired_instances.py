@@ -1,6 +1,6 @@
 """How sure is it that a specialised rule ends below the default on fresh instances of its task?
 
-Verdict: of chars and finetune it is, of LeNet not by the last ten minibatches: docs/gallery.md.
+Verdict: of regression, pinn, chars and finetune it is, of LeNet not by the last ten minibatches: docs/gallery.md.
 
     python research/paired_instances.py runs/gallery/chars/eval/cache/chars chars-total directional-total
 

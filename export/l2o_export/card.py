@@ -73,11 +73,11 @@ def describe_steps(rule: Rule) -> str:
 
 
 def _by_place(rule: Rule) -> list[str]:
-    """How many times longer steps are for it, of a rule that has numbers for places."""
+    """How many times longer its numbers for places make steps, beside what its network says of a tensor on its own."""
     if not (isinstance(rule, DirectionalRule) and rule.places is not None):
         return []
     with torch.no_grad():
-        common = rule.head.bias[0]
+        common = rule.head.bias[0]  # what the network says whatever it sees; near the bounds places add less
         times = (correction(common + rule.places, rule.config) - correction(common, rule.config)).exp().tolist()
     return ["by place × " + ", ".join(f"{value:.2g} {place}" for value, place in zip(times, PLACES, strict=True))]
 

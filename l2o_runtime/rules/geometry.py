@@ -88,7 +88,7 @@ def geometry(size: Tensor, dimensions: Tensor) -> Geometry:
 
 
 PLACES = ("first matrix", "between", "last matrix", "all else")
-"""Of tensors."""
+"""Of tensors among those of a model, in the order of the numbers that belong to them."""
 
 
 class Ends(NamedTuple):
