@@ -1,7 +1,8 @@
 """How the size of steps changes over a run, where a rule leaves that to a schedule.
 
 Three cases, in this order: `total_steps` is known; a scheduler of torch drives lr, which leaves `initial_lr` in the
-group; nobody says anything. Factors are tensors, so that nothing has to wait for a device and a step compiles.
+group, and from whose pace the length is guessed; nobody says anything. Factors are tensors, so that nothing has to wait
+for a device and a step compiles.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,9 @@ ANYTIME = 4 / 3
 FADING = 25.0
 """Steps after which they begin to fall with the root of their number."""
 
+SMALLEST_RATE = 1e-30
+"""Learning rates are divided by at least this."""
+
 
 def linear(step: Any, total: int | Tensor) -> Any:
     """min(1, t / 0.02 T) (1 − t/T), and 0 from T on.
@@ -50,14 +54,30 @@ def linear(step: Any, total: int | Tensor) -> Any:
     return at_most(step / at_least(WARM_UP * total, 1.0), 1.0) * at_least(1 - step / total, 0.0)
 
 
+def longer(short: Any) -> Any:
+    """The root of how many times shorter a run is than 2,500 steps, within 1 … 3: how much longer its steps are."""
+    return at_most(at_least(short, 1.0), LONGEST**2) ** 0.5
+
+
 def told(step: Any, total: int | Tensor) -> Any:
     """`linear`, times √(2500 / T) in shorter runs than 2,500 steps, but at most 3.
 
     >>> told(torch.tensor(50), 100), told(torch.tensor(500), 625), told(torch.tensor(5000), 10_000)
     (tensor(1.5000), tensor(0.4000), tensor(0.5000))
     """
-    longer = at_most(at_least(LENGTH / total, 1.0), LONGEST**2) ** 0.5
-    return longer * linear(step, total)
+    return longer(LENGTH / total) * linear(step, total)
+
+
+def paced(step: Any, left: Any) -> Any:
+    """√(2500 (1 − f) / t), within 1 … 3, beside a scheduler that has left f of lr in step t.
+
+    A scheduler does not say how long the run is. It would take t / (1 − f) steps if lr fell along a line, at the pace
+    that it has had so far.
+
+    >>> paced(torch.tensor([1, 50, 2000]), torch.tensor([1.0, 0.9, 0.2]))
+    tensor([1.0000, 2.2361, 1.0000])
+    """
+    return longer((1 - left) * LENGTH / step)
 
 
 def anytime(step: Any) -> Any:
@@ -75,8 +95,8 @@ class Schedule:
 
     Attributes:
         total: the number of steps of the run, if it is known.
-        fades: whether a rule leaves the size of its steps to this: they are longer in short runs, and become shorter by
-            themselves where the length is not known and no scheduler makes them.
+        fades: whether a rule leaves the size of its steps to this: they are longer in short runs, also where a
+            scheduler makes them shorter, and become shorter by themselves where nobody says anything.
     """
 
     total: int | None = None
@@ -89,13 +109,17 @@ class Schedule:
             group: of parameters.
             done: gives the number () of steps so far; it is asked only where that matters.
         """
-        if self.total is None and not (self.fades and "initial_lr" not in group):
+        if self.total is None and not self.fades:
             return 1.0
         before = done()
         # Python takes a tenth of the time that operators take, where nothing has to be waited for.
         here = before.device.type == "cpu" and not torch.compiler.is_compiling()
         at: Tensor | float = before.item() + 1 if here else before.double() + 1
-        found: Tensor | float = anytime(at) if self.total is None else self._length(at, self.total)
+        found: Tensor | float
+        if self.total is not None:
+            found = self._length(at, self.total)
+        else:
+            found = paced(at, _left(group)) if "initial_lr" in group else anytime(at)
         return found
 
     @property
@@ -106,3 +130,9 @@ class Schedule:
     def fall(self, done: Callable[[], Tensor]) -> float:
         """For optimizers that have their own size: `linear` in a run of known length, else 1."""
         return 1.0 if self.total is None else float(linear(done().double() + 1, self.total))
+
+
+def _left(group: dict[str, Any]) -> Tensor | float:
+    """What a scheduler has left of a group's learning rate, or reached of it on the way up (`OneCycleLR`)."""
+    left: Tensor | float = group["lr"] / at_least(group.get("max_lr", group["initial_lr"]), SMALLEST_RATE)
+    return left

@@ -43,6 +43,11 @@ def fresh():
     return nn.Parameter(torch.full((6,), 3.0))
 
 
+def driven(lefts, first=1):
+    """How far a parameter goes where a scheduler leaves so much of lr, from step `first` on."""
+    return [left * math.sqrt(min(max(2500 * (1 - left) / step, 1), 9)) for step, left in enumerate(lefts, start=first)]
+
+
 def test_a_run_of_known_length_rises_and_falls(rule):
     param = fresh()
     found = moves(LearnedOptimizer([param], rule, total_steps=100), param, 100)
@@ -108,14 +113,43 @@ def test_a_scheduler_takes_the_place_of_the_fading(rule, make, factor):
     param = fresh()
     optimizer = LearnedOptimizer([param], rule)
     found = moves(optimizer, param, 20, make(optimizer).step)
-    assert found == pytest.approx([factor(t) for t in range(20)], rel=2e-3, abs=1e-5)  # θ is rounded to 1e-7
+    assert found == pytest.approx(driven(map(factor, range(20))), rel=2e-3, abs=1e-5)  # θ is rounded to 1e-7
+
+
+@pytest.mark.parametrize("total", [400, 2500, 40_000])
+def test_beside_a_scheduler_short_runs_have_longer_steps_too(rule, total):
+    """A fall along a line says how long the run is; long ones are what the scheduler makes of them."""
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total)
+    found = moves(optimizer, param, 40, scheduler.step)
+    told = [math.sqrt(max(2500 / total, 1)) * (1 - t / total) for t in range(40)]
+    assert found[20:] == pytest.approx(told[20:], rel=0.03)
+    assert all(one <= 1.001 * other for one, other in zip(found, told, strict=True))
+
+
+@pytest.mark.parametrize(("initial", "kind"), [(0.0, float), (0.1, float), (0.1, torch.tensor)])
+def test_what_a_scheduler_leaves_is_beside_the_initial_learning_rate(rule, initial, kind):
+    """Zero, as groups of frozen layers have it, and a tensor, as graphs ask for."""
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, lr=kind(initial))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    found = moves(optimizer, param, 8, scheduler.step)
+    assert found == pytest.approx([initial * x for x in driven(0.9**t for t in range(8))], rel=4e-3, abs=1e-6)
 
 
 def test_one_cycle_and_plateau_run(rule):
     param = fresh()
     optimizer = LearnedOptimizer([param], rule)
-    found = moves(optimizer, param, 20, torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=21).step)
-    assert max(found) == pytest.approx(1, rel=0.05)
+    scheduler, lrs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=21), []
+
+    def after():
+        scheduler.step()
+        lrs.append(optimizer.param_groups[0]["lr"])
+
+    lrs.append(optimizer.param_groups[0]["lr"])
+    found = moves(optimizer, param, 20, after)
+    assert found == pytest.approx(driven(lrs[:20]), rel=2e-3, abs=1e-5), "beside the highest lr, not the initial one"
     param = fresh()
     optimizer = LearnedOptimizer([param], rule)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
@@ -134,11 +168,11 @@ def test_both_multiply_and_are_told_of(rule):
     assert found == pytest.approx([1.5 * (1 - t / 10) for t in range(1, 11)], rel=2e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("driven", [True, False], ids=["saved under a scheduler", "saved without one"])
-def test_a_scheduler_drives_whether_it_is_made_before_or_after_a_state_is_loaded(rule, driven):
+@pytest.mark.parametrize("before", [True, False], ids=["saved under a scheduler", "saved without one"])
+def test_a_scheduler_drives_whether_it_is_made_before_or_after_a_state_is_loaded(rule, before):
     param, found = fresh(), []
     optimizer = LearnedOptimizer([param], rule)
-    if driven:
+    if before:
         torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
     moves(optimizer, param, 200)
     saved, value = copy.deepcopy(optimizer.state_dict()), param.detach().clone()
@@ -150,7 +184,8 @@ def test_a_scheduler_drives_whether_it_is_made_before_or_after_a_state_is_loaded
         optimizer.load_state_dict(saved)
         found.append(moves(optimizer, param, 8, (scheduler or made()).step))
     assert found[0] == found[1]
-    assert found[0] == pytest.approx([(1 + math.cos(math.pi * t / 10)) / 2 for t in range(8)], rel=2e-3)
+    lefts = [(1 + math.cos(math.pi * t / 10)) / 2 for t in range(8)]
+    assert found[0] == pytest.approx(driven(lefts, first=201), rel=2e-3)
 
 
 @pytest.mark.parametrize("options", [{"total_steps": 12}, {}, {"averaging": True}])

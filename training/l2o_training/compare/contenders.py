@@ -193,10 +193,13 @@ def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, 
         return rule
     if schedule is None:
         return Descent(rule)
-    if schedule == "cosine":
-        return Scheduled(Descent(rule, scheduled=False), partial(cosine, total=steps))
-    own = stepping.Schedule(steps, fades=rule.config.scheduled)
-    return Scheduled(Descent(rule, scheduled=False), lambda done: float(own.factor({}, lambda: torch.tensor(done))))
+    own = stepping.Schedule(steps if schedule == "total" else None, fades=rule.config.scheduled)
+
+    def factor(done: int) -> float:
+        lr = cosine(done, steps) if schedule == "cosine" else 1.0
+        return lr * float(own.factor({"lr": lr, "initial_lr": 1.0}, lambda: torch.tensor(done)))
+
+    return Scheduled(Descent(rule, scheduled=False), factor)
 
 
 @functools.lru_cache(8)
