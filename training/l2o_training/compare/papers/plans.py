@@ -12,6 +12,7 @@ from l2o_training.compare.papers.variants import (
     DMD_1_20,
     DMD_1_100,
     ENHANCED,
+    ENHANCED_LONG,
     FLAG,
     KOOPMAN_CONTEXTS,
     KOOPMAN_TASKS,
@@ -170,16 +171,17 @@ PLANS = {
     ),
     "networks": Plan(
         title="Open-L2O's networks: L2O-DM and RNNprop, enhanced",
-        text="L2O-DM and RNNprop with and without L2O-enhanced (Chen et al. 2020): horizons that grow from 100 to "
-        "1,000 steps, validated at the next one, and Adam at 0.01, which carries the optimizations of 0, 10 and then "
-        "30 % of the epochs and is imitated (RNNprop: 30 % throughout). All are meta-trained on an MLP of 20 sigmoid "
-        "units on scikit-learn's digits, in place of the paper's on MNIST, through 20 steps at a time: 27,000 inner "
-        "steps without, about as many with. Compared on the five networks of Open-L2O as they were meant: examples "
-        "of the training split, no ReLU on the outputs.",
+        text="L2O-DM and RNNprop with and without L2O-enhanced (Chen et al. 2020): horizons that grow from 100 steps, "
+        "validated at the next one, and Adam at 0.01, which carries the optimizations of 0, 10 and then 30 % of the "
+        "epochs and is imitated (RNNprop: 30 % throughout). All are meta-trained on an MLP of 20 sigmoid units on "
+        "scikit-learn's digits, in place of the paper's on MNIST, through 20 steps at a time. For 1,000 steps, "
+        "horizons grow to 1,000, and there are 27,000 inner steps without, about as many with; for 10,000 they grow "
+        "to the paper's 3,000, and there are 250,000. Compared on the five networks of Open-L2O as they were meant: "
+        "examples of the training split, no ReLU on the outputs.",
         experiments=(
             Experiment(name="networks", variants=ENHANCED, tasks=NETWORKS, steps=1000, runs=2, seeds=3, lrs=RATES),
             Experiment(
-                name="networks-long", variants=ENHANCED, tasks=NETWORKS[:3], steps=10_000, runs=2, seeds=1, lrs=RATES
+                name="networks-long", variants=ENHANCED_LONG, tasks=NETWORKS, steps=10_000, runs=2, seeds=1, lrs=RATES
             ),
         ),
     ),

@@ -14,7 +14,6 @@ from l2o_training.compare.papers.plans import CHECKPOINTS, MULTIPLES
 from l2o_training.compare.papers.variants import (
     DMD_1_20,
     DMD_1_100,
-    ENHANCED,
     L2O,
     OPEN_L2O,
     PAPER,
@@ -328,14 +327,15 @@ def _at(numbers: Numbers, name: str, task: str, steps: int) -> list[str]:
 
 def networks(experiments: list[Numbers], out: Path) -> Section:
     """L2O-DM and RNNprop with and without L2O-enhanced: logarithms of losses beside the published ones."""
-    blocks, labels = [], {variant.name: variant.label for variant in ENHANCED}
+    blocks = []
     for numbers in experiments:
-        steps, rows = numbers.experiment.steps, []
+        steps, rows, trained = numbers.experiment.steps, [], numbers.experiment.variants
+        labels = {variant.name: variant.label for variant in trained}
         if not numbers.curves:
             blocks.append(f"After {steps:,} steps: {NOT_RUN}.")
             continue
         for task in numbers.tasks:
-            ours = [_logarithm(numbers, variant.name, task) for variant in ENHANCED]
+            ours = [_logarithm(numbers, name, task) for name in labels]
             best = numbers.tuned(task)
             adam = NOT_RUN if best is None else f"{np.log(best[0]):.2f} (lr {best[1]:g})"
             rows.append([task, *ours, adam])
@@ -344,13 +344,15 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
         lower = [
             f"{labels[variant.name]}: below {labels[PLAIN[variant.name]]} on {_lower(numbers, variant)} of "
             f"{_both(numbers, variant)} networks that both were run on"
-            for variant in ENHANCED
+            for variant in trained
             if variant.name in PLAIN and _both(numbers, variant)
         ]
         table = markdown(["network", *labels.values(), "Adam tuned"], rows)
         head = f"After {steps:,} steps, {plural(numbers.experiment.seeds, 'seed')} of meta-training:"
         blocks.append("\n\n".join([head, table, "\n".join(f"- {line}." for line in lower)]))
-    panels(_smooth(experiments[0], list(labels)), out / "networks.png")
+    panels(
+        _smooth(experiments[0], [variant.name for variant in experiments[0].experiment.variants]), out / "networks.png"
+    )
     text = (
         "ln of the training loss, mean of the last 10 steps over runs, and over seeds where there are several. "
         "Published: over 10 runs, read off Figure 7 of arXiv 2103.12828, on networks whose last ReLU leaves "

@@ -211,37 +211,42 @@ KOOPMAN_CONTEXTS = {
 
 
 _DIGITS = 'tasks=[{kind="mlp",data="digits",hidden=[20],batch_size=64}]'
-_PLAIN = (_DIGITS, "epochs=270", "validate_every=15", "validation_runs=4")
-_GROWING = (
-    _DIGITS,
-    "epochs=100",
-    "horizon=1000",
-    "validate_every=5",
-    "validation_runs=2",
-    "curriculum.kind=growing",
-    "expert=adam",
-    "expert_lr=0.01",
-)
 _RNNPROP = ("rule.output_scale=0.01", "weights=uniform")  # as Open-L2O has it
-ENHANCED = (
-    Variant(name="dm", label="L2O-DM", preset="l2o-dm", overrides=_PLAIN),
-    Variant(
-        name="dm-enhanced",
-        label="L2O-DM, growing horizons and imitation",
-        preset="l2o-dm",
-        overrides=(*_GROWING, "imitated=[0.0,0.1,0.3]"),
-    ),
-    Variant(name="rnnprop", label="RNNprop", preset="rnnprop", overrides=(*_PLAIN, *_RNNPROP)),
-    Variant(
-        name="rnnprop-enhanced",
-        label="RNNprop, growing horizons and imitation",
-        preset="rnnprop",
-        overrides=(*_GROWING, "imitated=[0.3]", *_RNNPROP),
-    ),
-)
-"""Rules of the papers, each beside itself after L2O-enhanced (Chen et al. 2020), for about as many inner steps."""
 
-PLAIN = {"dm-enhanced": "dm", "rnnprop-enhanced": "rnnprop"}
+
+def _enhanced(suffix: str, plain: tuple[str, ...], growing: tuple[str, ...]) -> tuple[Variant, ...]:
+    """L2O-DM and RNNprop, each beside itself after L2O-enhanced (Chen et al. 2020)."""
+    plain = (_DIGITS, *plain, "validation_runs=4")
+    growing = (
+        *(_DIGITS, *growing, "validate_every=5", "validation_runs=2"),
+        *("curriculum.kind=growing", "expert=adam", "expert_lr=0.01"),
+    )
+    label = "growing horizons and imitation"
+    return (
+        Variant(name=f"dm{suffix}", label="L2O-DM", preset="l2o-dm", overrides=plain),
+        Variant(
+            name=f"dm-enhanced{suffix}",
+            label=f"L2O-DM, {label}",
+            preset="l2o-dm",
+            overrides=(*growing, "imitated=[0.0,0.1,0.3]"),
+        ),
+        Variant(name=f"rnnprop{suffix}", label="RNNprop", preset="rnnprop", overrides=(*plain, *_RNNPROP)),
+        Variant(
+            name=f"rnnprop-enhanced{suffix}",
+            label=f"RNNprop, {label}",
+            preset="rnnprop",
+            overrides=(*growing, "imitated=[0.3]", *_RNNPROP),
+        ),
+    )
+
+
+ENHANCED = _enhanced("", ("epochs=270", "validate_every=15"), ("epochs=100", "horizon=1000"))
+"""27,000 inner steps without, about as many with."""
+
+ENHANCED_LONG = _enhanced("-long", ("epochs=2500", "validate_every=100"), ("epochs=150", "horizon=3000"))
+"""The same with all of the paper's horizons, for 250,000 inner steps, about as many with."""
+
+PLAIN = {f"{rule}-enhanced{suffix}": f"{rule}{suffix}" for rule in ("dm", "rnnprop") for suffix in ("", "-long")}
 """What each of them is without it."""
 
 NETWORKS = tuple(
