@@ -31,37 +31,34 @@ from l2o_training.compare.workloads import Group
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.scripts.everyday import RECIPES
 
-RISE = 0.05
-"""Share of a run in which lr rises, where it does."""
-
-SHAPES: dict[str, tuple[float, Callable[[float], float]]] = {
-    "cosine": (0.0, lambda share: 0.5 * (1 + math.cos(math.pi * share))),
-    "linear": (0.0, lambda share: 1 - share),
-    "warm-cosine": (RISE, lambda share: 0.5 * (1 + math.cos(math.pi * share))),
-    "warm-linear": (RISE, lambda share: 1 - share),
+SHAPES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "linear": lambda share: 1 - share,
 }
-"""How much of lr is left of a run, once it has risen."""
+"""How much of lr is left after a share of its fall; `warm-` rises before it."""
 
 
-def left(shape: str, total: int, done: int) -> float:
+def left(shape: str, rise: float, total: int, done: int) -> float:
     """What a schedule leaves of lr after some steps."""
-    rise, fall = SHAPES[shape]
-    first = round(rise * total)
+    fall = SHAPES[shape.removeprefix("warm-")]
+    first = round(rise * total) if shape.startswith("warm-") else 0
     return (done + 1) / (first + 1) if done < first else fall(min((done - first) / (total - first), 1.0))
 
 
 def scheduled(
-    path: Path, shape: str, params: Iterable[Tensor], lr: float, steps: int
+    path: Path, left: Callable[[int, int], float], params: Iterable[Tensor], lr: float, steps: int
 ) -> tuple[LearnedOptimizer, LambdaLR]:
     """The rule under a scheduler."""
     optimizer = LearnedOptimizer(params, rule=path, lr=lr)
-    return optimizer, LambdaLR(optimizer, partial(left, shape, steps))
+    return optimizer, LambdaLR(optimizer, partial(left, steps))
 
 
 def main() -> None:
     """Run everybody on every task."""
     found = parser(__doc__)
-    found.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    every = [*SHAPES, *(f"warm-{shape}" for shape in SHAPES)]
+    found.add_argument("--shapes", nargs="+", choices=every, default=every)
+    found.add_argument("--rise", type=float, default=0.05, help="share of a run in which lr rises, where it does")
     found.set_defaults(steps=100)
     options = found.parse_args()
     torch.set_num_threads(1)
@@ -69,7 +66,7 @@ def main() -> None:
     told = contenders.of_rule("told", path, "total")
     who = [("told", told, schedule.paced)]
     for shape in options.shapes:
-        contender = replace(told, name=shape, optimizer=partial(scheduled, path, shape))
+        contender = replace(told, name=shape, optimizer=partial(scheduled, path, partial(left, shape, options.rise)))
         who += [(shape, contender, schedule.paced), (f"{shape}, plain", contender, lambda step, left: 1.0)]
     ratios: dict[str, list[float]] = {name: [] for name, _, _ in who}
     for task in options.tasks:
