@@ -91,8 +91,9 @@ class LearnedOptimizer(Optimizer):
             their parameters are plain. Copies of the optimizer forget a group.
         total_steps: length of the run: steps, those of a safeguard's Adam too, grow over its first 2 % and then fall
             along a line, to nothing at its end.
-            Without it a scheduler of torch may drive lr; without either the steps of rules that leave their size to a
-            schedule (`directional` does) become shorter with the root of their number.
+            Without it a scheduler of torch may drive lr, from whose pace the length is guessed; without either the
+            steps of rules that leave their size to a schedule (`directional` does) become shorter with the root of
+            their number.
         schedule: "constant" lets steps be as long as lr says, for scripts that change lr by hand.
         averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter, 8 of float64.
 
