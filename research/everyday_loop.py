@@ -1,7 +1,7 @@
 """Runs of everyday scripts, one seed each, for questions about a rule before its meta-training.
 
-A line per run: the task, who was run, the mean training loss of the last 50th of all steps, and the validation loss at
-the end.
+A line per run: the task, who was run, the mean training loss of the last 50th of all steps, of ten at least, and the
+validation loss at the end.
 """
 
 import argparse
@@ -36,18 +36,21 @@ def untrained(path: Path, config: DirectionalConfig) -> Path:
 
 
 def ending(curves: Curves) -> float:
-    """Mean training loss of the last 50th of all steps, of the first run."""
+    """Mean training loss of the last 50th of all steps, of ten at least, of the first run."""
     losses = curves.train[0]
-    return float(losses[-max(1, len(losses) // 50) :].mean())
+    return float(losses[-max(10, len(losses) // 50) :].mean())
 
 
-def measure(options: argparse.Namespace, who: Iterable[tuple[str, Contender, float]]) -> None:
-    """Run everybody, at their rates, on every task."""
+def measure(options: argparse.Namespace, who: Iterable[tuple[str, Contender, float]]) -> dict[str, list[float]]:
+    """Run everybody, at their rates, on every task; their training losses, task by task."""
     torch.set_num_threads(1)
     everybody = list(who)
+    losses: dict[str, list[float]] = {run: [] for run, _, _ in everybody}
     for name in options.tasks:
         workload = ScriptWorkload(RECIPES[name], Datasets(options.data_root))
         workload.prepare()
         for run, contender, lr in everybody:
             curves = workload.measure(contender, lr, Group(0, 1), options.steps)
-            print(f"{name}\t{run}\t{ending(curves):.5g}\t{curves.validation[0, -1]:.5g}", flush=True)
+            losses[run].append(ending(curves))
+            print(f"{name}\t{run}\t{losses[run][-1]:.5g}\t{curves.validation[0, -1]:.5g}", flush=True)
+    return losses

@@ -118,8 +118,10 @@ class Schedule:
         found: Tensor | float
         if self.total is not None:
             found = self._length(at, self.total)
+        elif "initial_lr" in group:
+            found = paced(at, _left(group))
         else:
-            found = paced(at, _left(group)) if "initial_lr" in group else anytime(at)
+            found = anytime(at)
         return found
 
     @property

@@ -141,13 +141,13 @@ def test_what_a_scheduler_leaves_is_beside_the_initial_learning_rate(rule, initi
 def test_one_cycle_and_plateau_run(rule):
     param = fresh()
     optimizer = LearnedOptimizer([param], rule)
-    scheduler, lrs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=21), []
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=21)
+    lrs = [optimizer.param_groups[0]["lr"]]
 
     def after():
         scheduler.step()
         lrs.append(optimizer.param_groups[0]["lr"])
 
-    lrs.append(optimizer.param_groups[0]["lr"])
     found = moves(optimizer, param, 20, after)
     assert found == pytest.approx(driven(lrs[:20]), rel=2e-3, abs=1e-5), "beside the highest lr, not the initial one"
     param = fresh()

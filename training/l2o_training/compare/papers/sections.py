@@ -350,9 +350,8 @@ def networks(experiments: list[Numbers], out: Path) -> Section:
         table = markdown(["network", *labels.values(), "Adam tuned"], rows)
         head = f"After {steps:,} steps, {plural(numbers.experiment.seeds, 'seed')} of meta-training:"
         blocks.append("\n\n".join([head, table, "\n".join(f"- {line}." for line in lower)]))
-    panels(
-        _smooth(experiments[0], [variant.name for variant in experiments[0].experiment.variants]), out / "networks.png"
-    )
+    first = experiments[0]
+    panels(_smooth(first, [variant.name for variant in first.experiment.variants]), out / "networks.png")
     text = (
         "ln of the training loss, mean of the last 10 steps over runs, and over seeds where there are several. "
         "Published: over 10 runs, read off Figure 7 of arXiv 2103.12828, on networks whose last ReLU leaves "
