@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from l2o_training.compare.baselines import BASELINES
 from l2o_training.compare.flat import rollout
 from l2o_training.compare.own import OwnWorkload, train
 from l2o_training.compare.study import Study
-from l2o_training.config import read_config
+from l2o_training.config import load_preset, read_config
 from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, with_fewer_checked
+from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.validation import speedup
 from l2o_training.specialising import place_of
 from l2o_training.tasks import PythonConfig, make_task
@@ -491,8 +493,6 @@ def make_line(seed):
 @pytest.fixture
 def place(monkeypatch):
     """Where this file's `make_line` is found."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "test_own", sys.modules[make_line.__module__])
     return "test_own:make_line"
 
@@ -520,6 +520,41 @@ def test_a_rule_is_specialised(place, tmp_path):
     more = specialise(place, steps=8, minutes=0.05, out=out, progress=False, resume=True)
     assert more == path
     assert json.loads((out / "config.json").read_text())["epochs"] >= kept["epochs"]
+
+
+def make_codebook(seed):
+    """What moves is no parameter: a buffer, a frozen copy, one that the loss alone knows, and a count."""
+    model = nn.Linear(2, 1)
+    model.register_buffer("centre", torch.zeros(1))
+    model.target, hidden, calls = copy.deepcopy(nn.Linear(2, 1)).requires_grad_(False), copy.deepcopy(model), []
+
+    def loss(model, step):
+        calls.append(step)
+        x, own = torch.randn(8, 2), [model.weight, model.bias]
+        out = model(x)
+        with torch.no_grad():
+            model.centre.lerp_(out.mean(0), 0.3)
+            for p, theirs, other in zip(own, model.target.parameters(), hidden.parameters(), strict=False):
+                theirs.lerp_(p, 0.3)
+                other.lerp_(p, 0.3)
+        goal = model.centre + model.target(x) + hidden(x).detach()
+        return F.mse_loss(out, goal) + 0.1 * len(calls)
+
+    return model, loss
+
+
+@pytest.mark.parametrize("estimator", ["cem", "es"])
+def test_perturbations_do_not_see_what_the_one_before_has_left(estimator, monkeypatch, tmp_path):
+    """Of a σ that is lost in rounding all score alike."""
+    monkeypatch.setitem(sys.modules, "test_own", sys.modules[make_codebook.__module__])
+    task = PythonConfig(make="test_own:make_codebook")
+    config = replace(load_preset("specialise"), tasks=(task,), estimator=estimator, horizon=6, lanes=1, batch=2)
+    trainer = Trainer(replace(config, particles=4, sigma=1e-30, validation_runs=2), tmp_path)
+    trainer.slots[0].tick()
+    message = trainer.estimator.share(trainer.learner.solver, trainer.slots[0]).message
+    assert message.isfinite().all()
+    assert len(message.unique()) == 1
+    assert estimator == "cem" or not message.any()
 
 
 def test_functions_that_nobody_finds_again_are_refused():

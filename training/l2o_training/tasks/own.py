@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -64,7 +65,7 @@ class Problem:
         device: where the model goes.
 
     Attributes:
-        seed: of the instance.
+        make, seed, device: as they were given.
         params: tensors that are trained.
         buffers: running statistics of BatchNorm.
         validate: gives the loss on held-out data; None where there is none.
@@ -83,7 +84,7 @@ class Problem:
         if not fits:
             got = ", ".join(type(part).__name__ for part in parts)
             raise TaskError(f"{what} has to return a module and a function loss(model, step), got ({got})")
-        self.seed = seed
+        self.make, self.seed, self.device = make, seed, device
         self.model, self.loss, self.validate, *_ = (parts[0].to(device).train(), *parts[1:], None)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.buffers = list(running_statistics(self.model).values())
@@ -93,6 +94,10 @@ class Problem:
             if p.requires_grad and (p.is_complex() or p.layout != torch.strided):
                 kind = "complex" if p.is_complex() else "sparse"
                 raise TaskError(f"{what}: parameter {name} is {kind}, which rules do not move: make it real and dense")
+
+    def anew(self) -> "Problem":
+        """The same instance as it was made, whatever models and losses have kept of the steps since."""
+        return Problem(self.make, self.seed, self.device)
 
     def __call__(self, step: int, model: Any = None) -> Tensor:
         """The loss of a step, a scalar; the generators have to be seeded.
@@ -177,6 +182,12 @@ class OwnInstances(Instances):
         assert isinstance(some, OwnInstances)
         some.problems = self.problems[start:stop]
         return some
+
+    def anew(self) -> "OwnInstances":
+        """As in `Instances`: buffers, frozen parameters that move and what a loss remembers are as at first."""
+        again = copy(self)
+        again.problems = [problem.anew() for problem in self.problems]
+        return again
 
     def look(self, params: Tensor, statistics: Tensor) -> Seen:
         """As in `Instances`."""

@@ -1,14 +1,13 @@
 """The cross-entropy method: perturbed rules are ranked by how whole optimizations end."""
 
 import random
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from l2o_runtime.solvers import Solver
 from l2o_training.meta.estimators.base import Share, size
-from l2o_training.meta.estimators.es import ES, recorded
+from l2o_training.meta.estimators.es import ES, again, recorded
 from l2o_training.meta.slots import TaskSlot
 from l2o_training.meta.validation import score
 from l2o_training.tasks.base import generator
@@ -53,7 +52,7 @@ class CEM(ES):
         traces = []
         start = inner.instances.rng.get_state()
         for epsilon in self.perturbations(outer, slot):
-            traces.append(self.advance(outer, slot, replace(inner), epsilon))
+            traces.append(self.advance(outer, slot, again(slot, inner), epsilon))
             inner.instances.rng.set_state(start)  # the same minibatches for all
             ends.append(score(self.config, traces[-1].scores.double().mean(-1)))
         message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=inner.loss.device)

@@ -86,7 +86,7 @@ class ES(Estimator):
             epsilon = self.perturbation(outer, slot, pair)
             ends = []
             for signed in (epsilon, -epsilon):
-                ends.append(self.advance(outer, slot, dataclasses.replace(inner), signed))
+                ends.append(self.advance(outer, slot, again(slot, inner), signed))
                 rng.set_state(start)  # the same minibatches for all
             differences.append(ends[0].value - ends[1].value)
             traces += ends
@@ -175,6 +175,16 @@ class PES(ES):
                     steps = range(slot.span, slot.done + 1, slot.span)
                     drawn = (draw_perturbation(self.config, slot, done, pair, count).to(device) for done in steps)
                     self._sums[slot.index, pair] = functools.reduce(torch.add, drawn)
+
+
+def again(slot: TaskSlot, inner: Inner) -> Inner:
+    """Where a truncation begins, for another particle.
+
+    What tasks of one's own keep outside parameters and running statistics is made anew for whole optimizations; in a
+    later truncation a particle finds it as the one before has left it.
+    """
+    whole = slot.done == slot.span
+    return dataclasses.replace(inner, instances=inner.instances.anew() if whole else inner.instances)
 
 
 def recorded(traces: list[Trace]) -> tuple[Tensor, dict[str, Tensor]]:
