@@ -223,7 +223,8 @@ def _assemble(config: AnyConfig, header: dict[str, Any], content: bytes) -> Lear
             f"tensor {printable(name, 80)}: found {printable(found.get(name), 80)}, "
             f"its configuration asks for {wanted.get(name)}"
         )
-    tensors = safetensors.torch.load(content)
+    with torch.device("cpu"):  # whatever torch's default device is
+        tensors = safetensors.torch.load(content)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ArtifactError(f"tensor {name} has values that are not finite")

@@ -19,6 +19,9 @@ from l2o_runtime.contexts.passes import turned_off
 from l2o_runtime.rules import DirectionalRule, LSTMRule, RNNPropRule, Rule, TieredRule
 from l2o_runtime.stepping.parts import Part
 
+ASKED = ("", "plain", "foreach", "compiled", "triton")
+"""What L2O_KERNELS may be."""
+
 LOADED = time.time()
 """When this package was imported."""
 
@@ -72,10 +75,15 @@ def select(rule: Rule, device: torch.device) -> Kernel | None:
     Args:
         rule: on that device.
         device: of the parameters.
+
+    Raises:
+        ValueError: the environment asks for something else.
     """
+    asked = os.environ.get("L2O_KERNELS", "")
+    if asked not in ASKED:
+        raise ValueError(f"L2O_KERNELS: expected {', '.join(ASKED[1:])} or nothing, got {asked!r}")
     if turned_off():
         return None
-    asked = os.environ.get("L2O_KERNELS")
     if asked in ("foreach", "compiled") and isinstance(rule, DirectionalRule):
         from l2o_runtime.kernels import foreach
 

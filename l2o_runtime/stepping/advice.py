@@ -18,12 +18,20 @@ from l2o_runtime.stepping.losses import RANKS, Loss
 FIRST_STEPS = 10
 """So many steps a learning rate may be low, as in a warm-up, before it is taken for one that was meant for Adam."""
 
+NOTHING = 100
+"""Steps after which it is told that none of them was taken."""
+
 LOW_LR = 0.05
 """Learning rates below this train next to nothing."""
 
 LEFT_OVER = (
     "lr has been at most {:g} for ten steps, which trains next to nothing: it multiplies the learned step, and 1.0 is "
-    "what rules are meta-trained with; is this value left over from another optimizer?"
+    "what rules are made for; is this value left over from another optimizer?"
+)
+
+LEFT_OUT = (
+    "none of the first {} steps was taken, since gradients, losses or parameters were not finite, or no gradient was "
+    "other than zero: optimizer.health() counts them; numbers above 1e19, whose squares overflow, are not finite"
 )
 
 
@@ -49,13 +57,16 @@ class Advice:
         """Count a step; say if lr is low, or the run over that `total` steps were announced for, of `done` so far.
 
         Raises:
-            ValueError: an lr has become a number that is not finite.
+            ValueError: an lr or a weight decay has become a number that is not finite.
         """
         if torch.compiler.is_compiling():
             return
         for group in param_groups:
-            if isinstance(group["lr"], float) and not math.isfinite(group["lr"]):
-                raise ValueError(f"lr: expected a finite number, got {group['lr']}, as a script or scheduler set it")
+            for key in ("lr", "weight_decay"):
+                value = group[key]
+                here = not isinstance(value, Tensor) or value.device.type == "cpu"  # devices are not waited for
+                if here and not math.isfinite(value):
+                    raise ValueError(f"{key}: expected a finite number, got {value}, as a script or scheduler set it")
         self.calls += 1
         if self.calls <= FIRST_STEPS or not self.lrs:
             self.lrs.append(max(float(group["lr"]) for group in param_groups))
@@ -65,6 +76,8 @@ class Advice:
             taken = int(done())  # skipped steps do not count; asked for past the end alone, since a GPU is waited for
             if taken >= total:
                 self._tell("total", f"step {taken + 1:,} of total_steps={total:,}: nothing moves any more")
+        if self.calls == NOTHING + 1 and not int(done()):
+            self._tell("nothing", LEFT_OUT.format(NOTHING))
         rises = self.lrs[-1] > self.lrs[0]
         if self.calls == FIRST_STEPS == len(self.lrs) and max(self.lrs) < LOW_LR and not rises:
             self._tell("lr", LEFT_OVER.format(max(self.lrs)))

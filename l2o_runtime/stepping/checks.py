@@ -14,6 +14,9 @@ from l2o_runtime.stepping.distributed import local
 OWN_NAMES = re.compile(rf"({CONTEXT}|tensor_|window$|[hc]\d+$|[mv]\d*$|log_lr$)")
 """How states of rules are called; those of other names belong to somebody else, and are carried along."""
 
+FOREIGN = {"betas", "dampening", "eps", "etas", "lambd", "rho", "tolerance_grad"}
+"""Of these, each of torch's optimizers has one in its groups."""
+
 
 def whole_number(value: Any) -> bool:
     """Whether it is an integer, of NumPy's for one, and not a truth value."""
@@ -43,7 +46,7 @@ def check_saved_groups(groups: list[dict[str, Any]], saved: list[dict[str, Any]]
         ValueError: they were not.
     """
     for own, group in zip(groups, saved, strict=False):  # torch tells of a wrong number of them
-        foreign = sorted({"betas", "dampening", "rho"} & group.keys() - own.keys())
+        foreign = sorted(FOREIGN & group.keys() - own.keys())
         if foreign:
             raise ValueError(f"param_groups: they have {', '.join(foreign)}: saved with another optimizer")
 

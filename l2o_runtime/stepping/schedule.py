@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 
-def at_least(x: Any, low: float) -> Any:
-    """The larger of both, of a tensor or a number, and a number."""
+def at_least(x: Any, low: Any) -> Any:
+    """The larger of both, of tensors or numbers."""
     return x.clamp_min(low) if isinstance(x, Tensor) else max(x, low)
 
 
-def at_most(x: Any, high: float) -> Any:
+def at_most(x: Any, high: Any) -> Any:
     """The smaller of both."""
     return x.clamp_max(high) if isinstance(x, Tensor) else min(x, high)
 
@@ -72,7 +72,7 @@ def paced(step: Any, left: Any) -> Any:
     """√(2500 (1 − f) / t), within 1 … 3, beside a scheduler that has left f of lr in step t.
 
     A scheduler does not say how long the run is. It would take t / (1 − f) steps if lr fell along a line, at the pace
-    that it has had so far.
+    that it has had so far. While lr rises, nothing is known.
 
     >>> paced(torch.tensor([1, 50, 2000]), torch.tensor([1.0, 0.9, 0.2]))
     tensor([1.0000, 2.2361, 1.0000])
@@ -135,6 +135,12 @@ class Schedule:
 
 
 def _left(group: dict[str, Any]) -> Tensor | float:
-    """What a scheduler has left of a group's learning rate, or reached of it on the way up (`OneCycleLR`)."""
-    left: Tensor | float = group["lr"] / at_least(group.get("max_lr", group["initial_lr"]), SMALLEST_RATE)
+    """What a scheduler has left of a group's largest learning rate so far, which the group keeps as `top_lr`.
+
+    No rate is larger that goes beyond the initial one, or beyond that of `OneCycleLR`.
+    """
+    lr = group["lr"]
+    group["top_lr"] = at_least(lr, group.get("top_lr", 0.0))
+    top = at_most(group["top_lr"], group.get("max_lr", group["initial_lr"]))
+    left: Tensor | float = lr / at_least(top, SMALLEST_RATE)
     return left

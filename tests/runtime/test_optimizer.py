@@ -234,27 +234,49 @@ def test_bad_hyper_parameters_are_refused(arguments, message):
         LearnedOptimizer([nn.Parameter(torch.ones(2))], **arguments)
 
 
-@pytest.mark.parametrize("lr", [float("nan"), float("inf")])
-def test_an_lr_that_becomes_no_number_moves_nothing(lr):
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(torch.nan)])
+def test_a_number_that_becomes_none_moves_nothing(key, value):
     param = nn.Parameter(torch.ones(2))
     optimizer = LearnedOptimizer([param])
     param.grad = torch.ones(2)
     optimizer.step()
-    before, optimizer.param_groups[0]["lr"] = param.detach().clone(), lr
-    with pytest.raises(ValueError, match=r"lr: expected a finite number, got .*, as a script"):
+    before, optimizer.param_groups[0][key] = param.detach().clone(), value
+    with pytest.raises(ValueError, match=rf"{key}: expected a finite number, got .*, as a script"):
         optimizer.step()
     assert torch.equal(param, before)
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.AdamW(p)])
-def test_states_of_others_without_a_step_are_refused_too(make):
-    param = nn.Parameter(torch.ones(2))
-    optimizer = LearnedOptimizer([param])
-    with pytest.raises(ValueError, match=r"param_groups: they have .*: saved with another optimizer"):
-        optimizer.load_state_dict(make([param]).state_dict())
+OTHERS = ("SGD", "AdamW", "RMSprop", "ASGD", "Adafactor", "LBFGS", "Rprop", "Adagrad", "Adadelta", "Muon")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_states_of_others_without_a_step_are_refused_too(name):
+    param = nn.Parameter(torch.ones(2, 2))
+    optimizer, other = LearnedOptimizer([param]), getattr(torch.optim, name)([param], lr=0.1)
+    with pytest.raises(ValueError, match="saved with another"):
+        optimizer.load_state_dict(other.state_dict())
     assert optimizer.param_groups[0]["lr"] == 1.0
     kept = LearnedOptimizer([{"params": [param], "betas": (0.9, 0.99)}])  # a key that somebody left in their groups
     kept.load_state_dict(kept.state_dict())
+
+
+def test_rules_are_read_whatever_the_default_device_is():
+    param = nn.Parameter(torch.ones(3))
+    with torch.device("meta"):
+        optimizer = LearnedOptimizer([param])
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.health()["steps"] == 1
+
+
+def test_kernels_that_there_are_not_are_told(monkeypatch):
+    monkeypatch.setenv("L2O_KERNELS", "Plain")
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param])
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="L2O_KERNELS: expected plain, foreach, compiled, triton or nothing"):
+        optimizer.step()
 
 
 def test_habits_from_other_optimizers_are_answered():

@@ -44,8 +44,12 @@ def fresh():
 
 
 def driven(lefts, first=1):
-    """How far a parameter goes where a scheduler leaves so much of lr, from step `first` on."""
-    return [left * math.sqrt(min(max(2500 * (1 - left) / step, 1), 9)) for step, left in enumerate(lefts, start=first)]
+    """How far a parameter goes where a scheduler leaves so much of lr, from step `first` on; warm-ups count as none."""
+    found, top = [], 0.0
+    for step, left in enumerate(lefts, start=first):
+        top = max(top, left)
+        found.append(left * math.sqrt(min(max(2500 * (1 - left / top) / step, 1), 9)))
+    return found
 
 
 def test_a_run_of_known_length_rises_and_falls(rule):
@@ -126,6 +130,39 @@ def test_beside_a_scheduler_short_runs_have_longer_steps_too(rule, total):
     told = [math.sqrt(max(2500 / total, 1)) * (1 - t / total) for t in range(40)]
     assert found[20:] == pytest.approx(told[20:], rel=0.03)
     assert all(one <= 1.001 * other for one, other in zip(found, told, strict=True))
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_steps_of_a_warm_up_are_no_longer_than_those_after_it(rule, kind):
+    """As long as lr says, on the way up; warm restarts fall as they did before, and a new scheduler begins anew."""
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule, lr=kind(1.0))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 3, 1.0, 5)
+    rising = [1 / 3 + 2 / 3 * t / 5 for t in range(5)]
+    assert moves(optimizer, param, 8, scheduler.step) == pytest.approx([*rising, 1, 1, 1], rel=2e-3)
+    falling = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    found = moves(optimizer, param, 8, falling.step)
+    assert found == pytest.approx(driven([0.9**t for t in range(8)], first=9), rel=2e-3)
+    for group in optimizer.param_groups:
+        group["lr"] = kind(0.5)
+        del group["initial_lr"]
+    torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
+    assert moves(optimizer, param, 3) == pytest.approx([0.5] * 3, rel=2e-3)
+
+
+def test_a_resumed_fall_knows_how_high_lr_has_been(rule):
+    """A transformer's schedule stays far below the initial lr."""
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule)
+    lefts = [0.1 * min(t / 4, (4 / t) ** 0.5) for t in range(1, 20)]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: lefts[t])
+    moves(optimizer, param, 9, scheduler.step)
+    again = nn.Parameter(param.detach().clone())
+    resumed = LearnedOptimizer([again], rule)
+    other = torch.optim.lr_scheduler.LambdaLR(resumed, lambda t: lefts[t])
+    resumed.load_state_dict(optimizer.state_dict())
+    other.load_state_dict(scheduler.state_dict())
+    assert moves(resumed, again, 9, other.step) == pytest.approx(driven(lefts)[9:18], rel=2e-3)
 
 
 @pytest.mark.parametrize(("initial", "kind"), [(0.0, float), (0.1, float), (0.1, torch.tensor)])

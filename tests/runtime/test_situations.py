@@ -427,3 +427,24 @@ def test_a_word_of_a_vocabulary_that_trains_alone():
         F.mse_loss(embedding(torch.tensor([0, 1, 2])), torch.ones(3, 4)).backward()
         optimizer.step()
     assert torch.equal(embedding.weight[3:], before[3:])
+
+
+@pytest.mark.parametrize(("bad", "reason"), [(1e20, "nonfinite_parameter"), (torch.nan, "nonfinite_gradient")])
+def test_a_run_that_does_nothing_is_told_of_once(bad, reason):
+    """A parameter whose square overflows, or gradients that never are finite: a hundred steps, and none was taken."""
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param])
+    if reason == "nonfinite_parameter":
+        param.data[1] = bad
+
+    def steps(count):
+        for _ in range(count):
+            param.grad = torch.full((3,), 1.0 if reason == "nonfinite_parameter" else bad)
+            optimizer.step()
+
+    steps(100)
+    with pytest.warns(UserWarning, match="none of the first 100 steps was taken") as told:
+        steps(50)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    assert optimizer.health()[reason] == 150

@@ -197,7 +197,7 @@ def _rule_solver(path: Path, digest: str, schedule: Schedule | None, lr: float, 
 
     def factor(done: int) -> float:
         lr = cosine(done, steps) if schedule == "cosine" else 1.0
-        return lr * float(own.factor({"lr": lr, "initial_lr": 1.0}, lambda: torch.tensor(done)))
+        return lr * float(own.factor({"lr": lr, "initial_lr": 1.0, "top_lr": 1.0}, lambda: torch.tensor(done)))
 
     return Scheduled(Descent(rule, scheduled=False), factor)
 
