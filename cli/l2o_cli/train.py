@@ -121,6 +121,7 @@ def _train(
     from l2o_training.ranks.group import START_TIMEOUT
     from l2o_training.specialising import prepare, verdict
     from l2o_training.tasks.data import Datasets
+    from l2o_training.tasks.places import TaskError
 
     set_threads(threads or (1 if ranks.size > 1 else 0))
     place = ranks.place(ranks.agree(lambda: pick_device(device), START_TIMEOUT))
@@ -171,6 +172,8 @@ def _train(
             path = trainer.run(report, over)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept(folder, trainer.epoch)) from None
+        except TaskError as error:
+            raise TaskError(f"{error}; {kept(folder, trainer.epoch)}", error.trace) from None
     said = verdict(trainer)  # on all ranks, which share the work
     if ranks.main:
         _conclude(trainer, path, said)
@@ -187,7 +190,10 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     for line in said:
         out.print(line, soft_wrap=True)
     if trainer.best_epoch == 0:
-        text = "warning: no validation was better than before training; the untrained rule was kept"
+        start = config.start or "the untrained rule"
+        text = f"warning: no validation was better than before training; {start} was kept"
+        if trainer.epoch == 0:
+            text = f"warning: the time was over before the first update; {start} was kept: go on with --resume"
         err.print(text, soft_wrap=True)
     if not isinstance(config.rule, RuleConfig):
         for step in _uses(config.rule, path):
@@ -195,7 +201,8 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
         return
     name = shlex.quote(str(path))
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
-    err.print(f"{mean} over tasks and steps; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
+    over = "tasks" if config.weights == "end" or config.last_counts else "tasks and steps"
+    err.print(f"{mean} over {over}; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
     places = [task.make for task in config.tasks if isinstance(task, PythonConfig)]
     own = "".join(f" --task {shlex.quote(place)}" for place in places) + f" --steps {config.horizon}" * bool(places)
     told = f", total_steps={config.horizon}" if config.rule.scheduled else ""

@@ -25,6 +25,7 @@ from l2o_training.compare.flat import rollout
 from l2o_training.compare.own import OwnWorkload, train
 from l2o_training.compare.study import Study
 from l2o_training.config import load_preset, read_config
+from l2o_training.errors import RunError
 from l2o_training.meta.plan import FEWEST, Speed, best_factor, extended, fit, with_fewer_checked
 from l2o_training.meta.trainer import Trainer
 from l2o_training.meta.validation import speedup
@@ -353,7 +354,12 @@ WRONG = {
         lambda seed: (nn.Embedding(3, 2, sparse=True), lambda model, step: model(torch.tensor([1])).sum()),
         "gradients are sparse, which rules do not take",
     ),
-    "an error": (linear_loss(lambda x: x @ torch.ones(7)), "loss(model, 0) failed: RuntimeError"),
+    "an error": (linear_loss(lambda x: x @ torch.ones(7)), ") failed: RuntimeError"),
+    "its seed": (linear_loss(lambda x: x @ torch.ones(7)), "loss(model, 0) of make(2"),
+    "lazy layers": (
+        lambda seed: (nn.Sequential(nn.ReLU(), nn.LazyLinear(1)), lambda model, step: model(torch.ones(3, 2)).sum()),
+        "1.weight has no shape yet: call the model once",
+    ),
 }
 
 
@@ -563,8 +569,9 @@ def test_functions_that_nobody_finds_again_are_refused():
     assert place_of(make_line).endswith(":make_line")
     with pytest.raises(ConfigError, match="expected a function or several"):
         specialise([])
-    with pytest.raises(ConfigError, match="--minutes: must be greater than 0"):
-        specialise(make_line, minutes=0)
+    for minutes in (0, math.inf):
+        with pytest.raises(ConfigError, match="--minutes: must be a number greater than 0"):
+            specialise(make_line, minutes=minutes)
 
 
 def test_runs_are_fitted_to_their_time():
@@ -607,6 +614,61 @@ def test_long_runs_are_checked_less():
     quick = replace(slow, step=0.01, instance=0.001, checked=0.001, adam=0.001)
     assert with_fewer_checked(config, 600, quick) == (config, quick)
     assert fit(config, 600, quick).particles == 8
+
+
+def make_late(seed):
+    """A line whose loss is not finite any more in step 3."""
+    model, loss = make_line(seed)
+    return model, lambda model, step: loss(model, step) * (torch.nan if step >= 3 else 1.0)
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize(("minutes", "error", "text"), [(0.1, TaskError, "no run of 8 steps"), (0, RunError, "finite")])
+def test_losses_that_are_nan_later_on_are_told_before_the_training(minutes, error, text, place, tmp_path, monkeypatch):
+    """Where lengths are tried; else after the first validation. Nothing is left that looks like a rule."""
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self: pytest.fail("it is trained"))
+    monkeypatch.setattr(specialising, "FEWEST_SIZES", 3 if minutes else 99)
+    late = place.replace("make_line", "make_late")
+    with pytest.raises(error, match=text):
+        specialise(late, steps=8, minutes=minutes or 0.1, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "rule.safetensors").exists()
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_fitted_anew(place, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            specialise(place, steps=8, minutes=0.2, out=out, progress=False)
+    before = read_config(json.loads((out / "config.json").read_text()))
+    specialise(place, steps=8, minutes=0.1, out=out, progress=False, resume=True)
+    after = read_config(json.loads((out / "config.json").read_text()))
+    assert after.epochs * after.batch < before.epochs * before.batch
+    with pytest.raises(RunError, match="another configuration"):
+        specialise(place, steps=9, minutes=0.1, out=out, progress=False, resume=True)
+
+
+@pytest.mark.usefixtures("steady")
+def test_on_a_machine_that_becomes_slow_lengths_are_not_tried_for_ever(place, tmp_path, monkeypatch):
+    """The best of those that were tried is kept, though no update fits any more."""
+    looks = itertools.count()
+    monkeypatch.setattr(specialising, "time", SimpleNamespace(monotonic=lambda: 1.0 * next(looks)))
+    seen, asked = [], []
+    best = specialising.best_factor
+
+    def counted(score, most):
+        return best(lambda factor: asked.append(score(factor)) or asked[-1], most)
+
+    monkeypatch.setattr(specialising, "best_factor", counted)
+    specialise(place, steps=8, minutes=0.1, out=tmp_path / "run", callback=seen.append, progress=False)
+    assert math.isfinite(asked[0])
+    assert asked[-1] == math.inf
+    assert read_rule(tmp_path / "run" / "rule.safetensors")[0].config.kind == "directional"
+    assert not seen
 
 
 @pytest.mark.usefixtures("steady")

@@ -294,6 +294,7 @@ def read_config(data: dict[str, Any]) -> TrainConfig:
         ConfigError: unknown key or bad value.
         ArtifactError: `start` cannot be read.
     """
+    require(isinstance(data, dict), f"expected a table of keys, got {type(data).__name__}")
     start, keys = data.get("start"), data.get("rule", {})
     if isinstance(start, str) and start and isinstance(keys, dict) and "kind" not in keys:
         data = data | {"rule": to_dict(read_learned(start)[0].config) | keys}

@@ -30,7 +30,7 @@ from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.tasks import PythonConfig, Task, make_task
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.own import OwnTask, examine, own_randomness
-from l2o_training.tasks.places import Make
+from l2o_training.tasks.places import Make, TaskError
 
 PRESET = "specialise"
 
@@ -176,7 +176,7 @@ def prepare(
         TaskError: a task cannot be used.
         ConfigError: too little time.
     """
-    require(minutes is None or minutes > 0, f"--minutes: must be greater than 0, got {minutes}")
+    require(minutes is None or 0 < minutes < math.inf, f"--minutes: must be a number greater than 0, got {minutes}")
     began, tell = time.monotonic(), say or (lambda line: None)
     seconds = 0.0 if minutes is None else 60 * minutes
 
@@ -189,7 +189,9 @@ def prepare(
     if config.trained and isinstance(config.rule, RuleConfig):
         config = replace(config, rule=config.as_rule.freed)
     if resume and (minutes is not None or own):
-        return _resumed(config, folder, seconds), over
+        kept = _resumed(config, folder, seconds)
+        if minutes is None or checkpoints.find(folder):
+            return kept, over
     if minutes is None and not own:
         return config, over
     place = torch.device(device)
@@ -202,7 +204,7 @@ def prepare(
     config, speed = with_fewer_checked(config, seconds, measured, ranks.size)
     sized, tried = _sized(config, tasks, speed, seconds, ranks, place, tell)
     spent = _of_first(ranks, time.monotonic() - began)
-    fitted = fit(sized, seconds, speed, ranks.size, fewest=1 if tried else FEWEST, spent=spent)
+    fitted = fit(sized, seconds, speed, ranks.size, fewest=0 if tried else FEWEST, spent=spent)
     trials = 1 if fitted.estimator == "tbptt" else fitted.particles
     each = 1e3 * speed.of(fitted.batch, config.batch) / (1 if fitted.estimator == "tbptt" else config.particles)
     held = fitted.batch * max(task.instances(1, 2**40).params.shape[1] for task in tasks)
@@ -285,17 +287,26 @@ def _sized(
     config: TrainConfig, tasks: list[Task], speed: Speed, seconds: float, ranks: Ranks, device: torch.device, tell: Say
 ) -> tuple[TrainConfig, bool]:
     """The run with the length of steps that its start does best with, and whether there was time to try."""
-    validation = Validation(config, config.horizon, tasks, ranks, device)
+    began, validation = time.monotonic(), Validation(config, config.horizon, tasks, ranks, device)
     tries = min(SIZES, int(SIZED * seconds / (config.horizon * speed.checked * len(tasks) / ranks.size)))
     if not config.start or tries < FEWEST_SIZES:
         return config, False
 
+    found = []
+
     def score(factor: float) -> float:
-        if factor * config.as_rule.output_scale > LARGEST_SCALE:
+        late = _of_first(ranks, time.monotonic() - began > 2 * SIZED * seconds)  # a machine that has become slow
+        if late or factor * config.as_rule.output_scale > LARGEST_SCALE:
             return math.inf
-        return validation.score(validation.losses(Descent(_rule(config, device, factor))))
+        found.append(validation.score(validation.losses(Descent(_rule(config, device, factor)))))
+        return found[-1]
 
     factor = best_factor(score, tries)
+    if found and not any(map(math.isfinite, found)):
+        raise TaskError(
+            f"{', '.join(task.name for task in tasks)}: no run of {config.horizon:,} steps had finite losses, at "
+            f"{len(found)} lengths of steps: train it in an ordinary loop first, and see from which step on"
+        )
     tell(f"steps {factor:.2g} times as long as those of {config.start} do best, of {tries} lengths at most")
     return replace(config, rule=replace(config.as_rule, output_scale=factor * config.as_rule.output_scale)), True
 
@@ -324,4 +335,7 @@ def verdict(trainer: Trainer) -> list[str]:
 
 def _of(own: float, other: float) -> str:
     """A ratio of losses in words; none of what may be negative."""
-    return f"; the rule's is {own / other:.2f} of it" if own > 0 and other > 0 else ""
+    if not (own > 0 and other > 0):
+        return ""
+    ratio = own / other
+    return f"; the rule's is {ratio:.2f} of it" if ratio >= 0.1 else f"; the rule's is {ratio:.1g} of it"

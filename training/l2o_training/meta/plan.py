@@ -151,7 +151,7 @@ def fit(
         seconds: in all.
         speed: how fast it goes.
         ranks: that share the lanes.
-        fewest: updates.
+        fewest: updates; with 0 there is one where none fits.
         spent: seconds of them that are over.
 
     Raises:
@@ -170,11 +170,11 @@ def fit(
             break
     needed = (seconds + (fewest * update + check - left) / (1 - SPARE)) / 60
     require(
-        epochs >= fewest,
+        max(epochs, 0) >= fewest,
         f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and "
         f"{fewest} are the least: give {math.ceil(10 * needed) / 10} minutes, fewer --steps, or smaller minibatches",
     )
-    return replace(config, epochs=epochs, lanes=lanes, batch=batch, particles=particles, validate_every=every)
+    return replace(config, epochs=max(epochs, 1), lanes=lanes, batch=batch, particles=particles, validate_every=every)
 
 
 def _checking(config: TrainConfig, speed: Speed, ranks: int) -> tuple[float, float]:

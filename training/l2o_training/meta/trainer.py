@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -131,7 +132,7 @@ class Trainer:
             if self.adam is None:
                 self.adam = self.validation.beside()
             if not self.restored:
-                self.validate()
+                self._require_finite(self.validate(), self.adam["loss"])
                 self._save()
             while not self.over and not self._told(over):
                 epoch = self.train_epoch()
@@ -329,11 +330,7 @@ class Trainer:
         """Write the best rule and the learning curve."""
         from l2o_training.plots import learning_curve
 
-        if self.best == float("inf"):
-            raise RunError(
-                "no validation gave a finite loss: the rule diverges, or the task does whatever the rule; "
-                "try a smaller lr or output_scale"
-            )
+        self._require_finite(self.best)
         path = self.out / RULE
         if not self.ranks.main:
             return path
@@ -345,6 +342,19 @@ class Trainer:
         with atomic_write(self.out / CURVE) as file:
             learning_curve(self.history, file, self.adam)
         return path
+
+    @staticmethod
+    def _require_finite(*losses: float | None) -> None:
+        """Is one of them? A rule may begin with none, where Adam shows that there is one.
+
+        Raises:
+            RunError: none is.
+        """
+        if not any(loss is not None and isfinite(loss) for loss in losses):
+            raise RunError(
+                "no validation gave a finite loss: the rule diverges, or the task does whatever the rule; "
+                "try a smaller lr or output_scale"
+            )
 
 
 @contextmanager

@@ -88,6 +88,9 @@ class Problem:
         self.model, self.loss, self.validate, *_ = (parts[0].to(device).train(), *parts[1:], None)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.buffers = list(running_statistics(self.model).values())
+        lazy = [name for name, p in self.model.named_parameters() if nn.parameter.is_lazy(p)]
+        if lazy:
+            raise TaskError(f"{what}: {lazy[0]} has no shape yet: call the model once in it, as on torch.zeros(…)")
         if not self.params:
             raise TaskError(f"{what}: the model has no parameters with requires_grad: there is nothing to train")
         for name, p in self.model.named_parameters():
@@ -109,7 +112,7 @@ class Problem:
         Raises:
             TaskError: it is something else.
         """
-        with theirs(f"loss(model, {step})"):
+        with theirs(f"loss(model, {step}) of make({self.seed})"):
             loss = self.loss(self.model if model is None else model, step)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
