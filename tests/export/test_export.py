@@ -17,7 +17,17 @@ from torch import nn
 
 from l2o_export.export import export_rule, parse_formats
 from l2o_export.formats import WRITERS, ExportError, Source
-from l2o_export.verify import Reference, make_problem, make_reference, relative_error, verify
+from l2o_export.verify import (
+    DRAWS,
+    STEP_TOLERANCE,
+    Reference,
+    make_problem,
+    make_reference,
+    record,
+    relative_error,
+    step_error,
+    verify,
+)
 from l2o_runtime import ArtifactError, ConfigError, LearnedOptimizer, save_rule
 from l2o_runtime.contexts import dmd, kae, progress
 from l2o_runtime.contexts.gram import GramWindow
@@ -287,6 +297,29 @@ def test_errors_are_relative_to_size_and_conditioning():
     assert relative_error(0 * ours, 0 * ours + 1e-30, ours * 0) > 1
     assert relative_error(torch.tensor(3), torch.tensor(3), torch.tensor(3)) == 0
     assert relative_error(torch.tensor(3), torch.tensor(4), torch.tensor(3)) == float("inf")
+
+
+def test_one_draw_of_last_bits_that_does_nothing_refuses_nothing():
+    """What the rule returns is right where changed bits move it as far, in one of the draws."""
+    rule, problem = make_rule(RULES["none-log_sign"]), make_problem(4)
+    (step,) = record(rule, problem, 1)
+
+    def moved(by):
+        return step.gave[0] * (1 + by), *step.gave[1:]
+
+    off = step._replace(gave=moved(2 * STEP_TOLERANCE))
+    asked = []
+
+    def changed(draw):
+        asked.append(draw)
+        return off.gave if draw < DRAWS - 1 else moved(3 * STEP_TOLERANCE)
+
+    assert step_error(rule, problem.shapes, 1, off._replace(changed=changed))[0] < STEP_TOLERANCE
+    assert sorted(set(asked)) == list(range(DRAWS))
+    assert step_error(rule, problem.shapes, 1, off._replace(changed=lambda draw: off.gave))[0] > STEP_TOLERANCE
+    asked.clear()
+    step_error(rule, problem.shapes, 1, step._replace(changed=changed))
+    assert asked == [0], "where one is enough"
 
 
 # Wrong files. Each mutant changes what is written, by the same means as a mistake would: name → rules, change.
