@@ -190,10 +190,9 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
     for line in said:
         out.print(line, soft_wrap=True)
     if trainer.best_epoch == 0:
-        start = config.start or "the untrained rule"
-        text = f"warning: no validation was better than before training; {start} was kept"
+        text = "warning: no validation was better than that before the first update, whose rule was kept"
         if trainer.epoch == 0:
-            text = f"warning: the time was over before the first update; {start} was kept: go on with --resume"
+            text = "warning: the time was over before the first update: go on with --resume"
         err.print(text, soft_wrap=True)
     if not isinstance(config.rule, RuleConfig):
         for step in _uses(config.rule, path):

@@ -73,7 +73,7 @@ def rule_bytes(rule: Learned, provenance: Mapping[str, Any] | None = None) -> by
     Raises:
         ValueError: the provenance is no strict JSON; NaN, for one.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in rule.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "config": canonical(to_dict(rule.config)),

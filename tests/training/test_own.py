@@ -635,6 +635,18 @@ def test_losses_that_are_nan_later_on_are_told_before_the_training(minutes, erro
 
 
 @pytest.mark.usefixtures("steady")
+def test_tasks_may_change_the_default_dtype(place, tmp_path):
+    """Rules stay what readers ask for."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        path = specialise(place, steps=8, minutes=0.1, out=tmp_path / "run", progress=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert {tensor.dtype for tensor in read_rule(path)[0].state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("steady")
 def test_a_run_that_was_stopped_before_its_first_checkpoint_is_fitted_anew(place, tmp_path, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt

@@ -277,7 +277,7 @@ def _rule(config: TrainConfig, device: torch.device, factor: float = 1.0) -> Rul
     )
     with own_randomness(device) as reseed:
         reseed(config.seed)
-        rule = make_rule(wanted)
+        rule = make_rule(wanted).float()  # tasks may change the default
     if config.start:
         inherit(rule, config.start)
     return fuse(rule.to(device))

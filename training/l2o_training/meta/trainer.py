@@ -86,7 +86,7 @@ class Trainer:
         )
         self.judges = judges or self.tasks
         torch.manual_seed(config.seed)
-        learned = make_learned(cast(AnyConfig, config.trained_rule.unrolled)).to(self.device)
+        learned = make_learned(cast(AnyConfig, config.trained_rule.unrolled)).to(self.device).float()
         if isinstance(learned, Solver):
             learned.fit(self.tasks[0].instances(learned.queries, config.seed))
         self.ancestor: dict[str, Any] | None = None
