@@ -58,6 +58,23 @@ def some_steps(rule, lead, steps=4, spoil=None):
     return torch.stack(deltas), coordinates, optimization
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_there_may_be_fewer_matrices_than_threads(monkeypatch, threads):
+    """Compiled code does not take none: it reads past its table, and mostly crashes."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    dealt, deal = [], directional.share
+    monkeypatch.setattr(directional, "share", lambda work, rows: (dealt.extend(map(len, rows)), deal(work, rows)))
+    (plain, ours), shapes = pair(), [torch.Size([4, 3]), torch.Size([4])]
+    (coordinates, optimization), (layout,) = first_state(plain, (1,), shapes)
+    with torch.no_grad():
+        param, grad = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0))
+        steps = [
+            rule(param, grad, torch.ones(1), dict(coordinates), dict(optimization), layout) for rule in (plain, ours)
+        ]
+    torch.testing.assert_close(steps[1][0], steps[0][0], rtol=2e-4, atol=5e-5 * float(steps[0][0].abs().max()))
+    assert dealt == [1]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Pieces are cut anew."""

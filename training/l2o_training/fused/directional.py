@@ -114,13 +114,15 @@ class FusedDirectionalRule(DirectionalRule):
         table[..., :3] = tensors.matrices[:, 1:]
         for column, array in zip((3, 4, 5), (grad, momentum, whole), strict=True):
             table[..., column] = array.data_ptr() + 4 * tensors.matrices[:, 0] + copies
+        lines = table.reshape(-1, 7)
+        threads = min(threads, len(lines))  # none of them gets nothing, which the code does not take
         free = torch.empty(threads, max(room(rank, *sides) for sides in tensors.matrices[:, 1:3].tolist()))
 
         def work(rows: np.ndarray, thread: int) -> None:
             rows[:, -1] = free[thread].data_ptr()
             code(len(rows), rows.ctypes.data)
 
-        share(work, np.array_split(table.reshape(-1, 7), threads))
+        share(work, np.array_split(lines, threads))
 
 
 def _known(config: DirectionalConfig) -> bool:
