@@ -25,7 +25,9 @@ REACH = 10.0
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 ADAM = ("adam_step", "exp_avg", "exp_avg_sq")
-"""Adam's state of a parameter; the averages have its dtype, as in torch.optim."""
+"""Adam's state of a parameter; the averages have its dtype, as in torch.optim, but float32 for one of float16, in which
+squares of gradients and ε are 0.
+"""
 
 STATE = ("safeguard", "saved_param", *ADAM, *(f"saved_{key}" for key in ADAM))
 """All that a safeguard keeps; `safeguard`, the referee, belongs to the whole optimization."""
@@ -178,8 +180,9 @@ def prepare(param: Tensor, state: State) -> None:
     """Make Adam's state of a parameter, and what it may return to, where they are missing."""
     if "adam_step" not in state:
         state["adam_step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        kept = torch.float32 if param.dtype == torch.float16 else param.dtype
+        state["exp_avg"] = torch.zeros_like(param, dtype=kept, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(param, dtype=kept, memory_format=torch.preserve_format)
         state["saved_param"] = param.detach().clone()
         state |= {f"saved_{key}": state[key].clone() for key in ADAM}
 
@@ -223,11 +226,12 @@ def adam_step(group: dict[str, Any], states: States, *, decay: float, fall: floa
     """
     params = [param for param in group["params"] if param.grad is not None]
     thetas = [local(param).detach() for param in params]
-    for theta in thetas if move else ():
+    moved = [_wide(theta) for theta in thetas]
+    for theta in moved if move else ():
         theta.mul_(1 - decay)
     adam(
-        thetas,
-        [local(param.grad, like=param) for param in params],
+        moved,
+        [_wide(local(param.grad, like=param)) for param in params],
         [local(states[param]["exp_avg"]) for param in params],
         [local(states[param]["exp_avg_sq"]) for param in params],
         [],
@@ -240,3 +244,11 @@ def adam_step(group: dict[str, Any], states: States, *, decay: float, fall: floa
         eps=EPSILON,
         maximize=bool(group.get("maximize", False)),
     )
+    for theta, wide in zip(thetas, moved, strict=True):
+        if theta is not wide:
+            theta.copy_(wide)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A copy in float32 of what is in float16, else itself."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -441,7 +441,7 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("copier", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
 def test_copies_of_a_wrapper_go_on_alike(make, copier, dtype):
@@ -456,6 +456,21 @@ def test_copies_of_a_wrapper_go_on_alike(make, copier, dtype):
     run(twin, resumed, batches[HISTORY + 4 :])
     assert torch.equal(flat(model), flat(twin))
     assert optimizer.health() == resumed.health()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 100.0])
+def test_adam_steps_parameters_in_half_precision(dtype, size):
+    """Squares of gradients are 0 in float16, and so is ε; steps are those of float32, rounded once."""
+    found = []
+    for kind in (dtype, torch.float32):
+        param = nn.Parameter(torch.linspace(-2, 2, 7).to(kind))
+        optimizer = LearnedOptimizer([param], safeguard="adam", weight_decay=0.1)
+        for step in range(5):
+            param.grad = (size * torch.linspace(-1, 2, 7) * (1 + step)).to(kind)
+            optimizer.step(loss=1.0)
+        found.append(param.detach().float())
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-3 if size > 1e-5 else 5e-3)
 
 
 def test_schedules_and_new_groups_reach_whoever_steps():
