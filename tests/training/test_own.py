@@ -32,7 +32,7 @@ from l2o_training.meta.validation import speedup
 from l2o_training.specialising import place_of
 from l2o_training.tasks import PythonConfig, make_task
 from l2o_training.tasks.own import EVALUATION, TRAINING, VALIDATION, OwnTask, Problem, examine
-from l2o_training.tasks.places import TaskError, find_make
+from l2o_training.tasks.places import TaskError, distinct, find_make
 
 CPU = torch.device("cpu")
 
@@ -331,6 +331,11 @@ WRONG = {
     "returns nothing": (returning(None), "got (NoneType)"),
     "returns a model alone": (returning(nn.Linear(1, 1)), "got (Linear)"),
     "returns them the other way round": (returning(len, nn.Linear(1, 1)), "got (builtin_function_or_method, Linear)"),
+    "no numbers": (returning(nn.ParameterList([torch.zeros(0)]), len), "no parameters with requires_grad"),
+    "numbers in one place": (
+        lambda seed: (nn.ParameterList([torch.ones(1, 6).expand(4, 6)]), lambda model, step: model[0].sum()),
+        "numbers of parameter 0 lie in one place",
+    ),
     "takes no seed": (no_seed, "TypeError"),
     "no parameters": (returning(nn.ReLU(), len), "no parameters with requires_grad"),
     "a loss per example": (linear_loss(lambda x: x), "a scalar tensor, got a tensor of shape (3, 1)"),
@@ -547,6 +552,20 @@ def make_codebook(seed):
         return F.mse_loss(out, goal) + 0.1 * len(calls)
 
     return model, loss
+
+
+def test_what_is_tried_to_run_at_once_leaves_nothing_behind():
+    """The first instances of a process are those of later ones."""
+    task = own_task(make_codebook)
+    first, second = [task.instances(3, 2**31) for _ in range(2)]
+    seen = [instances.look(instances.params, instances.statistics) for instances in (first, second)]
+    assert torch.equal(seen[0].loss, seen[1].loss)
+
+
+def test_tasks_of_one_name_are_refused():
+    for ask in (lambda: specialise(["a/mine.py:make", "b/mine.py:make"]), lambda: distinct(["m:make", "n.m:make"])):
+        with pytest.raises(ConfigError, match=r"two of .* are called m(ine)?: give files or functions other names"):
+            ask()
 
 
 @pytest.mark.parametrize("estimator", ["cem", "es"])

@@ -30,7 +30,7 @@ from l2o_training.ranks.group import ALONE, Ranks
 from l2o_training.tasks import PythonConfig, Task, make_task
 from l2o_training.tasks.data import Datasets
 from l2o_training.tasks.own import OwnTask, examine, own_randomness
-from l2o_training.tasks.places import Make, TaskError
+from l2o_training.tasks.places import Make, TaskError, distinct
 
 PRESET = "specialise"
 
@@ -124,9 +124,13 @@ def place_of(make: Make) -> str:
 def settings(places: Sequence[str] = (), start: str = "", steps: int | None = None) -> list[str]:
     """Overrides of a preset: tasks of one's own, the rule to begin with, the length of runs.
 
+    Raises:
+        ConfigError: two tasks are called alike.
+
     >>> settings(["mine.py:make"], steps=500)
     ['tasks=[{kind = "python", make = "mine.py:make"}]', 'validation_tasks=[]', 'objective=loss', 'horizon=500']
     """
+    distinct(places)
     listed = ", ".join(f'{{kind = "python", make = {json.dumps(place)}}}' for place in places)
     found = [f"tasks=[{listed}]", "validation_tasks=[]"] if places else []
     found += ["objective=loss"] * (len(places) == 1)  # logarithms weigh several tasks alike, and need positive losses

@@ -26,7 +26,7 @@ def read_result(path: Path, key: dict[str, Any], *fields: str) -> dict[str, Any]
         if content["of"] != key:
             return None
         return {**content, **{name: np.array(content[name], dtype=float) for name in fields}}
-    except (OSError, ValueError, KeyError, TypeError):  # missing, cut short or something else
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, cut short or something else
         return None
 
 

@@ -25,7 +25,7 @@ from l2o_training.plots import panels
 from l2o_training.ranks.group import ALONE, START_TIMEOUT, Ranks
 from l2o_training.results import plain, write_results
 from l2o_training.tasks.data import Datasets
-from l2o_training.tasks.places import is_place, name_of
+from l2o_training.tasks.places import distinct, is_place, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,8 @@ class Request:
         places = [is_place(task) for task in self.tasks]
         mixed = any(places) and not all(places)
         require(not mixed, f"--task: tasks of your own or of a suite, not both, got {', '.join(self.tasks)}")
+        if any(places):
+            distinct(self.tasks)
         return any(places)
 
     @property

@@ -65,6 +65,10 @@ class TaskSlot:
             self.inners = self._begin(solver)
         return self.inners
 
+    def anew(self, solver: Solver) -> Inner:
+        """An optimization of the episode at its beginning, with the same instances and minibatches."""
+        return self._begin(solver)[0]
+
     def abandon(self) -> None:
         """End the episode where it is; the next truncation is the first of another."""
         assert self.episode is not None

@@ -90,10 +90,6 @@ class Instances:
         some.structure = None if self.structure is None else self.structure.part(start, stop)
         return some
 
-    def anew(self) -> "Instances":
-        """The same instances, for another optimization of them, where they keep more than parameters and statistics."""
-        return self
-
     def value_and_grad(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,) and gradient (B, n) at `params`, each instance on its next minibatch."""
         seen = self.look(params, self.statistics)

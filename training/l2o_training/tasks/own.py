@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -91,12 +90,16 @@ class Problem:
         lazy = [name for name, p in self.model.named_parameters() if nn.parameter.is_lazy(p)]
         if lazy:
             raise TaskError(f"{what}: {lazy[0]} has no shape yet: call the model once in it, as on torch.zeros(…)")
-        if not self.params:
+        if not any(p.numel() for p in self.params):
             raise TaskError(f"{what}: the model has no parameters with requires_grad: there is nothing to train")
         for name, p in self.model.named_parameters():
             if p.requires_grad and (p.is_complex() or p.layout != torch.strided):
                 kind = "complex" if p.is_complex() else "sparse"
                 raise TaskError(f"{what}: parameter {name} is {kind}, which rules do not move: make it real and dense")
+            if p.requires_grad and any(step == 0 < size - 1 for size, step in zip(p.shape, p.stride(), strict=True)):
+                raise TaskError(
+                    f"{what}: numbers of parameter {name} lie in one place, as expand() does it: clone() it"
+                )
 
     def anew(self) -> "Problem":
         """The same instance as it was made, whatever models and losses have kept of the steps since."""
@@ -185,12 +188,6 @@ class OwnInstances(Instances):
         assert isinstance(some, OwnInstances)
         some.problems = self.problems[start:stop]
         return some
-
-    def anew(self) -> "OwnInstances":
-        """As in `Instances`: buffers, frozen parameters that move and what a loss remembers are as at first."""
-        again = copy(self)
-        again.problems = [problem.anew() for problem in self.problems]
-        return again
 
     def look(self, params: Tensor, statistics: Tensor) -> Seen:
         """As in `Instances`."""
@@ -299,8 +296,11 @@ class OwnTask(Task):
                     "give every architecture a function of its own, and each of them to --task"
                 )
         made = OwnInstances(problems, generator(seed, torch.device("cpu")), self.device)
-        if count > 1:  # afterwards, since it trains the modules a little
+        if count > 1:
+            trying = self._way is None
             made.forward = self._forward(problems)
+            if trying:  # on modules that may keep what they have seen
+                made.problems = [problem.anew() for problem in problems]
         return made
 
     @property

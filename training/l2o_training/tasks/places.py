@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +61,19 @@ def name_of(place: str) -> str:
     where, _, function = place.rpartition(":")
     stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
     return stem if function == "make" else f"{stem}.{function}"
+
+
+def distinct(places: Sequence[str]) -> None:
+    """Do all have names of their own, by which results are kept and told?
+
+    Raises:
+        ConfigError: two are called alike.
+    """
+    names = [name_of(place) for place in places]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(
+        twice is None, f"--task: two of {', '.join(places)} are called {twice}: give files or functions other names"
+    )
 
 
 def find_make(place: str) -> Make:

@@ -50,10 +50,8 @@ class CEM(ES):
         (inner,) = slot.begun(outer)
         ends: list[float] = []
         traces = []
-        start = inner.instances.rng.get_state()
         for epsilon in self.perturbations(outer, slot):
-            traces.append(self.advance(outer, slot, again(slot, inner), epsilon))
-            inner.instances.rng.set_state(start)  # the same minibatches for all
+            traces.append(self.advance(outer, slot, again(outer, slot, inner), epsilon))
             ends.append(score(self.config, traces[-1].scores.double().mean(-1)))
         message = torch.zeros(self.config.lanes, self.config.particles, dtype=torch.float64, device=inner.loss.device)
         values = torch.tensor(ends, dtype=torch.float64)

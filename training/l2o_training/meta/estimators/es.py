@@ -86,7 +86,7 @@ class ES(Estimator):
             epsilon = self.perturbation(outer, slot, pair)
             ends = []
             for signed in (epsilon, -epsilon):
-                ends.append(self.advance(outer, slot, again(slot, inner), signed))
+                ends.append(self.advance(outer, slot, again(outer, slot, inner), signed))
                 rng.set_state(start)  # the same minibatches for all
             differences.append(ends[0].value - ends[1].value)
             traces += ends
@@ -177,14 +177,13 @@ class PES(ES):
                     self._sums[slot.index, pair] = functools.reduce(torch.add, drawn)
 
 
-def again(slot: TaskSlot, inner: Inner) -> Inner:
+def again(outer: Solver, slot: TaskSlot, inner: Inner) -> Inner:
     """Where a truncation begins, for another particle.
 
-    What tasks of one's own keep outside parameters and running statistics is made anew for whole optimizations; in a
-    later truncation a particle finds it as the one before has left it.
+    Whole optimizations are begun once more, as what tasks of one's own keep outside parameters and running statistics
+    has moved; in a later truncation a particle finds that as the one before has left it.
     """
-    whole = slot.done == slot.span
-    return dataclasses.replace(inner, instances=inner.instances.anew() if whole else inner.instances)
+    return slot.anew(outer) if slot.done == slot.span else dataclasses.replace(inner)
 
 
 def recorded(traces: list[Trace]) -> tuple[Tensor, dict[str, Tensor]]:
