@@ -137,7 +137,7 @@ class Schedule:
 def _left(group: dict[str, Any]) -> Tensor | float:
     """What a scheduler has left of a group's largest learning rate so far, which the group keeps as `top_lr`.
 
-    No rate is larger that goes beyond the initial one, or beyond that of `OneCycleLR`.
+    One above the initial rate (`OneCycleLR`: above `max_lr`) counts as that.
     """
     lr = group["lr"]
     group["top_lr"] = at_least(lr, group.get("top_lr", 0.0))
