@@ -200,7 +200,7 @@ def _conclude(trainer: "Trainer", path: Path, said: list[str]) -> None:
         return
     name = shlex.quote(str(path))
     mean, rates = "geometric mean" if config.objective == "log_loss" else "mean", ", ".join(map(str, RATES))
-    over = "tasks" if config.weights == "end" or config.last_counts else "tasks and steps"
+    over = "tasks" if config.end_counts else "tasks and steps"
     err.print(f"{mean} over {over}; Adam on the same instances, at the best rate of {rates}", soft_wrap=True)
     places = [task.make for task in config.tasks if isinstance(task, PythonConfig)]
     own = "".join(f" --task {shlex.quote(place)}" for place in places) + f" --steps {config.horizon}" * bool(places)

@@ -254,7 +254,9 @@ OTHERS = ("SGD", "AdamW", "RMSprop", "ASGD", "Adafactor", "LBFGS", "Rprop", "Ada
 def test_states_of_others_without_a_step_are_refused_too(name):
     param = nn.Parameter(torch.ones(2, 2))
     optimizer, other = LearnedOptimizer([param]), getattr(torch.optim, name)([param], lr=0.1)
-    with pytest.raises(ValueError, match="saved with another"):
+    states = name == "Adagrad"  # whose states are there before the first step
+    text = r"state .* is missing" if states else r"param_groups: they have .*: saved with another optimizer"
+    with pytest.raises(ValueError, match=text):
         optimizer.load_state_dict(other.state_dict())
     assert optimizer.param_groups[0]["lr"] == 1.0
     kept = LearnedOptimizer([{"params": [param], "betas": (0.9, 0.99)}])  # a key that somebody left in their groups

@@ -223,6 +223,11 @@ class TrainConfig:
         """Whether validations look at the last step alone."""
         return self.objective == "squared_error" or isinstance(self.curriculum, LayerwiseConfig)
 
+    @property
+    def end_counts(self) -> bool:
+        """Whether validations look at the end of optimizations alone."""
+        return self.weights == "end" or self.last_counts
+
     def share(self, epoch: int, stage: int = 0) -> float:
         """The rule's part in every step after so many epochs, in a stage of the curriculum; 1 without an expert."""
         if self.imitated:

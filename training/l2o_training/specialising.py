@@ -318,8 +318,7 @@ def _sized(
 def verdict(trainer: Trainer) -> list[str]:
     """How the rule stands beside Adam and the rule that it began with, on the validation's instances, in words."""
     config, adam = trainer.config, trainer.adam or {"lr": None, "loss": None}
-    last = config.weights == "end" or config.last_counts
-    steps = f"{'after' if last else 'over'} {config.horizon:,} steps"
+    steps = f"{'after' if config.end_counts else 'over'} {config.horizon:,} steps"
     found = [f"loss {steps} on {config.validation_runs} fresh instances of each task: {trainer.best:.4g}"]
     if "name" in adam:
         found.append(f"{adam['name']}, as many steps: {adam['loss']:.4g}{_of(trainer.best, adam['loss'])}")

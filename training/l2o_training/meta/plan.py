@@ -168,10 +168,11 @@ def fit(
         epochs, every = _split(left, update, check)
         if epochs >= enough:
             break
+    epochs = max(epochs, 0)
     needed = (seconds + (fewest * update + check - left) / (1 - SPARE)) / 60
     require(
-        max(epochs, 0) >= fewest,
-        f"--minutes: {max(epochs, 0)} updates of the rule fit, of optimizations of {config.horizon:,} steps, and "
+        epochs >= fewest,
+        f"--minutes: {epochs} updates of the rule fit, of optimizations of {config.horizon:,} steps, and "
         f"{fewest} are the least: give {math.ceil(10 * needed) / 10} minutes, fewer --steps, or smaller minibatches",
     )
     return replace(config, epochs=max(epochs, 1), lanes=lanes, batch=batch, particles=particles, validate_every=every)
