@@ -22,6 +22,8 @@ from l2o_runtime.stepping.collect import Collector
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, diagnose, observe
 from l2o_runtime.stepping.exported import advance_exported
+from l2o_runtime.stepping.interpolation import LAG
+from l2o_runtime.stepping.interpolation import SPEC as TRAIL
 from l2o_runtime.stepping.losses import common_loss, evaluate
 from l2o_runtime.stepping.parts import STATE_DTYPES, Part, kept_in
 from l2o_runtime.stepping.schedule import Schedule
@@ -92,8 +94,8 @@ class LearnedOptimizer(Optimizer):
         total_steps: length of the run: steps, those of a safeguard's Adam too, grow over its first 2 % and then fall
             along a line, to nothing at its end.
             Without it a scheduler of torch may drive lr, from whose pace the length is guessed; without either the
-            steps of rules that leave their size to a schedule (`directional` does) become shorter with the root of
-            their number.
+            steps of rules that leave their size to a schedule (`directional` does) become shorter by themselves, and
+            parameters follow them, see `l2o_runtime.stepping.interpolation`; 4 bytes per parameter.
         schedule: "constant" lets steps be as long as lr says, for scripts that change lr by hand.
         averaging: keep the mean of the latest parameters, for `averaged`; 4 bytes per parameter, 8 of float64.
 
@@ -264,7 +266,7 @@ class LearnedOptimizer(Optimizer):
 
     def restart(self) -> None:
         """For wrappers: begin afresh, from zero states, as rules are meta-trained to; counters go on."""
-        keys = {"step", *self._coordinate_spec, *self._tensor_spec, *self.whole_spec}
+        keys = {"step", LAG, *self._coordinate_spec, *self._tensor_spec, *self.whole_spec}
         for param in listed(self.param_groups):
             for key in keys & self.state.get(param, {}).keys():
                 self.state[param][key].zero_()
@@ -329,7 +331,10 @@ class LearnedOptimizer(Optimizer):
     def _parts(self) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use."""
         return self._collector.collect(
-            self.param_groups, self.state, lambda group: self._schedule.factor(group, self._steps)
+            self.param_groups,
+            self.state,
+            lambda group: self._schedule.factor(group, self._steps),
+            lambda group: self._schedule.weights(group, self._steps),
         )
 
     def _advance(self, parts: list[Part], loss: Tensor, found: State) -> Tensor:
@@ -371,7 +376,8 @@ class LearnedOptimizer(Optimizer):
             for param, state in exact.items():
                 if isinstance(state.get("step"), int | float):
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
-                specs = self._coordinate_spec, self._tensor_spec, self._context_spec
+                kept = self._coordinate_spec | (TRAIL if LAG in state else {})
+                specs = kept, self._tensor_spec, self._context_spec
                 check_state(state, param, *specs, others=("health", average.KEY, *STATE), foreign=ours)
             check_saved_groups(self.param_groups, saved["param_groups"])
 

@@ -18,7 +18,14 @@ def inspect(
     with friendly_errors():
         from safetensors import safe_open
 
-        from l2o_export.card import describe_context, describe_licence, describe_steps, describe_tasks, state_bytes
+        from l2o_export.card import (
+            describe_context,
+            describe_licence,
+            describe_state,
+            describe_steps,
+            describe_tasks,
+            state_bytes,
+        )
         from l2o_runtime.config import to_dict
         from l2o_runtime.files.artifact import find_rule, read_learned
         from l2o_runtime.rules import Rule
@@ -48,7 +55,7 @@ def inspect(
         table.add_row("network", f"{config.kind}: {config.network}")
         if isinstance(loaded, Rule):
             table.add_row("context", describe_context(loaded))
-            table.add_row("state", f"{facts['state_bytes_per_parameter']} bytes per parameter")
+            table.add_row("state", describe_state(loaded))
             table.add_row("steps", describe_steps(loaded))
             table.add_row("loss", "needed at every step" if loaded.config.needs_loss else "optional")
         table.add_row("horizon", f"{config.horizon} steps")

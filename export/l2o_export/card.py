@@ -101,6 +101,12 @@ def state_bytes(rule: Rule) -> int:
     return sum(dtype.itemsize * math.prod(shape) for shape, dtype in specs)
 
 
+def describe_state(rule: Rule) -> str:
+    """One phrase on what an optimizer keeps."""
+    more = ", 4 more where nothing says how long the run is" * rule.config.scheduled
+    return f"{state_bytes(rule)} bytes per parameter{more}"
+
+
 def describe_tasks(provenance: dict[str, Any]) -> str:
     """One phrase on what a rule was meta-trained on, as far as its provenance says.
 

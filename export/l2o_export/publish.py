@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from l2o_export.card import describe_context, describe_licence, describe_steps, describe_tasks, state_bytes
+from l2o_export.card import describe_context, describe_licence, describe_state, describe_steps, describe_tasks
 from l2o_runtime.config import require
 from l2o_runtime.files.artifact import ArtifactError, parse_rule, read_limited
 from l2o_runtime.files.hub import CARD, DIGEST_KEY, FILE, NAME, PREFIX
@@ -45,7 +45,7 @@ def hub_card(rule: Rule, provenance: dict[str, Any], digest: str, repository: st
         "context": describe_context(rule),
         "weights": f"{sum(p.numel() for p in rule.parameters()):,}",
         "licence of the weights": licence,
-        "state": f"{state_bytes(rule)} bytes per parameter",
+        "state": describe_state(rule),
         "steps": describe_steps(rule),
         "horizon": f"{config.horizon:,} steps",
         "loss": "needed at every step" if config.needs_loss else "optional",

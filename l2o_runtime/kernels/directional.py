@@ -24,20 +24,23 @@ from l2o_runtime.kernels.lstm import Scratch, push
 from l2o_runtime.kernels.machine import Compiled, once, widest
 from l2o_runtime.kernels.orthogonal_code import LARGEST_RANK, orthogonal_module
 from l2o_runtime.kernels.pieces import Batch, Code, Dtypes, columns, compiled, corrections, steps_of
-from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, WEIGHTS, Plan, Wave, age, fill
+from l2o_runtime.kernels.plan import CORRECTIONS, GRAD, LEFT, LENGTH, TRAIL, WEIGHTS, Plan, Wave, age, fill
 from l2o_runtime.kernels.steering_code import LARGEST_NETWORK, TOLD, steering_module
 from l2o_runtime.kernels.threads import share
 from l2o_runtime.kernels.whole import Frame, at_once, compile_whole
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.steering import TINY
-from l2o_runtime.stepping.parts import Part, full_precision
+from l2o_runtime.stepping.parts import Part, full_precision, rows
+
+MOVES = ("move", "follow")
+"""The code that writes parameters: where they do not trail behind, and where they do."""
 
 
 @once
 def compile_directional(width: int, dtypes: Dtypes) -> tuple[Code, Compiled]:
     """The functions of `directional_code.directional_module`, and what keeps them alive; once per process."""
-    return compiled(("observe", "update", "move", "copy"), directional_module, width, dtypes)
+    return compiled(("observe", "update", "move", "follow", "copy"), directional_module, width, dtypes)
 
 
 @once
@@ -148,10 +151,12 @@ class DirectionalKernel(Kernel):
         return against
 
     def _rates(self, plan: Plan) -> list[float]:
-        """lr of every part; what decay leaves of it is filled in."""
+        """lr of every part; what decay leaves of it, and weights of the interpolation, are filled in."""
         rates = [float(part.lr) for part in plan.parts]
         decays = [part.decay for part in plan.parts]
         plan.numbers[:, LEFT] = [1 - lr * float(decay) for lr, decay in zip(rates, decays, strict=True)]
+        if plan.trails:
+            plan.numbers[:, TRAIL] = [[float(weight) for weight in part.trail or ()] for part in plan.parts]
         return rates
 
     def _steer(self, plan: Plan, totals: np.ndarray) -> np.ndarray:
@@ -189,6 +194,7 @@ class DirectionalKernel(Kernel):
         if plan.waves[0].matrices:
             made["orthogonalise"] = compile_orthogonal(rank, self.width)[1]
         code = {name: module.address(name) for name, module in made.items()}
+        code["move"] = pieces.address(MOVES[plan.trails])
         return Frame(plan, code, self.network.ctypes.data)
 
     def _code(self, dtypes: Dtypes) -> Code:
@@ -234,14 +240,15 @@ class DirectionalKernel(Kernel):
             tell(plan)
 
     def _move(self, plan: Plan, lengths: np.ndarray, batch: Batch, thread: int) -> None:
-        """θ ← left · θ + length · d."""
+        """θ ← left · θ + length · d, or behind this."""
         if plan.direct:
-            self._code(batch.dtypes)["move"](len(batch.pieces), plan.address(batch))
+            self._code(batch.dtypes)[MOVES[plan.trails]](len(batch.pieces), plan.address(batch))
             return
         for piece in batch.pieces:
             # Half precision is rounded once, at the end.
             delta = plan.direction(piece.index)[piece.where] * float(lengths[piece.index])
-            piece.part.move(piece.part.theta[piece.where], delta, torch.tensor(True, device="cpu"))
+            state = rows(piece.part.state, piece.where)
+            piece.part.move(piece.part.theta[piece.where], delta, torch.tensor(True, device="cpu"), state)
 
     def _orthogonalise(self, plan: Plan, wave: Wave) -> None:
         """Write the orthogonalised momentum of matrices where directions will be."""

@@ -25,6 +25,7 @@ from l2o_runtime.rules.statistics import AVERAGES, averages_of
 from l2o_runtime.rules.steering import STATES
 from l2o_runtime.state import State
 from l2o_runtime.stepping.engine import diagnose
+from l2o_runtime.stepping.interpolation import LAG, followed
 from l2o_runtime.stepping.parts import Part, full_precision
 
 PLANS = 8
@@ -67,6 +68,17 @@ def moved(theta: Tensor, delta: Tensor, rate: Tensor, left: Tensor, good: Tensor
     return torch.where(good, (decayed.to(wide) + delta.to(wide) * rate.to(wide)).to(theta.dtype), theta)
 
 
+def trailed(
+    theta: Tensor, delta: Tensor, rate: Tensor, left: Tensor, good: Tensor, lag: Tensor, trail: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """θ and e after a step of (left − 1) θ + rate Δ, if good: see `l2o_runtime.stepping.interpolation`."""
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    step = delta.to(wide) * rate.to(wide) - theta.to(wide) * (1 - left).to(wide)
+    keep, before, after = (weight.to(wide) for weight in trail)
+    new = followed(theta, step, lag, (keep, before, after))
+    return torch.where(good, new[0], theta), torch.where(good, new[1], lag)
+
+
 class ForeachKernel(Kernel):
     """Sums and steps of one rule; see `l2o_runtime.kernels.Kernel`. It is for whole tensors, not for shards.
 
@@ -78,8 +90,8 @@ class ForeachKernel(Kernel):
     def __init__(self, rule: DirectionalRule, compiler: Callable[[Function], Function] = lambda function: function):
         self.rule = rule
         self.whole = isinstance(rule.config.context, NoneConfig)
-        functions: tuple[Function, ...] = (row_sums, directions, moved, rule.steer)
-        self.row_sums, self.directions, self.moved, self.steer = (compiler(function) for function in functions)
+        functions: tuple[Function, ...] = (row_sums, directions, moved, trailed, rule.steer)
+        self.row_sums, self.directions, self.moved, self.trailed, self.steer = map(compiler, functions)
         self.plans: dict[Any, Plan] = {}
 
     def forget(self) -> None:
@@ -171,7 +183,7 @@ class ForeachKernel(Kernel):
             torch.stack([one * getattr(parts[index], name) for index in plan.leaders])[plan.group].unsqueeze(-1)
             for name in ("lr", "decay")
         )
-        numbers = torch.cat([rates, 1 - good.double() * (rates * decays)], dim=1)
+        numbers = torch.cat([rates, 1 - good.double() * (rates * decays), *self._trail(plan, parts, one)], dim=1)
         for bucket in plan.buckets:
             own = parts[bucket.parts]
             theta, grad, state = self._read(plan, bucket, own)
@@ -180,10 +192,24 @@ class ForeachKernel(Kernel):
             matrix = plan.matrix[bucket.parts][bucket.owner]
             direction, squares, kept = self.directions(grad, state, whole, matrix, told[..., 1:], good)
             mean = (add_up(squares, bucket.levels) / plan.sizes[bucket.parts]).float()[bucket.owner]
-            rate, left = numbers[bucket.parts][bucket.owner].split(1, dim=1)
-            theta = self.moved(theta, self.rule.finish(direction, mean, told, state), rate, left, good)
+            rate, left, *trail = numbers[bucket.parts][bucket.owner].split(1, dim=1)
+            delta = self.rule.finish(direction, mean, told, state)
             targets = [part.theta for part in own] + [part.state[key] for key in AVERAGES for part in own]
+            if trail:
+                lags = [part.state[LAG] if LAG in part.state else kept[0].new_zeros(len(part.theta)) for part in own]
+                theta, lag = self.trailed(theta, delta, rate, left, good, bucket.flat(lags), trail)
+                targets, kept = targets + lags, [*kept, lag]
+            else:
+                theta = self.moved(theta, delta, rate, left, good)
             torch._foreach_copy_(targets, [piece for flat in (theta, *kept) for piece in bucket.pieces(flat)])
+
+    def _trail(self, plan: Plan, parts: list[Part], one: Tensor) -> list[Tensor]:
+        """Weights of the interpolation, (S, 1) float64 each; zeros where parameters do not trail; none if none do."""
+        given = [parts[index].trail for index in plan.leaders]
+        if not any(given):
+            return []
+        rows = [torch.stack([one * weight for weight in trail or (0.0, 0.0, 0.0)]) for trail in given]
+        return list(torch.stack(rows)[plan.group].split(1, dim=1))
 
     def _whole(self, bucket: Bucket, grad: Tensor, momentum: Tensor) -> Tensor | None:
         """The orthogonalised momentum of matrices, (rows, WIDTH); what it is elsewhere means nothing."""

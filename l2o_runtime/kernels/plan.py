@@ -19,6 +19,7 @@ from l2o_runtime.rules.geometry import ends, geometry
 from l2o_runtime.rules.orthogonal import sides
 from l2o_runtime.rules.statistics import BETAS
 from l2o_runtime.rules.steering import MIXED, STATES
+from l2o_runtime.stepping.interpolation import LAG
 from l2o_runtime.stepping.parts import Part
 
 FLOAT = 4
@@ -28,6 +29,7 @@ CORRECTIONS = slice(len(BETAS))
 ORTHOGONAL = len(BETAS)
 WEIGHTS = slice(ORTHOGONAL + 1, ORTHOGONAL + 1 + MIXED)
 LEFT, LENGTH = WEIGHTS.stop, WEIGHTS.stop + 1
+TRAIL = slice(LENGTH + 1, NUMBERS)
 """Columns of a tensor's numbers: see `NUMBERS`."""
 
 GRAD = 2
@@ -98,17 +100,21 @@ class Plan:
         free: float32 that a thread needs to orthogonalise any matrix.
         grads: of that step, the addresses of its gradients, if `regular`.
         alone: all of it is done in single calls.
-        direct: parameters are contiguous float32.
+        direct: parameters are contiguous float32, and all of them trail behind, or none.
+        trails: all of them do.
         regular: nothing has to be converted before it is read.
     """
 
     def __init__(self, parts: list[Part], width: int, rank: int, threads: int):
         self.threads = threads
         self.origins = [part.origin for part in parts]
-        self.direct = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
+        trails = {LAG in part.state for part in parts}
+        self.trails = trails == {True}
+        plain = all(part.theta.dtype == torch.float32 and part.theta.is_contiguous() for part in parts)
+        self.direct = plain and len(trails) == 1
         self.regular = self.direct and _regular(parts) and not any("window" in part.state for part in parts)
         # Pieces of what is looked at in every step anew have gradients; others would keep them from being freed.
-        self.parts = [part.again(part.theta, 1.0) for part in parts] if self.regular else parts
+        self.parts = [part.again(part.theta) for part in parts] if self.regular else parts
         parts = self.parts
         self.sizes = np.array([len(part.theta) for part in parts])
         self.alone = self.regular and self.sizes.sum() < SHARED
@@ -135,6 +141,7 @@ class Plan:
                     piece.part.theta.data_ptr() + start,
                     *piece.addresses,
                     places[piece.index] + start,
+                    piece.part.state[LAG].data_ptr() + start if self.trails else 0,
                     self.sums[row].ctypes.data,
                 ]
                 for row, (piece, start) in enumerate(zip(pieces, self.starts.tolist(), strict=True))

@@ -10,6 +10,7 @@ from l2o_runtime.rules import Rule
 from l2o_runtime.rules.base import mean_squares
 from l2o_runtime.solvers.base import Point, Problems, Solver
 from l2o_runtime.state import State, zeros
+from l2o_runtime.stepping.interpolation import interpolated, weights
 from l2o_runtime.stepping.schedule import anytime, told
 
 COORDINATES, OPTIMIZATION, LAYOUT = "coordinates/", "optimization/", "layout/"
@@ -17,6 +18,9 @@ COORDINATES, OPTIMIZATION, LAYOUT = "coordinates/", "optimization/", "layout/"
 
 DONE, TOTAL = "schedule/done", "schedule/total"
 """Numbers of steps, so far and in the whole; 0 for a whole that is not known."""
+
+LAG = "schedule/lag"
+"""Where the whole is not known, e of `l2o_runtime.stepping.interpolation` for every coordinate."""
 
 
 class Chosen(NamedTuple):
@@ -39,7 +43,8 @@ class Descent(Solver):
     What a rule observes is constant: nothing is differentiated through θ, g and L, as in Algorithm 1 of
     arXiv 2211.16268 (first order).
 
-    A rule that leaves the size of its steps to a schedule gets that of `l2o_runtime.stepping.schedule`.
+    A rule that leaves the size of its steps to a schedule gets that of `l2o_runtime.stepping.schedule`, and, where the
+    length is not known, its interpolation.
 
     Args:
         rule: gives the steps.
@@ -63,27 +68,33 @@ class Descent(Solver):
                 DONE: torch.zeros((), device=device),
                 TOTAL: torch.tensor(float(problems.steps or 0), device=device),
             }
+        if self.scheduled and problems.steps is None:
+            state[LAG] = torch.zeros_like(problems.params)
         return state
 
     def step(self, point: Point, state: State) -> tuple[Tensor, State]:
         """A step of every coordinate; ∂(θ + Δ)/∂φ goes through the rule and on through `point.params`."""
         coordinates, optimization, layout = _split(state)
         delta, coordinates, optimization = self.rule(*_constants(point), coordinates, optimization, layout)
-        factor, clock = self._factor(state)
-        return point.params + factor * delta, _join(coordinates, optimization, layout) | clock
+        move, clock = self._paced(delta, state)
+        return point.params + move, _join(coordinates, optimization, layout) | clock
 
-    def _factor(self, state: State) -> tuple[Tensor | float, State]:
-        """What the schedule says of this step, and its new state."""
+    def _paced(self, delta: Tensor, state: State) -> tuple[Tensor, State]:
+        """What the schedule makes of a step, and its new state."""
         if not self.scheduled:
-            return 1.0, {}
+            return delta, {}
         done, total = state[DONE] + 1, state[TOTAL]
-        factor = torch.where(total > 0, told(done, total.clamp_min(1)), anytime(done))
-        return factor, {DONE: done, TOTAL: total}
+        clock = {DONE: done, TOTAL: total}
+        if LAG not in state:
+            return told(done, total.clamp_min(1)) * delta, clock
+        move, lag = interpolated(anytime(done) * delta, state[LAG], *weights(done))
+        return move, clock | {LAG: lag}
 
     def choose(self, params: Tensor, state: State, places: Tensor) -> Chosen:
         """Begin with some coordinates (B, k) where all of them (B, n) stand."""
         coordinates, _, _ = _split(state)
         chosen = {key: take(value, places) for key, value in coordinates.items()}
+        chosen |= {LAG: take(state[LAG], places)} if LAG in state else {}
         return Chosen(places, take(params, places), chosen)
 
     def step_chosen(self, point: Point, state: State, chosen: Chosen) -> tuple[Tensor, State, Chosen]:
@@ -105,9 +116,11 @@ class Descent(Solver):
             squares = mean_squares(delta, layout)
             delta = rule.finish(delta, rule.spread(squares, layout).squeeze(-1), all_told.detach(), coordinates)
             moved = rule.finish(moved, rule.spread(squares, layout, places).squeeze(-1), told, own)
-        factor, clock = self._factor(state)
+        move, clock = self._paced(delta, state)
+        moved, kept = self._paced(moved, state | chosen.state)
+        own = own | {LAG: kept[LAG]} if LAG in kept else own
         after = _join(coordinates, optimization, layout) | clock
-        return params + factor * delta, after, Chosen(places, theta + factor * moved, own)
+        return params + move, after, Chosen(places, theta + moved, own)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:

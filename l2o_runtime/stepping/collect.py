@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2o_runtime.state import StateSpec
 from l2o_runtime.stepping.checks import check_gradient
+from l2o_runtime.stepping.interpolation import LAG, SPEC, Weights
 from l2o_runtime.stepping.parts import Part, acts, make_part
 from l2o_runtime.stepping.whole import States
 
@@ -29,7 +30,7 @@ class Known:
     address: int
     states: list[tuple[str, Tensor, int, int]]
 
-    def holds(self, group: dict[str, Any], param: Tensor, state: dict[str, Any], start: int) -> bool:
+    def holds(self, group: dict[str, Any], param: Tensor, state: dict[str, Any], start: int, trails: bool) -> bool:
         """Whether nothing is another than it was, but for numbers."""
         part, theta = self.part, self.part.param
         if (
@@ -39,6 +40,7 @@ class Known:
             or theta.shape != param.shape
             or theta.dtype != param.dtype
             or not param.is_contiguous()
+            or (LAG in part.state) != trails
         ):
             return False
         for key, tensor, address, size in self.states:  # a single number that is resized lies elsewhere
@@ -62,7 +64,11 @@ class Collector:
         self.known: dict[Tensor, Known] = {}
 
     def collect(
-        self, groups: list[dict[str, Any]], states: States, factor: Callable[[dict[str, Any]], Tensor | float]
+        self,
+        groups: list[dict[str, Any]],
+        states: States,
+        factor: Callable[[dict[str, Any]], Tensor | float],
+        trail: Callable[[dict[str, Any]], Weights | None],
     ) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use.
 
@@ -70,6 +76,7 @@ class Collector:
             groups: of an optimizer.
             states: by parameter; what the rule needs is added.
             factor: of the schedule, on a group's lr.
+            trail: weights of its interpolation, if there is one.
 
         Raises:
             RuntimeError: a gradient is sparse, or a gradient or a state does not fit its parameter.
@@ -78,30 +85,39 @@ class Collector:
         if len(self.known) > sum(len(group["params"]) for group in groups):
             self.known = {}
         for group in groups:
-            scale = factor(group)
+            scale, weights = factor(group), trail(group)
             for param in group["params"]:
                 if acts(param):
-                    yield self._part(group, param, states[param], start, scale)
+                    yield self._part(group, param, states[param], start, scale, weights)
                 start += param.numel()
 
     def _part(
-        self, group: dict[str, Any], param: Tensor, state: dict[str, Any], start: int, factor: Tensor | float
+        self,
+        group: dict[str, Any],
+        param: Tensor,
+        state: dict[str, Any],
+        start: int,
+        factor: Tensor | float,
+        trail: Weights | None,
     ) -> Part:
+        spec = self.spec if trail is None else self.spec | SPEC
+        if trail is None:
+            state.pop(LAG, None)
         if torch.compiler.is_compiling():
-            part = make_part(group, param, state, self.spec, self.own, start, self.unit)
-            return part.again(part.grad, factor)
+            part = make_part(group, param, state, spec, self.own, start, self.unit)
+            return part.again(part.grad, factor, trail)
         known = self.known.get(param)
-        if known is not None and param.grad is not None and known.holds(group, param, state, start):
+        if known is not None and param.grad is not None and known.holds(group, param, state, start, trail is not None):
             check_gradient(param)
-            return known.part.again(param.grad.reshape(-1), factor)
-        part = make_part(group, param, state, self.spec, self.own, start, self.unit)
+            return known.part.again(param.grad.reshape(-1), factor, trail)
+        part = make_part(group, param, state, spec, self.own, start, self.unit)
         if part.plain and not part.groups and part.param.is_contiguous():
             kept = [(key, state[key]) for key in (*part.state, *part.own)]
             places = [(key, tensor, tensor.data_ptr(), tensor.numel()) for key, tensor in kept]
-            known = Known(part.again(part.theta, 1.0), start, part.param.data_ptr(), places)
+            known = Known(part.again(part.theta), start, part.param.data_ptr(), places)
             known.part = replace(known.part, origin=known)
             self.known[param] = known
-        return part.again(part.grad, factor)
+        return part.again(part.grad, factor, trail)
 
     def forget(self) -> None:
         """Look at everything anew, and keep nothing of what has been replaced."""

@@ -227,7 +227,7 @@ def _advance(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> None
         with full_precision(good.device):
             delta, new = rule.on(good.device).update(piece.grad, piece.theta.float(), steering, _wide(piece.state))
         write(piece.state, new, good)
-        part.move(piece.theta, delta, good)
+        part.move(piece.theta, delta, good, piece.state)
 
 
 def _direct(rule: Replicas, part: Part, steering: Tensor, good: Tensor) -> Moving:
@@ -249,7 +249,7 @@ def _move(rule: Replicas, moving: Moving, good: Tensor) -> None:
     for piece, direction in zip(part.chunks(), moving.directions, strict=True):
         with full_precision(device):
             delta = rule.on(device).finish(direction, mean_square, moving.steering, _wide(piece.state))
-        part.move(piece.theta, delta, good)
+        part.move(piece.theta, delta, good, piece.state)
     part.finish(good)
 
 

@@ -37,5 +37,5 @@ def advance_exported(rule: ExportedRule, parts: list[Part], loss: Tensor, contex
     for i, (part, move) in enumerate(zip(parts, delta.split(sizes), strict=True)):
         fine = good.to(part.param.device)
         write(part.state, {key: split[i] for key, split in pieces.items()}, fine)
-        part.move(part.theta, move.to(fine.device), fine)
+        part.move(part.theta, move.to(fine.device), fine, part.state)
         part.finish(fine)

@@ -12,6 +12,7 @@ from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping.checks import check_gradient, check_states
 from l2o_runtime.stepping.distributed import Groups, first_index, local, shard_groups, zeros_beside
+from l2o_runtime.stepping.interpolation import LAG, Weights, followed
 
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
@@ -58,6 +59,7 @@ class Part:
         offset: global index of the first coordinate, or an offset (n,) per coordinate.
         groups: the process groups over which the parameter is split.
         factor: of the schedule, on lr.
+        trail: weights of the schedule's interpolation; then there is a state `LAG`.
         unit: the part of itself that a parameter loses in a step of lr = 1 and weight decay 1.
         plain: whether kernels may have it, if its gradient is a plain tensor too: plain tensors on one device, states
             contiguous and in one of `STATE_DTYPES`.
@@ -74,14 +76,15 @@ class Part:
     offset: int | Tensor
     groups: Groups
     factor: Tensor | float = 1.0
+    trail: Weights | None = None
     unit: float = ADAM_LR
     plain: bool = False
     origin: object = None
 
-    def again(self, grad: Tensor, factor: Tensor | float) -> "Part":
+    def again(self, grad: Tensor, factor: Tensor | float = 1.0, trail: Weights | None = None) -> "Part":
         """The same in another step. `dataclasses.replace` takes as long as all that is checked in every step."""
         part = object.__new__(Part)
-        part.__dict__.update(self.__dict__, grad=grad, factor=factor)
+        part.__dict__.update(self.__dict__, grad=grad, factor=factor, trail=trail)
         return part
 
     @property
@@ -122,15 +125,23 @@ class Part:
     def _downhill(self, grad: Tensor) -> Tensor:
         return -grad.float() if self.group["maximize"] else grad.float()
 
-    def move(self, theta: Tensor, delta: Tensor, good: Tensor) -> None:
-        """θ ← θ · (1 − unit · lr · weight_decay) + lr · Δ, in place, if the step is good.
+    def move(self, theta: Tensor, delta: Tensor, good: Tensor, state: State) -> None:
+        """θ ← θ · (1 − unit · lr · weight_decay) + lr · Δ, in place, if the step is good; or behind this, if it trails.
 
         Args:
             theta: (n,) a chunk of this part.
             delta: (n,) float32.
             good: () bool.
+            state: of the chunk.
         """
         lr, decay = self.lr, self.decay
+        if self.trail is not None:
+            wide = torch.promote_types(theta.dtype, torch.float32)
+            step = delta.to(wide) * lr - (theta.to(wide) * (lr * decay) if decay else 0.0)
+            new = followed(theta, step, state[LAG], self.trail)
+            for old, value in zip((theta, state[LAG]), new, strict=True):
+                old.copy_(torch.where(good, value, old))
+            return
         if decay:
             theta.mul_(1 - good.double() * (lr * decay))
         delta = delta.to(torch.promote_types(theta.dtype, torch.float32))  # half precision is rounded once, at the end

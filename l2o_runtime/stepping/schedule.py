@@ -12,16 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def at_least(x: Any, low: Any) -> Any:
-    """The larger of both, of tensors or numbers."""
-    return x.clamp_min(low) if isinstance(x, Tensor) else max(x, low)
-
-
-def at_most(x: Any, high: Any) -> Any:
-    """The smaller of both."""
-    return x.clamp_max(high) if isinstance(x, Tensor) else min(x, high)
-
+from l2o_runtime.stepping.interpolation import RESTING, Weights, at_least, at_most, weights
 
 WARM_UP = 0.02
 """Share of a run of known length in which steps grow."""
@@ -35,11 +26,14 @@ LENGTH = 2500
 LONGEST = 3.0
 """How much longer they may be."""
 
-ANYTIME = 4 / 3
+ANYTIME = 1.5
 """How long steps would be at the beginning of such a run, beside the longest where the length is known."""
 
-FADING = 25.0
-"""Steps after which they begin to fall with the root of their number."""
+FADING = 250.0
+"""Steps after which they begin to fall, with the ¾-th power of their number."""
+
+POWER = 0.75
+"""More than a half, so that the noise of long runs ends; less than one, or they would stop."""
 
 SMALLEST_RATE = 1e-30
 """Learning rates are divided by at least this."""
@@ -81,12 +75,12 @@ def paced(step: Any, left: Any) -> Any:
 
 
 def anytime(step: Any) -> Any:
-    """4/3 min(1, t/20) / √(1 + t/25): falls for ever, as in stochastic approximation.
+    """3/2 min(1, t/20) / (1 + t/250)^¾: falls for ever, as in stochastic approximation.
 
-    >>> anytime(torch.tensor([1, 75, 375]))
-    tensor([0.0654, 0.6667, 0.3333])
+    >>> anytime(torch.tensor([10, 1000, 3750]))
+    tensor([0.7283, 0.4486, 0.1875])
     """
-    return ANYTIME * at_most(step / RISE, 1.0) / (1 + step / FADING) ** 0.5
+    return ANYTIME * at_most(step / RISE, 1.0) / (1 + step / FADING) ** POWER
 
 
 @dataclass(frozen=True)
@@ -111,10 +105,7 @@ class Schedule:
         """
         if self.total is None and not self.fades:
             return 1.0
-        before = done()
-        # Python takes a tenth of the time that operators take, where nothing has to be waited for.
-        here = before.device.type == "cpu" and not torch.compiler.is_compiling()
-        at: Tensor | float = before.item() + 1 if here else before.double() + 1
+        at = _next(done)
         found: Tensor | float
         if self.total is not None:
             found = self._length(at, self.total)
@@ -124,6 +115,21 @@ class Schedule:
             found = anytime(at)
         return found
 
+    def weights(self, group: dict[str, Any], done: Callable[[], Tensor]) -> Weights | None:
+        """Those of `l2o_runtime.stepping.interpolation` for the next step, where nobody says how long the run is."""
+        if not self.anytime(group):
+            return None
+        moving, lr = weights(_next(done)), group["lr"]
+        if isinstance(lr, Tensor):
+            rests, rows = (lr.reshape(()) == 0).double(), zip(moving, RESTING, strict=True)
+            keep, before, after = (weight * (1 - rests) + rest * rests for weight, rest in rows)
+            return keep, before, after
+        return moving if lr else RESTING
+
+    def anytime(self, group: dict[str, Any]) -> bool:
+        """Whether nobody says it."""
+        return self.fades and self.total is None and "initial_lr" not in group
+
     @property
     def _length(self) -> Callable[[Tensor | float, int], Tensor | float]:
         """Of the steps of a run of known length."""
@@ -132,6 +138,14 @@ class Schedule:
     def fall(self, done: Callable[[], Tensor]) -> float:
         """For optimizers that have their own size: `linear` in a run of known length, else 1."""
         return 1.0 if self.total is None else float(linear(done().double() + 1, self.total))
+
+
+def _next(done: Callable[[], Tensor]) -> Tensor | float:
+    """The number of the next step, from 1 on."""
+    before = done()
+    # Python takes a tenth of the time that operators take, where nothing has to be waited for.
+    here = before.device.type == "cpu" and not torch.compiler.is_compiling()
+    return before.item() + 1 if here else before.double() + 1
 
 
 def _left(group: dict[str, Any]) -> Tensor | float:

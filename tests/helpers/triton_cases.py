@@ -60,7 +60,7 @@ def plain(rule, part: Part, context: Tensor, good: Tensor) -> None:
         delta, new = rule.update(piece.grad, piece.theta.float(), context.unsqueeze(0), state)
         for key in new.keys() - {"step"}:
             piece.state[key].copy_(torch.where(good, new[key], state[key]))
-        part.move(piece.theta, delta, good)
+        part.move(piece.theta, delta, good, piece.state)
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:

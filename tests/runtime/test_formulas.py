@@ -12,6 +12,7 @@ from l2o_runtime import arithmetic
 from l2o_runtime.contexts.progress import normalized_products
 from l2o_runtime.rules import features, restraint, statistics, tiered_features
 from l2o_runtime.state import LARGEST
+from l2o_runtime.stepping import interpolation
 
 pytest.importorskip("llvmlite", reason="vectors need llvmlite: pip install '.[fast]'")
 
@@ -110,6 +111,7 @@ FORMULAS: dict[str, tuple[str, Formula]] = {
     ),
     "restrain": ("oxxrr", lambda *x: [restraint.restrain(*x)]),
     "share": ("xxrr", restraint.share),
+    "interpolated": ("ooccc", lambda *x: everything(interpolation.interpolated(*x))),
 }
 
 STATEFUL = {"features_of", "averages_of", "relative_size"}

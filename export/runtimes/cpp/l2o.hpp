@@ -73,7 +73,8 @@ inline double linear(double step, double total) {
 inline double told(double step, double total) {
   return std::sqrt(std::clamp(2500 / total, 1.0, 9.0)) * linear(step, total);
 }
-inline double anytime(double step) { return 4.0 / 3 * std::min(step / 20, 1.0) / std::sqrt(1 + step / 25); }
+inline double anytime(double step) { return 1.5 * std::min(step / 20, 1.0) / std::pow(1 + step / 250, 0.75); }
+inline double beta(double step) { return std::min(step / (step + 100), 0.9); }
 
 struct Options {
   double lr = 1, weight_decay = 0;
@@ -110,6 +111,7 @@ class Optimizer {
     try {
       signature_ = Signature::parse(extra["l2o-rule.json"]);
       for (const auto& [type, sides] : signature_.states) state_.push_back(zeros(type, sides));
+      if (signature_.scheduled) state_.push_back(zeros("float32", {"n"}));
       for (const std::string& key : signature_.layout) layout_.push_back(layout(key));
     } catch (const Error& error) {
       throw Error(path + ": " + error.what());
@@ -132,17 +134,19 @@ class Optimizer {
 
     std::vector<c10::IValue> inputs{theta, grad, at::full({}, loss.value_or(0), at::kFloat)};
     inputs.insert(inputs.end(), layout_.begin(), layout_.end());
-    inputs.insert(inputs.end(), state_.begin() + 1, state_.end());
+    inputs.insert(inputs.end(), state_.begin() + 1, state_.end() - signature_.scheduled);
     const auto outputs = module_.forward(std::move(inputs)).toTupleRef().elements().vec();
-    require(outputs.size() == state_.size(), "the file gives another number of states than it says");
+    require(outputs.size() + signature_.scheduled == state_.size(), "the file gives another number of states than it says");
     const double lr = options.lr * factor(state_[0][0].item<double>());
+    const bool trails = signature_.scheduled && !options.constant && options.total_steps == 0;
     const double decay = lr * signature_.decay_unit * options.weight_decay;
     const auto deltas = outputs[0].toTensor().mul(lr).split_with_sizes(sizes_);
     for (size_t i = 0; i < params.size(); ++i) {
-      if (decay != 0) params[i].mul_(1 - decay);
-      params[i].add_(deltas[i].view(shapes_[i]));
+      at::Tensor move = deltas[i].view(shapes_[i]);
+      if (decay != 0) move = move - params[i] * decay;
+      params[i].add_(trails ? follow(move, i) : move);
     }
-    for (size_t i = 1; i < state_.size(); ++i) state_[i] = outputs[i].toTensor();
+    for (size_t i = 1; i < outputs.size(); ++i) state_[i] = outputs[i].toTensor();
     return true;
   }
 
@@ -201,6 +205,15 @@ class Optimizer {
     return fades ? told(step, length) : linear(step, length);
   }
 
+  // How far a parameter moves in a step that would be `move`: l2o_runtime/stepping/interpolation.py.
+  at::Tensor follow(const at::Tensor& move, size_t index) {
+    const double step = state_[0][0].item<double>();
+    at::Tensor lag = state_.back().slice(0, start_[index], start_[index + 1]).view(shapes_[index]);
+    const at::Tensor kept = (lag + move) * (1 - 4 / (step + 3)), moved = move + lag * beta(step - 1) - kept * beta(step);
+    lag.copy_(kept);
+    return moved;
+  }
+
   at::Tensor zeros(const std::string& type, const std::vector<std::string>& sides) const {
     const std::map<std::string, c10::ScalarType> types{
         {"float32", at::kFloat}, {"float64", at::kDouble}, {"int64", at::kLong}};
@@ -244,7 +257,8 @@ class Optimizer {
   Shape sizes_, start_{0};  // numbers of each, and of those before it
   torch::jit::Module module_;
   Signature signature_;
-  std::vector<at::Tensor> layout_, state_{at::zeros({5}, at::kLong)};  // the state begins with the counters
+  // The state begins with the counters; how far parameters trail behind is the last of a rule that needs a schedule.
+  std::vector<at::Tensor> layout_, state_{at::zeros({5}, at::kLong)};
 };
 
 }  // namespace l2o

@@ -32,10 +32,13 @@ export function told(step, total) {
   return Math.sqrt(Math.min(Math.max(2500 / total, 1), 9)) * linear(step, total);
 }
 
-/** 4/3 min(1, t/20) / √(1 + t/25). */
+/** 3/2 min(1, t/20) / (1 + t/250)^¾. */
 export function anytime(step) {
-  return ((4 / 3) * Math.min(step / 20, 1)) / Math.sqrt(1 + step / 25);
+  return (1.5 * Math.min(step / 20, 1)) / (1 + step / 250) ** 0.75;
 }
+
+/** l2o_runtime/stepping/interpolation.py: the share of the average. */
+const beta = (step) => Math.min(step / (step + 100), 0.9);
 
 /** What a file says of its rule: docs/artifact.md, "Signature". */
 function readSignature(bytes) {
@@ -107,6 +110,7 @@ export class Optimizer {
   #sizes;
   #layout = {};
   #state = [];
+  #lag = new Float32Array(0); // how far parameters are behind, where nobody says how long the run is
   #counters = { steps: 0, nonfinite_gradient: 0, nonfinite_loss: 0, nonfinite_parameter: 0, zero_gradient: 0 };
   #busy = false;
 
@@ -170,6 +174,7 @@ export class Optimizer {
         this.#layout["layout.grid"] = this.#tensor("int64", ...gridOf(shapes, starts, this.#signature.rows));
       else throw new L2OError(`layout.${key} is unknown to this version: take a newer l2o-web`);
     }
+    this.#lag = new Float32Array(this.#signature.scheduled ? n : 0);
     this.#state = this.#signature.state.map(({ type, sides }) => {
       const dims = sides.map((side) => ({ n, tensors: shapes.length })[side] ?? Number(side));
       return this.#tensor(type, new ARRAYS[type](product(dims)), dims);
@@ -246,13 +251,33 @@ export class Optimizer {
     const kept = 1 - lr * this.#signature.decay_unit * this.weightDecay;
     const scale = Math.fround(lr);
     const delta = found.delta.data;
+    const follow = this.#trails ? this.#follower(this.#counters.steps + 1) : null;
     let at = 0;
     for (const param of params) {
-      for (let i = 0; i < param.length; i++) {
-        if (kept !== 1) param[i] *= kept;
-        param[i] += Math.fround(delta[at++] * scale);
+      for (let i = 0; i < param.length; i++, at++) {
+        const move = Math.fround(delta[at] * scale);
+        if (follow) param[i] += follow(kept === 1 ? move : move - param[i] * (1 - kept), at);
+        else {
+          if (kept !== 1) param[i] *= kept;
+          param[i] += move;
+        }
       }
     }
+  }
+
+  /** Whether nobody says how long the run is. */
+  get #trails() {
+    return this.#signature.scheduled && this.schedule === "auto" && this.totalSteps === null;
+  }
+
+  /** How far a parameter moves in a step that would be `move`; what it is behind is kept. */
+  #follower(step) {
+    const [lag, keep, before, after] = [this.#lag, 1 - 4 / (step + 3), beta(step - 1), beta(step)];
+    return (move, at) => {
+      const behind = lag[at];
+      lag[at] = (behind + move) * keep;
+      return move + behind * before - lag[at] * after;
+    };
   }
 
   /** See l2o.d.ts. */
@@ -263,6 +288,7 @@ export class Optimizer {
   /** See l2o.d.ts. */
   save() {
     const entries = this.#signature.state.map(({ name }, index) => [name, this.#state[index].data.slice()]);
+    if (this.#signature.scheduled) entries.push(["lag", this.#lag.slice()]);
     return { health: this.health(), state: Object.fromEntries(entries) };
   }
 
@@ -270,7 +296,10 @@ export class Optimizer {
   restore(saved) {
     const other = "the state of another rule, or of parameters of other shapes";
     require(saved?.state && saved?.health, "no state that save() gave");
-    require(Object.keys(saved.state).length === this.#state.length, other);
+    const scheduled = Boolean(this.#signature.scheduled);
+    require(Object.keys(saved.state).length === this.#state.length + scheduled, other);
+    const lag = saved.state.lag ?? new Float32Array(0);
+    require(lag instanceof Float32Array && lag.length === this.#lag.length, other);
     const health = Object.fromEntries(Object.keys(this.#counters).map((key) => [key, saved.health[key]]));
     require(Object.values(health).every((n) => Number.isInteger(n) && n >= 0), "no state that save() gave");
     this.#state = this.#signature.state.map(({ name, type }, index) => {
@@ -278,6 +307,7 @@ export class Optimizer {
       require(data instanceof ARRAYS[type] && data.length === own.data.length, other);
       return this.#tensor(type, data.slice(), own.dims);
     });
+    this.#lag = lag.slice();
     this.#counters = health;
   }
 }

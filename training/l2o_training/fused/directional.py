@@ -62,7 +62,7 @@ class FusedDirectionalRule(DirectionalRule):
         end_to_end = torch.contiguous_format
         delta = torch.empty_like(param, memory_format=end_to_end)
         new = {key: coordinates[key].clone(memory_format=end_to_end) for key in AVERAGES}
-        arrays = [grad.contiguous(), param.contiguous(), *new.values(), delta]
+        arrays = [grad.contiguous(), param.contiguous(), *new.values(), delta, delta]  # nobody trails: e is not read
         sums = torch.zeros(pieces.count, TOTALS, widest(), dtype=torch.float64)
         pieces.run(code["observe"], torch.from_numpy(numbers), arrays, sums)
         told, optimization = self._steer(pieces.collect(sums)[..., 1:], tensors, optimization)
