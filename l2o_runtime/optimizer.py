@@ -334,7 +334,7 @@ class LearnedOptimizer(Optimizer):
             self.param_groups,
             self.state,
             lambda group: self._schedule.factor(group, self._steps),
-            lambda group: self._schedule.weights(group, self._steps),
+            self._schedule.anytime,
         )
 
     def _advance(self, parts: list[Part], loss: Tensor, found: State) -> Tensor:
@@ -391,7 +391,7 @@ class LearnedOptimizer(Optimizer):
                         found.pop(average.KEY, None)
                 for key, value in state.items():
                     if isinstance(value, Tensor):
-                        kept = self._coordinate_spec[key][1] if key in self._coordinate_spec else value.dtype
+                        kept = (self._coordinate_spec | TRAIL).get(key, ((), value.dtype))[1]
                         value = value.to(param.device, kept, copy=True)
                     self.state[param][key] = value
             if any("step" in state for state in exact.values()):

@@ -31,6 +31,7 @@ from l2o_runtime.kernels.whole import Frame, at_once, compile_whole
 from l2o_runtime.rules.directional import MOMENTUM, DirectionalConfig, DirectionalRule, nesterov
 from l2o_runtime.rules.orthogonal import orthogonalise_each
 from l2o_runtime.rules.steering import TINY
+from l2o_runtime.stepping.interpolation import resting, weights
 from l2o_runtime.stepping.parts import Part, full_precision, rows
 
 MOVES = ("move", "follow")
@@ -104,8 +105,9 @@ class DirectionalKernel(Kernel):
         if bool(good):
             told = torch.cat(steering).numpy()
             with self._planned(parts) as plan:
-                plan.numbers[:, CORRECTIONS] = corrections(steps_of(parts))
-                self._advance(plan, told[:, 0], told[:, 1:])
+                steps = steps_of(parts)
+                plan.numbers[:, CORRECTIONS] = corrections(steps)
+                self._advance(plan, told[:, 0], told[:, 1:], steps)
 
     def step(self, parts: list[Part], loss: Tensor) -> Tensor:
         """As in `Kernel`."""
@@ -135,8 +137,8 @@ class DirectionalKernel(Kernel):
             pulse == 0,
         ]
         if not any(against):
-            length, *weights = self._steer(plan, totals)
-            self._advance(plan, length, np.stack(weights, axis=1))
+            length, *mixed = self._steer(plan, totals)
+            self._advance(plan, length, np.stack(mixed, axis=1), plan.steps)
             plan.owned[0] += 1
             code(len(plan.scatter), plan.scattering)
         return against
@@ -144,19 +146,22 @@ class DirectionalKernel(Kernel):
     def _at_once(self, plan: Plan, frame: Frame, loss: float) -> list[bool]:
         """`_stepped` in one call."""
         age(plan.doubles, plan.floats, plan.aged)
-        frame.rates[:] = self._rates(plan)
+        frame.rates[:] = self._rates(plan, plan.steps)
         against = frame.step(compile_whole(self.width)[0], math.isfinite(loss))
         if not any(against):
             tell(plan)
         return against
 
-    def _rates(self, plan: Plan) -> list[float]:
-        """lr of every part; what decay leaves of it, and weights of the interpolation, are filled in."""
+    def _rates(self, plan: Plan, steps: np.ndarray) -> list[float]:
+        """lr of every part, after so many steps; what decay leaves, or takes, and weights of the interpolation are
+        filled in.
+        """
         rates = [float(part.lr) for part in plan.parts]
-        decays = [part.decay for part in plan.parts]
-        plan.numbers[:, LEFT] = [1 - lr * float(decay) for lr, decay in zip(rates, decays, strict=True)]
+        taken = [lr * float(part.decay) for lr, part in zip(rates, plan.parts, strict=True)]
+        plan.numbers[:, LEFT] = [-share if plan.trails else 1 - share for share in taken]
         if plan.trails:
-            plan.numbers[:, TRAIL] = [[float(weight) for weight in part.trail or ()] for part in plan.parts]
+            known = {step: weights(step + 1) for step in set(steps.tolist())}
+            plan.numbers[:, TRAIL] = [resting(known[step], lr) for step, lr in zip(steps.tolist(), rates, strict=True)]
         return rates
 
     def _steer(self, plan: Plan, totals: np.ndarray) -> np.ndarray:
@@ -224,10 +229,10 @@ class DirectionalKernel(Kernel):
         share(functools.partial(self._run, "observe", plan), plan.batches)
         return plan.total(TOTALS)
 
-    def _advance(self, plan: Plan, length: np.ndarray, weights: np.ndarray) -> None:
-        """Advance parts, whose steering is (parts,) and (parts, 4)."""
-        rates = np.array(self._rates(plan))
-        plan.numbers[:, WEIGHTS] = weights
+    def _advance(self, plan: Plan, length: np.ndarray, mixed: np.ndarray, steps: np.ndarray) -> None:
+        """Advance parts, whose steering is (parts,) and (parts, 4), after so many steps."""
+        rates = np.array(self._rates(plan, steps))
+        plan.numbers[:, WEIGHTS] = mixed
         plan.sums[:, 0] = 0
         for wave in plan.waves:
             self._orthogonalise(plan, wave)

@@ -21,8 +21,8 @@ TRAIL = 3
 """Numbers of the schedule's interpolation: see `l2o_runtime.stepping.interpolation.weights`."""
 
 NUMBERS = len(BETAS) + 1 + MIXED + 2 + TRAIL
-"""Numbers of a tensor: 1 / (1 − βᵗ), 1 if it was orthogonalised, w, what decay leaves of θ, −length · lr / RMS(d), and
-those of the interpolation.
+"""Numbers of a tensor: 1 / (1 − βᵗ), 1 if it was orthogonalised, w, what decay leaves of θ, or the negative of what it
+takes where θ follows, −length · lr / RMS(d), and those of the interpolation.
 """
 
 
@@ -90,14 +90,14 @@ def _move(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks:
 
 
 def _follow(builder: Any, arguments: Sequence[Any], size: int, start: Any, blocks: Any, width: int) -> None:
-    """θ and e follow a step of (left − 1) · θ + length · d."""
+    """θ and e follow a step of length · d − taken · θ."""
     numbers, _, theta, *_, direction, lag, _ = arguments
-    left, length, *trail = _ends(builder, numbers, size)
+    taken, length, *trail = _ends(builder, numbers, size)
 
     def body(at: Any) -> None:
         places = [builder.gep(pointer, [at]) for pointer in (theta, lag, direction)]
         here, behind, d = (load(builder, place, size) for place in places)
-        moved, kept = interpolated(d.fma(length, here * (left - 1.0)), behind, *trail)
+        moved, kept = interpolated(d.fma(length, here * taken), behind, *trail)
         store(builder, here + moved, places[0])
         store(builder, kept, places[1])
 
@@ -105,7 +105,7 @@ def _follow(builder: Any, arguments: Sequence[Any], size: int, start: Any, block
 
 
 def _ends(builder: Any, numbers: Any, size: int) -> list[Vector]:
-    """The last numbers of a tensor, from what decay leaves on."""
+    """The last numbers of a tensor, from that of decay on."""
     places = range(NUMBERS - 2 - TRAIL, NUMBERS)
     return [broadcast(builder, builder.gep(numbers, [I64(i)]), size) for i in places]
 

@@ -25,7 +25,7 @@ from l2o_runtime.rules.statistics import AVERAGES, averages_of
 from l2o_runtime.rules.steering import STATES
 from l2o_runtime.state import State
 from l2o_runtime.stepping.engine import diagnose
-from l2o_runtime.stepping.interpolation import LAG, followed
+from l2o_runtime.stepping.interpolation import LAG, followed, resting, weights
 from l2o_runtime.stepping.parts import Part, full_precision
 
 PLANS = 8
@@ -69,13 +69,13 @@ def moved(theta: Tensor, delta: Tensor, rate: Tensor, left: Tensor, good: Tensor
 
 
 def trailed(
-    theta: Tensor, delta: Tensor, rate: Tensor, left: Tensor, good: Tensor, lag: Tensor, trail: list[Tensor]
+    theta: Tensor, delta: Tensor, rate: Tensor, taken: Tensor, good: Tensor, lag: Tensor, step: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """θ and e after a step of (left − 1) θ + rate Δ, if good: see `l2o_runtime.stepping.interpolation`."""
+    """θ and e after a step of rate Δ − taken θ, if good: see `l2o_runtime.stepping.interpolation`."""
     wide = torch.promote_types(theta.dtype, torch.float32)
-    step = delta.to(wide) * rate.to(wide) - theta.to(wide) * (1 - left).to(wide)
-    keep, before, after = (weight.to(wide) for weight in trail)
-    new = followed(theta, step, lag, (keep, before, after))
+    rate, taken = rate.to(wide), taken.to(wide)
+    trail = resting(weights(step + 1), rate)
+    new = followed(theta, delta.to(wide) * rate - theta.to(wide) * taken, lag, trail)
     return torch.where(good, new[0], theta), torch.where(good, new[1], lag)
 
 
@@ -146,6 +146,7 @@ class ForeachKernel(Kernel):
                 part.theta.dtype,
                 groups.setdefault(id(part.group), len(groups)),
                 bool(part.group["maximize"]),
+                LAG in part.state,
             )
             for part in parts
         )
@@ -183,7 +184,7 @@ class ForeachKernel(Kernel):
             torch.stack([one * getattr(parts[index], name) for index in plan.leaders])[plan.group].unsqueeze(-1)
             for name in ("lr", "decay")
         )
-        numbers = torch.cat([rates, 1 - good.double() * (rates * decays), *self._trail(plan, parts, one)], dim=1)
+        numbers = torch.cat([rates, rates * decays], dim=1)
         for bucket in plan.buckets:
             own = parts[bucket.parts]
             theta, grad, state = self._read(plan, bucket, own)
@@ -192,24 +193,16 @@ class ForeachKernel(Kernel):
             matrix = plan.matrix[bucket.parts][bucket.owner]
             direction, squares, kept = self.directions(grad, state, whole, matrix, told[..., 1:], good)
             mean = (add_up(squares, bucket.levels) / plan.sizes[bucket.parts]).float()[bucket.owner]
-            rate, left, *trail = numbers[bucket.parts][bucket.owner].split(1, dim=1)
+            rate, taken = numbers[bucket.parts][bucket.owner].split(1, dim=1)
             delta = self.rule.finish(direction, mean, told, state)
             targets = [part.theta for part in own] + [part.state[key] for key in AVERAGES for part in own]
-            if trail:
-                lags = [part.state[LAG] if LAG in part.state else kept[0].new_zeros(len(part.theta)) for part in own]
-                theta, lag = self.trailed(theta, delta, rate, left, good, bucket.flat(lags), trail)
+            if LAG in own[0].state:
+                lags = [part.state[LAG] for part in own]
+                theta, lag = self.trailed(theta, delta, rate, taken, good, bucket.flat(lags), state["step"])
                 targets, kept = targets + lags, [*kept, lag]
             else:
-                theta = self.moved(theta, delta, rate, left, good)
+                theta = self.moved(theta, delta, rate, 1 - good.double() * taken, good)
             torch._foreach_copy_(targets, [piece for flat in (theta, *kept) for piece in bucket.pieces(flat)])
-
-    def _trail(self, plan: Plan, parts: list[Part], one: Tensor) -> list[Tensor]:
-        """Weights of the interpolation, (S, 1) float64 each; zeros where parameters do not trail; none if none do."""
-        given = [parts[index].trail for index in plan.leaders]
-        if not any(given):
-            return []
-        rows = [torch.stack([one * weight for weight in trail or (0.0, 0.0, 0.0)]) for trail in given]
-        return list(torch.stack(rows)[plan.group].split(1, dim=1))
 
     def _whole(self, bucket: Bucket, grad: Tensor, momentum: Tensor) -> Tensor | None:
         """The orthogonalised momentum of matrices, (rows, WIDTH); what it is elsewhere means nothing."""

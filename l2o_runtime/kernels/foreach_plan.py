@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2o_runtime.layout import describe
 from l2o_runtime.rules.orthogonal import mixing, sides
+from l2o_runtime.stepping.interpolation import LAG
 from l2o_runtime.stepping.parts import Part
 
 WIDTH = 256
@@ -41,7 +42,7 @@ class Stack(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Tensors that are advanced together; their parameters have one dtype.
+    """Tensors that are advanced together; their parameters have one dtype, and all of them follow steps, or none.
 
     Attributes:
         parts: their places in the plan's order.
@@ -88,7 +89,7 @@ class Plan:
 
     def __init__(self, parts: list[Part], rank: int):
         device = parts[0].theta.device
-        kinds = [(str(part.theta.dtype), sides(part.shape) or (0, 0)) for part in parts]
+        kinds = [(f"{LAG in part.state} {part.theta.dtype}", sides(part.shape) or (0, 0)) for part in parts]
         self.order = sorted(
             range(len(parts)), key=lambda index: (kinds[index][0], kinds[index][1] == (0, 0), kinds[index])
         )
@@ -130,11 +131,13 @@ class Plan:
 
 
 def _cut(parts: list[Part]) -> Iterator[slice]:
-    """At most `MOST` coordinates of one dtype together."""
+    """At most `MOST` coordinates of one dtype together, which all follow steps, or do not."""
     start, count = 0, 0
     for index, part in enumerate(parts):
         size = len(part.theta)
-        if index > start and (count + size > MOST or part.theta.dtype != parts[start].theta.dtype):
+        first = parts[start]
+        alike = part.theta.dtype == first.theta.dtype and (LAG in part.state) == (LAG in first.state)
+        if index > start and (count + size > MOST or not alike):
             yield slice(start, index)
             start, count = index, 0
         count += size

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2o_runtime.state import StateSpec
 from l2o_runtime.stepping.checks import check_gradient
-from l2o_runtime.stepping.interpolation import LAG, SPEC, Weights
+from l2o_runtime.stepping.interpolation import LAG, SPEC
 from l2o_runtime.stepping.parts import Part, acts, make_part
 from l2o_runtime.stepping.whole import States
 
@@ -68,7 +68,7 @@ class Collector:
         groups: list[dict[str, Any]],
         states: States,
         factor: Callable[[dict[str, Any]], Tensor | float],
-        trail: Callable[[dict[str, Any]], Weights | None],
+        trails: Callable[[dict[str, Any]], bool],
     ) -> Iterator[Part]:
         """Every parameter that has a gradient, here or elsewhere, with its state, which is made on first use.
 
@@ -76,7 +76,7 @@ class Collector:
             groups: of an optimizer.
             states: by parameter; what the rule needs is added.
             factor: of the schedule, on a group's lr.
-            trail: weights of its interpolation, if there is one.
+            trails: whether a group's parameters follow steps.
 
         Raises:
             RuntimeError: a gradient is sparse, or a gradient or a state does not fit its parameter.
@@ -85,10 +85,12 @@ class Collector:
         if len(self.known) > sum(len(group["params"]) for group in groups):
             self.known = {}
         for group in groups:
-            scale, weights = factor(group), trail(group)
+            scale, follows = factor(group), trails(group)
             for param in group["params"]:
+                if not follows and param in states:
+                    states[param].pop(LAG, None)
                 if acts(param):
-                    yield self._part(group, param, states[param], start, scale, weights)
+                    yield self._part(group, param, states[param], start, scale, follows)
                 start += param.numel()
 
     def _part(
@@ -98,18 +100,16 @@ class Collector:
         state: dict[str, Any],
         start: int,
         factor: Tensor | float,
-        trail: Weights | None,
+        trails: bool,
     ) -> Part:
-        spec = self.spec if trail is None else self.spec | SPEC
-        if trail is None:
-            state.pop(LAG, None)
+        spec = self.spec | SPEC if trails else self.spec
         if torch.compiler.is_compiling():
             part = make_part(group, param, state, spec, self.own, start, self.unit)
-            return part.again(part.grad, factor, trail)
+            return part.again(part.grad, factor)
         known = self.known.get(param)
-        if known is not None and param.grad is not None and known.holds(group, param, state, start, trail is not None):
+        if known is not None and param.grad is not None and known.holds(group, param, state, start, trails):
             check_gradient(param)
-            return known.part.again(param.grad.reshape(-1), factor, trail)
+            return known.part.again(param.grad.reshape(-1), factor)
         part = make_part(group, param, state, spec, self.own, start, self.unit)
         if part.plain and not part.groups and part.param.is_contiguous():
             kept = [(key, state[key]) for key in (*part.state, *part.own)]
@@ -117,7 +117,7 @@ class Collector:
             known = Known(part.again(part.theta), start, part.param.data_ptr(), places)
             known.part = replace(known.part, origin=known)
             self.known[param] = known
-        return part.again(part.grad, factor, trail)
+        return part.again(part.grad, factor)
 
     def forget(self) -> None:
         """Look at everything anew, and keep nothing of what has been replaced."""

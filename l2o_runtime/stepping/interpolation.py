@@ -55,10 +55,22 @@ def beta(step: Any) -> Any:
 def weights(step: Any) -> Weights:
     """1 − c_t, β_{t−1} and β_t, where c_t = (1 + r) / (t + r) is the newest z's share in the average.
 
+    Args:
+        step: t, that of the parameter itself: what begins late has no average to follow yet.
+
     >>> weights(1)
     (0.0, 0.0, 0.009900990099009901)
     """
     return 1 - (1 + RECENT) / (step + RECENT), beta(step - 1), beta(step)
+
+
+def resting(moving: Weights, lr: Any) -> Weights:
+    """The same, or `RESTING` where lr is zero."""
+    if not isinstance(lr, Tensor):
+        return moving if lr else RESTING
+    rests, rows = (lr == 0).to(lr.dtype), zip(moving, RESTING, strict=True)
+    keep, before, after = (weight * (1 - rests) + rest * rests for weight, rest in rows)
+    return keep, before, after
 
 
 def interpolated(delta: Any, lag: Any, keep: Any, before: Any, after: Any) -> tuple[Any, Any]:

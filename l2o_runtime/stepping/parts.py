@@ -12,7 +12,7 @@ from l2o_runtime.rules.restraint import ADAM_LR
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping.checks import check_gradient, check_states
 from l2o_runtime.stepping.distributed import Groups, first_index, local, shard_groups, zeros_beside
-from l2o_runtime.stepping.interpolation import LAG, Weights, followed
+from l2o_runtime.stepping.interpolation import LAG, Weights, followed, resting, weights
 
 CHUNK = 16384
 """Coordinates advanced at a time: bounds the memory of the LSTM's gates (about 1 kB per coordinate)."""
@@ -53,13 +53,12 @@ class Part:
         param: the parameter's part, in its own shape.
         theta: (n,) the same flat: a view, or a copy if `param` is not contiguous.
         grad: (n,) its gradient.
-        state: the rule's state, views (n, …); `step` (1,).
+        state: the rule's state, views (n, …); `step` (1,). With `LAG` among it the parameter follows steps.
         own: the rule's state of the parameter as a whole.
         shape: of the whole parameter.
         offset: global index of the first coordinate, or an offset (n,) per coordinate.
         groups: the process groups over which the parameter is split.
         factor: of the schedule, on lr.
-        trail: weights of the schedule's interpolation; then there is a state `LAG`.
         unit: the part of itself that a parameter loses in a step of lr = 1 and weight decay 1.
         plain: whether kernels may have it, if its gradient is a plain tensor too: plain tensors on one device, states
             contiguous and in one of `STATE_DTYPES`.
@@ -76,15 +75,14 @@ class Part:
     offset: int | Tensor
     groups: Groups
     factor: Tensor | float = 1.0
-    trail: Weights | None = None
     unit: float = ADAM_LR
     plain: bool = False
     origin: object = None
 
-    def again(self, grad: Tensor, factor: Tensor | float = 1.0, trail: Weights | None = None) -> "Part":
+    def again(self, grad: Tensor, factor: Tensor | float = 1.0) -> "Part":
         """The same in another step. `dataclasses.replace` takes as long as all that is checked in every step."""
         part = object.__new__(Part)
-        part.__dict__.update(self.__dict__, grad=grad, factor=factor, trail=trail)
+        part.__dict__.update(self.__dict__, grad=grad, factor=factor)
         return part
 
     @property
@@ -96,6 +94,11 @@ class Part:
             return lr * self.factor.to(self.param.device)
         # In float64, as the same number would be.
         return lr.double() * self.factor if isinstance(lr, Tensor) and self.factor != 1 else lr * self.factor
+
+    @property
+    def trail(self) -> Weights:
+        """Of the interpolation, in the next step."""
+        return resting(weights(self.state["step"].to(self.param.device) + 1), self.lr)
 
     @property
     def decay(self) -> Tensor | float:
@@ -135,7 +138,7 @@ class Part:
             state: of the chunk.
         """
         lr, decay = self.lr, self.decay
-        if self.trail is not None:
+        if LAG in state:
             wide = torch.promote_types(theta.dtype, torch.float32)
             step = delta.to(wide) * lr - (theta.to(wide) * (lr * decay) if decay else 0.0)
             new = followed(theta, step, state[LAG], self.trail)
@@ -245,6 +248,7 @@ def _plain(part: Tensor, views: State, own: Collection[Tensor]) -> bool:
         not torch.compiler.is_compiling()
         and all(type(kept) is Tensor and kept.device == part.device and not kept.is_neg() for kept in tensors)
         and all(kept.dtype in STATE_DTYPES and kept.is_contiguous() for kept in views.values())
+        and (LAG not in views or views[LAG].dtype == torch.float32)
     )
 
 

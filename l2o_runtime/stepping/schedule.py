@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_runtime.stepping.interpolation import RESTING, Weights, at_least, at_most, weights
+from l2o_runtime.stepping.interpolation import at_least, at_most
 
 WARM_UP = 0.02
 """Share of a run of known length in which steps grow."""
@@ -105,7 +105,10 @@ class Schedule:
         """
         if self.total is None and not self.fades:
             return 1.0
-        at = _next(done)
+        before = done()
+        # Python takes a tenth of the time that operators take, where nothing has to be waited for.
+        here = before.device.type == "cpu" and not torch.compiler.is_compiling()
+        at: Tensor | float = before.item() + 1 if here else before.double() + 1
         found: Tensor | float
         if self.total is not None:
             found = self._length(at, self.total)
@@ -115,19 +118,8 @@ class Schedule:
             found = anytime(at)
         return found
 
-    def weights(self, group: dict[str, Any], done: Callable[[], Tensor]) -> Weights | None:
-        """Those of `l2o_runtime.stepping.interpolation` for the next step, where nobody says how long the run is."""
-        if not self.anytime(group):
-            return None
-        moving, lr = weights(_next(done)), group["lr"]
-        if isinstance(lr, Tensor):
-            rests, rows = (lr.reshape(()) == 0).double(), zip(moving, RESTING, strict=True)
-            keep, before, after = (weight * (1 - rests) + rest * rests for weight, rest in rows)
-            return keep, before, after
-        return moving if lr else RESTING
-
     def anytime(self, group: dict[str, Any]) -> bool:
-        """Whether nobody says it."""
+        """Whether nobody says how long the run is; then parameters follow: `l2o_runtime.stepping.interpolation`."""
         return self.fades and self.total is None and "initial_lr" not in group
 
     @property
@@ -138,14 +130,6 @@ class Schedule:
     def fall(self, done: Callable[[], Tensor]) -> float:
         """For optimizers that have their own size: `linear` in a run of known length, else 1."""
         return 1.0 if self.total is None else float(linear(done().double() + 1, self.total))
-
-
-def _next(done: Callable[[], Tensor]) -> Tensor | float:
-    """The number of the next step, from 1 on."""
-    before = done()
-    # Python takes a tenth of the time that operators take, where nothing has to be waited for.
-    here = before.device.type == "cpu" and not torch.compiler.is_compiling()
-    return before.item() + 1 if here else before.double() + 1
 
 
 def _left(group: dict[str, Any]) -> Tensor | float:

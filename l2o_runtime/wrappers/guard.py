@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 from l2o_runtime.state import State, StateSpec
 from l2o_runtime.stepping.distributed import ALONE, Groups, local, loss_groups, shard_groups, sum_over
 from l2o_runtime.stepping.engine import diagnose
+from l2o_runtime.stepping.interpolation import LAG
 from l2o_runtime.stepping.losses import RANKS, Loss, common_loss, evaluate
 from l2o_runtime.stepping.parts import acts
 from l2o_runtime.stepping.whole import States, counters, listed, share, whole
@@ -153,7 +154,10 @@ class Guard:
             bound = REACH * float(group["safeguard_lr"]) * float(group["lr"])
             for param in group["params"]:
                 if param in before:
-                    local(param).detach().clamp_(before[param] - bound, before[param] + bound)
+                    theta, lag = local(param).detach(), inner.state[param].get(LAG)
+                    if lag is not None:  # what is cut is not followed
+                        local(lag).masked_fill_((theta - before[param]).abs() > bound, 0.0)
+                    theta.clamp_(before[param] - bound, before[param] + bound)
         self.left = {param: fingerprint(param) for param in listed(inner.param_groups) if param.requires_grad}
         return taken
 

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -172,6 +173,49 @@ def test_some_groups_trail_and_others_do_not(rule, monkeypatch, kernels):
         assert ["lag" in optimizer.state[p] for p in model.parameters()] == [False, False, True, True]
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_what_begins_late_has_no_average_to_follow_yet(rule):
+    """Layers that are unfrozen go as fast as the step of the whole run allows, not a tenth of it."""
+    first, late = fresh(), fresh()
+    optimizer = LearnedOptimizer([first, late], rule)
+    moves(optimizer, first, 300)
+    step = 1.5 / (1 + 301 / 250) ** 0.75
+    first.grad = None
+    assert moves(optimizer, late, 1)[0] == pytest.approx(step, rel=0.02)
+
+
+@pytest.mark.parametrize("kernels", ["", "plain"])
+def test_a_lag_of_another_type_becomes_float32(rule, monkeypatch, kernels):
+    monkeypatch.setenv("L2O_KERNELS", kernels)
+    param = fresh()
+    optimizer = LearnedOptimizer([param], rule)
+    moves(optimizer, param, 5)
+    saved = optimizer.state_dict()
+    saved["state"][0]["lag"] = saved["state"][0]["lag"].bfloat16()
+    other = LearnedOptimizer([param], rule)
+    other.load_state_dict(saved)
+    assert other.state[param]["lag"].dtype == torch.float32
+    other.state[param]["lag"] = other.state[param]["lag"].bfloat16()  # by hand: no kernel may read it
+    assert 0 < moves(other, param, 1)[0] < 2
+
+
+def test_late_decay_is_as_exact_as_without_kernels(rule, monkeypatch):
+    """What a step takes off is less than float32 can take off 1."""
+    found = []
+    for kernels in ("", "foreach", "plain"):
+        monkeypatch.setenv("L2O_KERNELS", kernels)
+        param = nn.Parameter(torch.full((64,), 1000.0))
+        optimizer = LearnedOptimizer([param], rule, lr=1e-3, weight_decay=0.005)
+        rng = torch.Generator().manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of so small an lr
+            for _ in range(200):
+                param.grad = torch.randn(64, generator=rng)
+                optimizer.step()
+        found.append(optimizer.state[param]["lag"])
+    torch.testing.assert_close(found[0], found[2], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[1], found[2], rtol=1e-3, atol=1e-5)
 
 
 def test_flat_tasks_see_the_same(rule):

@@ -139,12 +139,13 @@ class Optimizer {
     require(outputs.size() + signature_.scheduled == state_.size(), "the file gives another number of states than it says");
     const double lr = options.lr * factor(state_[0][0].item<double>());
     const bool trails = signature_.scheduled && !options.constant && options.total_steps == 0;
+    if (signature_.scheduled && !trails) state_.back().zero_();
     const double decay = lr * signature_.decay_unit * options.weight_decay;
     const auto deltas = outputs[0].toTensor().mul(lr).split_with_sizes(sizes_);
     for (size_t i = 0; i < params.size(); ++i) {
       at::Tensor move = deltas[i].view(shapes_[i]);
       if (decay != 0) move = move - params[i] * decay;
-      params[i].add_(trails ? follow(move, i) : move);
+      params[i].add_(trails && lr != 0 ? follow(move, i) : move);
     }
     for (size_t i = 1; i < outputs.size(); ++i) state_[i] = outputs[i].toTensor();
     return true;
@@ -174,6 +175,7 @@ class Optimizer {
     } catch (const std::exception&) {
       throw Error(path + ": damaged, or no state that save() wrote");
     }
+    if (signature_.scheduled && found.size() + 1 == state_.size()) found.push_back(at::zeros_like(state_.back()));  // older
     const auto alike = [](const at::Tensor& a, const at::Tensor& b) {
       return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
     };

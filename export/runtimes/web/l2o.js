@@ -251,7 +251,8 @@ export class Optimizer {
     const kept = 1 - lr * this.#signature.decay_unit * this.weightDecay;
     const scale = Math.fround(lr);
     const delta = found.delta.data;
-    const follow = this.#trails ? this.#follower(this.#counters.steps + 1) : null;
+    if (!this.#trails) this.#lag.fill(0);
+    const follow = this.#trails && lr !== 0 ? this.#follower(this.#counters.steps + 1) : null;
     let at = 0;
     for (const param of params) {
       for (let i = 0; i < param.length; i++, at++) {
@@ -296,9 +297,8 @@ export class Optimizer {
   restore(saved) {
     const other = "the state of another rule, or of parameters of other shapes";
     require(saved?.state && saved?.health, "no state that save() gave");
-    const scheduled = Boolean(this.#signature.scheduled);
-    require(Object.keys(saved.state).length === this.#state.length + scheduled, other);
-    const lag = saved.state.lag ?? new Float32Array(0);
+    const { lag = new Float32Array(this.#lag.length), ...states } = saved.state; // older ones have none
+    require(Object.keys(states).length === this.#state.length, other);
     require(lag instanceof Float32Array && lag.length === this.#lag.length, other);
     const health = Object.fromEntries(Object.keys(this.#counters).map((key) => [key, saved.health[key]]));
     require(Object.values(health).every((n) => Number.isInteger(n) && n >= 0), "no state that save() gave");
