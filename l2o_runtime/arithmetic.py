@@ -21,3 +21,13 @@ def quotients(values: Sequence[Any], divisor: Any) -> list[Any]:
         return [x / divisor for x in values]
     inverse = divisor.reciprocal()
     return [x * inverse for x in values]
+
+
+def at_least(x: Any, low: float) -> Any:
+    """The larger of both, of numbers too."""
+    return max(x, low) if isinstance(x, int | float) else x.clamp_min(low)
+
+
+def at_most(x: Any, high: float) -> Any:
+    """The smaller of both, of numbers too."""
+    return min(x, high) if isinstance(x, int | float) else x.clamp_max(high)

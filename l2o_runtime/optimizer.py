@@ -15,15 +15,13 @@ from l2o_runtime.files.artifact import SUFFIXES, find_rule, load_rule
 from l2o_runtime.files.exported import ExportedRule, load_exported
 from l2o_runtime.rules import Rule
 from l2o_runtime.state import CONTEXT, State, StateSpec
-from l2o_runtime.stepping import average
+from l2o_runtime.stepping import average, interpolation
 from l2o_runtime.stepping.advice import Advice, outside
 from l2o_runtime.stepping.checks import check_group, check_saved_groups, check_state, whole_number
 from l2o_runtime.stepping.collect import Collector
 from l2o_runtime.stepping.distributed import ALONE, check_process_group, loss_groups
 from l2o_runtime.stepping.engine import Replicas, advance, diagnose, observe
 from l2o_runtime.stepping.exported import advance_exported
-from l2o_runtime.stepping.interpolation import LAG
-from l2o_runtime.stepping.interpolation import SPEC as TRAIL
 from l2o_runtime.stepping.losses import common_loss, evaluate
 from l2o_runtime.stepping.parts import STATE_DTYPES, Part, kept_in
 from l2o_runtime.stepping.schedule import Schedule
@@ -266,7 +264,7 @@ class LearnedOptimizer(Optimizer):
 
     def restart(self) -> None:
         """For wrappers: begin afresh, from zero states, as rules are meta-trained to; counters go on."""
-        keys = {"step", LAG, *self._coordinate_spec, *self._tensor_spec, *self.whole_spec}
+        keys = {"step", interpolation.LAG, *self._coordinate_spec, *self._tensor_spec, *self.whole_spec}
         for param in listed(self.param_groups):
             for key in keys & self.state.get(param, {}).keys():
                 self.state[param][key].zero_()
@@ -369,6 +367,7 @@ class LearnedOptimizer(Optimizer):
         """
         exact: dict[Tensor, dict[str, Any]] = {}
         driven = [group.get("initial_lr") for group in self.param_groups]
+        coordinates = self._coordinate_spec | interpolation.SPEC
 
         def check(_: Optimizer, saved: dict[str, Any]) -> None:
             exact.update(saved_states(listed(self.param_groups), saved))
@@ -376,8 +375,8 @@ class LearnedOptimizer(Optimizer):
             for param, state in exact.items():
                 if isinstance(state.get("step"), int | float):
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
-                kept = self._coordinate_spec | (TRAIL if LAG in state else {})
-                specs = kept, self._tensor_spec, self._context_spec
+                own = self._coordinate_spec if interpolation.LAG not in state else coordinates
+                specs = own, self._tensor_spec, self._context_spec
                 check_state(state, param, *specs, others=("health", average.KEY, *STATE), foreign=ours)
             check_saved_groups(self.param_groups, saved["param_groups"])
 
@@ -391,7 +390,7 @@ class LearnedOptimizer(Optimizer):
                         found.pop(average.KEY, None)
                 for key, value in state.items():
                     if isinstance(value, Tensor):
-                        kept = (self._coordinate_spec | TRAIL).get(key, ((), value.dtype))[1]
+                        kept = coordinates[key][1] if key in coordinates else value.dtype
                         value = value.to(param.device, kept, copy=True)
                     self.state[param][key] = value
             if any("step" in state for state in exact.values()):

@@ -87,8 +87,6 @@ class Collector:
         for group in groups:
             scale, follows = factor(group), trails(group)
             for param in group["params"]:
-                if not follows and param in states:
-                    states[param].pop(LAG, None)
                 if acts(param):
                     yield self._part(group, param, states[param], start, scale, follows)
                 start += param.numel()
@@ -110,6 +108,8 @@ class Collector:
         if known is not None and param.grad is not None and known.holds(group, param, state, start, trails):
             check_gradient(param)
             return known.part.again(param.grad.reshape(-1), factor)
+        if not trails:
+            state.pop(LAG, None)
         part = make_part(group, param, state, spec, self.own, start, self.unit)
         if part.plain and not part.groups and part.param.is_contiguous():
             kept = [(key, state[key]) for key in (*part.state, *part.own)]

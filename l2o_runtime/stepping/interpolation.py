@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2o_runtime.arithmetic import at_least, at_most
 from l2o_runtime.state import StateSpec
 
 LAG = "lag"
@@ -31,16 +32,6 @@ RECENT = 3.0
 
 RESTING: Weights = (1.0, 0.0, 0.0)
 """Where lr is zero: nothing moves, not even towards what it trails behind."""
-
-
-def at_least(x: Any, low: Any) -> Any:
-    """The larger of both, of tensors or numbers."""
-    return x.clamp_min(low) if isinstance(x, Tensor) else max(x, low)
-
-
-def at_most(x: Any, high: Any) -> Any:
-    """The smaller of both."""
-    return x.clamp_max(high) if isinstance(x, Tensor) else min(x, high)
 
 
 def beta(step: Any) -> Any:
@@ -68,8 +59,8 @@ def resting(moving: Weights, lr: Any) -> Weights:
     """The same, or `RESTING` where lr is zero."""
     if not isinstance(lr, Tensor):
         return moving if lr else RESTING
-    rests, rows = (lr == 0).to(lr.dtype), zip(moving, RESTING, strict=True)
-    keep, before, after = (weight * (1 - rests) + rest * rests for weight, rest in rows)
+    rests = lr == 0
+    keep, before, after = (torch.where(rests, rest, weight) for weight, rest in zip(moving, RESTING, strict=True))
     return keep, before, after
 
 

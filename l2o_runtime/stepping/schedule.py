@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_runtime.stepping.interpolation import at_least, at_most
+from l2o_runtime.arithmetic import at_least, at_most
 
 WARM_UP = 0.02
 """Share of a run of known length in which steps grow."""
@@ -112,10 +112,10 @@ class Schedule:
         found: Tensor | float
         if self.total is not None:
             found = self._length(at, self.total)
-        elif "initial_lr" in group:
-            found = paced(at, _left(group))
-        else:
+        elif self.anytime(group):
             found = anytime(at)
+        else:
+            found = paced(at, _left(group))
         return found
 
     def anytime(self, group: dict[str, Any]) -> bool:

@@ -90,6 +90,8 @@ DRAWS = {
 FORMULAS: dict[str, tuple[str, Formula]] = {
     "multiply_add": ("ooo", lambda *x: [arithmetic.multiply_add(*x)]),
     "quotients": ("oor", lambda *x: arithmetic.quotients(x[:2], x[2])),
+    "at_least": ("o", lambda x: [arithmetic.at_least(x, 0.5)]),
+    "at_most": ("o", lambda x: [arithmetic.at_most(x, 0.5)]),
     "log_sign": ("x", lambda g: everything(features.log_sign(g))),
     "plain": ("x", lambda g: everything(features.plain(g))),
     "normalized": ("xxvcc", lambda g, *x: everything(features.normalized(g, x[:2], x[2:]))),

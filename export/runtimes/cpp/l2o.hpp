@@ -138,7 +138,7 @@ class Optimizer {
     const auto outputs = module_.forward(std::move(inputs)).toTupleRef().elements().vec();
     require(outputs.size() + signature_.scheduled == state_.size(), "the file gives another number of states than it says");
     const double lr = options.lr * factor(state_[0][0].item<double>());
-    const bool trails = signature_.scheduled && !options.constant && options.total_steps == 0;
+    const bool trails = fades() && options.total_steps == 0;
     if (signature_.scheduled && !trails) state_.back().zero_();
     const double decay = lr * signature_.decay_unit * options.weight_decay;
     const auto deltas = outputs[0].toTensor().mul(lr).split_with_sizes(sizes_);
@@ -200,11 +200,11 @@ class Optimizer {
     return at::cat(parts);
   }
 
+  bool fades() const { return signature_.scheduled && !options.constant; }
   double factor(double step) const {
-    const bool fades = signature_.scheduled && !options.constant;
     const double length = double(options.total_steps);
-    if (length == 0) return fades ? anytime(step) : 1;
-    return fades ? told(step, length) : linear(step, length);
+    if (length == 0) return fades() ? anytime(step) : 1;
+    return fades() ? told(step, length) : linear(step, length);
   }
 
   // How far a parameter moves in a step that would be `move`: l2o_runtime/stepping/interpolation.py.

@@ -203,9 +203,8 @@ export class Optimizer {
   }
 
   #factor(step) {
-    const fades = this.#signature.scheduled && this.schedule === "auto";
-    if (this.totalSteps === null) return fades ? anytime(step) : 1;
-    return (fades ? told : linear)(step, this.totalSteps);
+    if (this.totalSteps === null) return this.#fades ? anytime(step) : 1;
+    return (this.#fades ? told : linear)(step, this.totalSteps);
   }
 
   /** See l2o.d.ts. */
@@ -266,9 +265,14 @@ export class Optimizer {
     }
   }
 
+  /** Whether the size of steps is left to a schedule. */
+  get #fades() {
+    return this.#signature.scheduled && this.schedule === "auto";
+  }
+
   /** Whether nobody says how long the run is. */
   get #trails() {
-    return this.#signature.scheduled && this.schedule === "auto" && this.totalSteps === null;
+    return this.#fades && this.totalSteps === null;
   }
 
   /** How far a parameter moves in a step that would be `move`; what it is behind is kept. */
